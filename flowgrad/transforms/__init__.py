@@ -1,0 +1,1 @@
+"""Transforms: every one takes a Model and returns a Model."""

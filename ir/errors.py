@@ -1,0 +1,103 @@
+"""Every error a user can meet, and the one function that makes foreign text safe to show."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+
+MESSAGE_LIMIT = 2_000
+
+
+class FlowgradError(Exception):
+    """The base of all errors of the product.
+
+    ``code`` is a stable, finer distinction within the class; ``where`` names the place (a node in printed IR,
+    an ONNX name, a file). ``exit_code`` is what the command line returns.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, code: str = "", where: str = "") -> None:
+        self.code = code or type(self).__name__
+        self.where = safe_text(where, 300)
+        text = safe_text(message, MESSAGE_LIMIT)
+        super().__init__(f"{text}\n  at {self.where}" if self.where else text)
+
+
+class LoadError(FlowgradError):
+    """A file is not what it says it is, or is damaged."""
+
+
+class ValidationError(FlowgradError):
+    """A graph breaks a rule of the representation."""
+
+
+class ExternalDataError(LoadError):
+    """A tensor stored outside the model file cannot be had safely."""
+
+
+class UnsupportedError(FlowgradError, NotImplementedError):
+    """The file is valid, and uses something that is not supported."""
+
+
+class NotDifferentiableError(FlowgradError):
+    """No derivative exists, or none that may be claimed."""
+
+
+class LimitError(FlowgradError):
+    """A limit given by the caller would be passed."""
+
+    exit_code = 4
+
+
+class ResourceError(FlowgradError):
+    """Memory, threads or disk space ran out."""
+
+    exit_code = 5
+
+
+class InputError(FlowgradError, ValueError):
+    """A name, a shape, a dtype or an option given by the caller is wrong."""
+
+    exit_code = 2
+
+
+class PassError(FlowgradError):
+    """A pass broke its promise."""
+
+    exit_code = 6
+
+
+class RunError(FlowgradError):
+    """A node failed while the graph ran."""
+
+    exit_code = 6
+
+
+class SaveError(FlowgradError):
+    """A file could not be written; what was there before is unharmed."""
+
+    exit_code = 7
+
+
+class EngineError(FlowgradError):
+    """An engine that was asked for cannot start."""
+
+    exit_code = 8
+
+
+def safe_text(text: object, limit: int = 300) -> str:
+    """Return ``text`` without control, bidirectional or undecodable characters, cut to ``limit`` characters."""
+    shown = "".join(c if _is_safe(c) else f"\\u{ord(c):04x}" for c in str(text)[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _is_safe(character: str) -> bool:
+    return character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {safe_text(repr(close[0]))}?" if close else ""

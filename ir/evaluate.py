@@ -1,0 +1,169 @@
+"""The reference evaluator: kernels one by one, in topological order. What folding and subgraph kernels run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import FlowgradError, InputError, ResourceError, RunError, suggestion
+from flowgrad.ir.graph import CONSTANT, Array, Graph, Node, Value
+from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.registry import OpDef, opdef
+from flowgrad.ir.types import DType, dtype_of
+
+Kernel = Callable[..., Any]
+
+WIDENED = {"float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
+           "float4_e2m1fn", "float8_e8m0fnu"}
+"""Float types that kernels compute in float32; the result is rounded to the declared type."""
+
+
+def evaluate(
+    graph: Graph,
+    feeds: Mapping[str, Array] | None = None,
+    *,
+    rng: np.random.Generator | None = None,
+    fetch: Sequence[Value] | None = None,
+) -> dict[str, Array]:
+    """Run ``graph`` and return its outputs by name (or the values in ``fetch`` by theirs).
+
+    ``feeds`` gives every graph input, and may replace parameters. Raises InputError for a wrong name, dtype or rank,
+    RunError where a kernel fails.
+    """
+    feeds = dict(feeds or {})
+    known = {v.name: v for v in (*graph.inputs, *graph.parameters)}
+    for name in feeds:
+        if name not in known:
+            raise InputError(f"no input {name!r}{suggestion(name, known)}; inputs: {', '.join(known)}", code="name")
+    missing = [v.name for v in graph.inputs if v.name not in feeds]
+    if missing:
+        raise InputError(f"no value given for input {missing[0]!r}", code="missing")
+    bound = {known[name]: checked_feed(known[name], array) for name, array in feeds.items()}
+    wanted = [n.input(0) for n in graph.output_entries] if fetch is None else list(fetch)
+    names = [n.name for n in graph.output_entries] if fetch is None else [v.name for v in fetch]
+    results = run_values(graph, bound, wanted, rng or np.random.default_rng())
+    return dict(zip(names, results, strict=True))
+
+
+def checked_feed(value: Value, given: Any) -> Array:
+    """Return ``given`` as an array of the type of ``value``; InputError if dtype, rank or a known extent differs."""
+    array = np.asarray(given)
+    type_ = value.type
+    if type_.dtype.kind != "string" and array.dtype != type_.dtype.numpy:
+        raise InputError(f"input {value.name!r} is {dtype_of(array.dtype).name}, expected {type_.dtype.name}; "
+                         f"convert it with .astype({type_.dtype.name!r})", code="dtype")
+    shape = type_.shape
+    if shape is None:
+        return array
+    fits = len(shape) == array.ndim and all(not isinstance(d, int) or d == n for d, n in zip(shape, array.shape, strict=True))
+    if not fits:
+        raise InputError(f"input {value.name!r} has shape {list(array.shape)}, expected {list(shape)!r}", code="shape")
+    return array
+
+
+def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Value], rng: np.random.Generator) -> list[Array]:
+    """Run the nodes that ``wanted`` needs and return its arrays; everything else is freed after its last use."""
+    needed = _needed(graph, wanted)
+    arrays: dict[Value, Array] = dict(feeds)
+    left: dict[Value, int] = {}
+    for node in needed:
+        for value in (*node.inputs, *node.captures):
+            if value is not None:
+                left[value] = left.get(value, 0) + 1
+    for value in wanted:
+        left[value] = left.get(value, 0) + 1
+    for constant in graph.constants:
+        if constant in left and constant not in arrays and constant.producer.data is not None:
+            arrays[constant] = constant.producer.data
+    for node in needed:
+        inputs = [None if v is None else arrays[v] for v in node.inputs]
+        results = call_node(node, inputs, [arrays[v] for v in node.captures], rng)
+        for value, result in zip(node.outputs, results, strict=False):
+            if value is not None and value in left:
+                arrays[value] = result
+        for value in (*node.inputs, *node.captures):
+            if value is None:
+                continue
+            left[value] -= 1
+            if not left[value] and value.producer.op != CONSTANT:
+                arrays.pop(value, None)
+    return [arrays[v] for v in wanted]
+
+
+def _needed(graph: Graph, wanted: Sequence[Value]) -> list[Node]:
+    keys = {v.producer.key for v in wanted}
+    kept: list[Node] = []
+    for node in reversed(graph.nodes()):
+        if node.key in keys:
+            kept.append(node)
+            keys.update(v.producer.key for v in (*node.inputs, *node.captures) if v is not None)
+    return kept[::-1]
+
+
+def call_node(
+    node: Node, inputs: Sequence[Array | None], captures: Sequence[Array], rng: np.random.Generator
+) -> list[Array | None]:
+    """Run one node on arrays; returns one array per output of the node (None for one left out)."""
+    definition = opdef(node.op)
+    keywords = kernel_keywords(node, definition)
+    if "subgraphs" in definition.special:
+        keywords["subgraphs"] = {name: _runner(g, captures, rng) for name, g in node.subgraphs.items()}
+    if "rng" in definition.special:
+        keywords["rng"] = rng
+    try:
+        with np.errstate(all="ignore"):
+            result = bind_kernel(node, definition)(*inputs, **keywords)
+            results = list(result) if isinstance(result, (tuple, list)) else [result]
+            return [None if v is None else fitted(r, v.type.dtype) for v, r in zip(node.outputs, results, strict=False)]
+    except FlowgradError:
+        raise
+    except MemoryError as error:
+        raise ResourceError(f"out of memory: {error}", code="memory", where=describe(node)) from error
+    except (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        shapes = ", ".join("-" if a is None else f"{a.dtype}{list(a.shape)}" for a in inputs)
+        raise RunError(f"{node.op} failed on ({shapes}): {error}", code="kernel", where=describe(node)) from error
+
+
+def kernel_keywords(node: Node, definition: OpDef) -> dict[str, Any]:
+    """Return the attributes of ``node`` (defaults filled in) and the special keywords that need no run."""
+    keywords = {name: definition.attribute(node, name) for name in definition.attributes}
+    if "count" in definition.special:
+        keywords["count"] = len(node.outputs)
+    if "to_dtype" in definition.special:
+        keywords["to_dtype"] = next(v.type.dtype.numpy for v in node.outputs if v is not None)
+    return keywords
+
+
+def bind_kernel(node: Node, definition: OpDef) -> Kernel:
+    """Return the kernel of ``node``, computing in float32 where narrower floats go in (views keep their dtype)."""
+    narrow = any(v is not None and v.type.dtype.name in WIDENED for v in node.inputs)
+    if not narrow or "subgraphs" in definition.special or "to_dtype" in definition.special:
+        return definition.kernel
+    kernel = definition.kernel
+
+    def widened(*inputs: Array | None, **keywords: Any) -> Any:
+        wide = [a.astype(np.float32) if a is not None and _is_narrow(a.dtype) else a for a in inputs]
+        return kernel(*wide, **keywords)
+
+    return widened
+
+
+def _is_narrow(dtype: np.dtype[Any]) -> bool:
+    return dtype_of(dtype).name in WIDENED
+
+
+def fitted(result: Any, dtype: DType) -> Array:
+    """Return what a kernel returned as an array of the declared dtype."""
+    array = np.asarray(result)
+    return array if array.dtype == dtype.numpy else array.astype(dtype.numpy)
+
+
+def _runner(graph: Graph, captures: Sequence[Array], rng: np.random.Generator) -> Callable[..., list[Array]]:
+    formals = graph.inputs
+
+    def run(*arrays: Array) -> list[Array]:
+        return run_values(graph, dict(zip(formals, (*arrays, *captures), strict=True)), graph.outputs, rng)
+
+    return run

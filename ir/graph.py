@@ -1,0 +1,553 @@
+"""The graph: values, nodes and closed subgraphs, kept in one networkx MultiDiGraph that only this file edits."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import networkx as nx
+import numpy as np
+
+from flowgrad.ir.errors import InputError, ValidationError, suggestion
+from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, dtype_of, type_of
+
+Array = np.ndarray[Any, Any]
+Attribute = Any  # int, float, str, bytes, Array, or a tuple of ints, floats, strings or bytes
+
+INPUT, CONSTANT, OUTPUT = "Input", "Constant", "Output"
+ENTRIES = (INPUT, CONSTANT, OUTPUT)
+LITERAL, INITIALIZER, PARAMETER = "literal", "initializer", "parameter"
+
+INLINE_ELEMENTS = 64
+"""Literals of at most this many elements need no name: they are interned, and printed where they are used."""
+
+SYMBOLIC_ELEMENTS = 1024
+"""Integer values with at most this many elements are propagated as symbolic values."""
+
+
+class Origin(NamedTuple):
+    """Where nodes come from: the pass, the names of the nodes it worked on, and the origins of those."""
+
+    pass_name: str
+    names: tuple[str, ...]
+    parents: tuple[int, ...]
+
+
+class Value:
+    """A named, typed edge: produced by one entry, used by any number.
+
+    ``symbolic`` holds, for a small integer value that shapes depend on, an object array of integers and dims.
+    An anonymous literal has the name "".
+    """
+
+    __slots__ = ("index", "name", "producer", "symbolic", "type", "uses")
+
+    def __init__(self, name: str, type_: Type, producer: Node, index: int) -> None:
+        self.name = name
+        self.type = type_
+        self.producer = producer
+        self.index = index
+        self.symbolic: Array | None = None
+        self.uses: dict[tuple[int, int], Node] = {}
+
+    @property
+    def constant(self) -> Array | None:
+        """The array of a literal or initializer; None for anything that a run can change."""
+        producer = self.producer
+        return producer.data if producer.op == CONSTANT and producer.role != PARAMETER else None
+
+    @property
+    def users(self) -> list[Node]:
+        """The entries that use this value, Output entries included, each once, in order of first use."""
+        return list(dict.fromkeys(self.uses.values()))
+
+    @property
+    def shape(self) -> tuple[DimLike, ...]:
+        """The shape; ValidationError if the rank is unknown."""
+        if self.type.shape is None:
+            raise ValidationError(f"the rank of %{self.name} is not known", code="rank")
+        return self.type.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.type.dtype
+
+    def __repr__(self) -> str:
+        return f"%{self.name}: {self.type!r}"
+
+
+class Node:
+    """One application of an op, or the Input, Constant or Output entry of a graph.
+
+    ``inputs`` holds None for an absent optional input; ``outputs`` holds None for one that nobody asked for.
+    ``captures`` are the outer values that the closed ``subgraphs`` take after their formal inputs.
+    ``name`` and ``metadata`` are what the ONNX file called the node; for an Output entry, the name of the output.
+    """
+
+    __slots__ = ("attributes", "captures", "data", "inputs", "key", "metadata", "name", "op", "origin", "outputs",
+                 "role", "subgraphs")
+
+    def __init__(self, key: int, op: str) -> None:
+        self.key = key
+        self.op = op
+        self.attributes: dict[str, Attribute] = {}
+        self.inputs: tuple[Value | None, ...] = ()
+        self.outputs: tuple[Value | None, ...] = ()
+        self.captures: tuple[Value, ...] = ()
+        self.subgraphs: dict[str, Graph] = {}
+        self.origin = 0
+        self.name = ""
+        self.metadata: dict[str, str] = {}
+        self.data: Array | None = None
+        self.role = ""
+
+    @property
+    def label(self) -> str:
+        """A short name for messages and origins: the first output's name, else the node's own."""
+        return next((v.name for v in self.outputs if v is not None and v.name), self.name)
+
+    def output(self, index: int = 0) -> Value:
+        """Return an output that must be present."""
+        value = self.outputs[index] if index < len(self.outputs) else None
+        if value is None:
+            raise ValidationError(f"{self.op} has no output {index}", code="output", where=self.label)
+        return value
+
+    def input(self, index: int) -> Value:
+        """Return an input that must be present."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise ValidationError(f"{self.op} has no input {index}", code="input", where=self.label)
+        return value
+
+    def __repr__(self) -> str:
+        return f"<{self.op} {self.label}>"
+
+
+class Graph:
+    """A directed acyclic graph of operators with inputs, outputs and constants.
+
+    All editing goes through the methods below; each bumps ``version``. ``dag`` is the networkx graph: its keys are
+    integers, ``dag.nodes[key]["entry"]`` is the Node, an edge's key is the slot it feeds (captures count -1, -2, ...)
+    and its data holds the value.
+    """
+
+    def __init__(self, name: str = "graph") -> None:
+        self.name = name
+        self.dag: nx.MultiDiGraph[int] = nx.MultiDiGraph()
+        self.version = 0
+        self.metadata: dict[str, str] = {}
+        self.origins: list[Origin] = [Origin("", (), ())]
+        self.values: dict[str, Value] = {}
+        self._inputs: dict[int, Node] = {}
+        self._outputs: dict[int, Node] = {}
+        self._constants: dict[int, Node] = {}
+        self._literals: dict[tuple[Any, ...], Value] = {}
+        self._next_key = 0
+        self._next_dim = 0
+        self._name_counts: dict[str, int] = {}
+        self._order: tuple[int, list[Node]] | None = None
+
+    # ---- looking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The values of the Input entries, in order."""
+        return [n.output() for n in self._inputs.values()]
+
+    @property
+    def outputs(self) -> list[Value]:
+        """The values that are outputs, in order; the entries (with the output names) are ``output_entries``."""
+        return [n.input(0) for n in self._outputs.values()]
+
+    @property
+    def output_entries(self) -> list[Node]:
+        return list(self._outputs.values())
+
+    @property
+    def constants(self) -> list[Value]:
+        """The values of the Constant entries (literals, initializers, parameters), in order of creation."""
+        return [n.output() for n in self._constants.values()]
+
+    @property
+    def parameters(self) -> list[Value]:
+        """The constants that were named in ``wrt``: they keep their value as default and can be fed."""
+        return [n.output() for n in self._constants.values() if n.role == PARAMETER]
+
+    def value(self, name: str) -> Value:
+        """Return the value called ``name``; InputError with a suggestion if there is none."""
+        if name not in self.values:
+            raise InputError(f"no value {name!r} in graph {self.name!r}{suggestion(name, self.values)}", code="name")
+        return self.values[name]
+
+    def nodes(self) -> list[Node]:
+        """Return all op nodes (no entries) in a topological order that depends on the graph alone."""
+        if self._order is None or self._order[0] != self.version:
+            self._order = (self.version, self._sorted())
+        return list(self._order[1])
+
+    def __len__(self) -> int:
+        """Return the number of op nodes."""
+        return self.dag.number_of_nodes() - len(self._inputs) - len(self._outputs) - len(self._constants)
+
+    def _sorted(self) -> list[Node]:
+        entries = self.dag.nodes
+        degree = dict(self.dag.in_degree())
+        ready = [key for key, count in degree.items() if count == 0]
+        heapq.heapify(ready)
+        order: list[Node] = []
+        seen = 0
+        while ready:
+            key = heapq.heappop(ready)
+            seen += 1
+            node: Node = entries[key]["entry"]
+            if node.op not in ENTRIES:
+                order.append(node)
+            for successor, edges in self.dag.adj[key].items():
+                degree[successor] -= len(edges)
+                if degree[successor] == 0:
+                    heapq.heappush(ready, successor)
+        if seen != len(degree):
+            stuck = next(entries[k]["entry"] for k, count in degree.items() if count)
+            raise ValidationError(f"the graph {self.name!r} has a cycle", code="cycle", where=stuck.label)
+        return order
+
+    def walk(self) -> Iterator[tuple[Graph, Node]]:
+        """Yield every op node with its graph, those of subgraphs after their owner."""
+        stack: list[tuple[Graph, Iterator[Node]]] = [(self, iter(self.nodes()))]
+        while stack:
+            graph, nodes = stack[-1]
+            node = next(nodes, None)
+            if node is None:
+                stack.pop()
+                continue
+            yield graph, node
+            stack.extend((g, iter(g.nodes())) for g in reversed(node.subgraphs.values()))
+
+    # ---- names, dims, origins -----------------------------------------------------------------------------------------
+
+    def unique_name(self, base: str) -> str:
+        """Return ``base``, or ``base_1``, ``base_2``, ... if it is taken."""
+        base = base or "value"
+        if base not in self.values:
+            return base
+        count = self._name_counts.get(base, 0)
+        while True:
+            count += 1
+            name = f"{base}_{count}"
+            if name not in self.values:
+                self._name_counts[base] = count
+                return name
+
+    def fresh_dim(self) -> Dim:
+        """Return a named dim that nothing in this graph uses yet; such names begin with ``_d``."""
+        self._next_dim += 1
+        return Dim.named(f"_d{self._next_dim}")
+
+    def resolve(self, type_: Type) -> Type:
+        """Return ``type_`` with a fresh named dim for every UNKNOWN extent."""
+        if type_.shape is None or all(d is not UNKNOWN for d in type_.shape):
+            return type_
+        return Type(type_.dtype, tuple(self.fresh_dim() if d is UNKNOWN else d for d in type_.shape))
+
+    def new_origin(self, pass_name: str, nodes: Iterable[Node]) -> int:
+        """Record that ``pass_name`` makes nodes out of ``nodes``; returns the id to give them."""
+        nodes = list(nodes)
+        self.origins.append(Origin(pass_name, tuple(n.label for n in nodes), tuple(n.origin for n in nodes)))
+        return len(self.origins) - 1
+
+    # ---- adding -----------------------------------------------------------------------------------------------------
+
+    def add_input(self, name: str, type_: Type) -> Value:
+        """Add a graph input. Raises ValidationError if the name is taken."""
+        node = self._add_entry(INPUT)
+        value = self._add_value(name, type_, node, 0)
+        node.outputs = (value,)
+        self._inputs[node.key] = node
+        return value
+
+    def add_constant(self, data: Any, name: str = "", role: str = LITERAL) -> Value:
+        """Add a constant, or return the anonymous literal that is equal to it.
+
+        A literal without a name is interned if it is small; a large one is named ``constant``.
+        """
+        array = np.asarray(data)
+        type_ = type_of(array)
+        array = array if array.dtype == type_.dtype.numpy else array.astype(type_.dtype.numpy)
+        anonymous = role == LITERAL and not name
+        literal = (type_, array.tobytes()) if anonymous and array.size <= INLINE_ELEMENTS and array.dtype != object else None
+        if literal is not None and literal in self._literals:
+            return self._literals[literal]
+        node = self._add_entry(CONSTANT)
+        node.data, node.role = _frozen(array), role
+        value = self._add_value("" if literal else name or self.unique_name("constant"), type_, node, 0)
+        value.symbolic = symbolic_of(array)
+        node.outputs = (value,)
+        self._constants[node.key] = node
+        if literal is not None:
+            self._literals[literal] = value
+        return value
+
+    def add_output(self, value: Value, name: str = "") -> Node:
+        """Make ``value`` an output called ``name`` (default: its own name)."""
+        node = self._add_entry(OUTPUT)
+        node.name = name or value.name
+        self._outputs[node.key] = node
+        self._connect(node, (value,), ())
+        return node
+
+    def add_node(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        outputs: Sequence[tuple[str, Type] | None],
+        attributes: Mapping[str, Attribute] | None = None,
+        *,
+        captures: Sequence[Value] = (),
+        subgraphs: Mapping[str, Graph] | None = None,
+        origin: int = 0,
+        name: str = "",
+    ) -> Node:
+        """Add a node; ``outputs`` gives name and type of each output, None for one left out.
+
+        Output names must be free. This checks nothing else: see ``verify`` and ``Builder``.
+        """
+        node = self._add_entry(op)
+        node.attributes = dict(attributes or {})
+        node.subgraphs = dict(subgraphs or {})
+        node.origin, node.name = origin, name
+        node.outputs = tuple(o and self._add_value(o[0], self.resolve(o[1]), node, i) for i, o in enumerate(outputs))
+        self._connect(node, tuple(inputs), tuple(captures))
+        return node
+
+    def _add_entry(self, op: str) -> Node:
+        node = Node(self._next_key, op)
+        self._next_key += 1
+        self.dag.add_node(node.key, entry=node)
+        self.version += 1
+        return node
+
+    def _add_value(self, name: str, type_: Type, node: Node, index: int) -> Value:
+        if name and name in self.values:
+            raise ValidationError(f"two values are called {name!r}", code="name", where=name)
+        value = Value(name, type_, node, index)
+        if name:
+            self.values[name] = value
+        return value
+
+    # ---- editing ----------------------------------------------------------------------------------------------------
+
+    def set_inputs(self, node: Node, inputs: Sequence[Value | None], captures: Sequence[Value] | None = None) -> None:
+        """Replace all inputs (and captures, if given) of a node or Output entry."""
+        captures = node.captures if captures is None else captures
+        self._disconnect(node)
+        self._connect(node, tuple(inputs), tuple(captures))
+
+    def replace_uses(self, old: Value, new: Value, only: Callable[[Node], bool] | None = None) -> None:
+        """Let every user of ``old`` (or those that ``only`` accepts) use ``new`` instead."""
+        for node in old.users:
+            if only is None or only(node):
+                inputs = [new if v is old else v for v in node.inputs]
+                self.set_inputs(node, inputs, [new if v is old else v for v in node.captures])
+
+    def set_attributes(self, node: Node, attributes: Mapping[str, Attribute]) -> None:
+        """Replace all attributes of a node."""
+        node.attributes = dict(attributes)
+        self.version += 1
+
+    def set_op(self, node: Node, op: str, attributes: Mapping[str, Attribute]) -> None:
+        """Turn a node into another op with the same inputs and outputs."""
+        node.op, node.attributes = op, dict(attributes)
+        self.version += 1
+
+    def set_subgraphs(self, node: Node, subgraphs: Mapping[str, Graph], captures: Sequence[Value]) -> None:
+        """Replace the subgraphs of a node together with what they capture."""
+        node.subgraphs = dict(subgraphs)
+        self.set_inputs(node, node.inputs, captures)
+
+    def set_output(self, node: Node, index: int, name: str, type_: Type) -> Value:
+        """Add the output ``index`` that a node did not have so far (absent ones before it stay absent)."""
+        outputs = list(node.outputs) + [None] * (index + 1 - len(node.outputs))
+        if outputs[index] is not None:
+            raise ValidationError(f"{node.op} has an output {index} already", code="output", where=node.label)
+        value = self._add_value(name, self.resolve(type_), node, index)
+        outputs[index] = value
+        node.outputs = tuple(outputs)
+        self.version += 1
+        return value
+
+    def drop_output(self, value: Value) -> None:
+        """Take away an output that nobody uses; trailing absent outputs vanish."""
+        node = value.producer
+        if value.uses:
+            raise ValidationError(f"%{value.name} is still used", code="output", where=node.label)
+        outputs = [None if v is value else v for v in node.outputs]
+        while outputs and outputs[-1] is None:
+            outputs.pop()
+        node.outputs = tuple(outputs)
+        self.values.pop(value.name, None)
+        self.version += 1
+
+    def adopt(self, old: Value, new: Value) -> None:
+        """Let the node that produces ``new`` produce ``old`` instead, with all users of both; ``new`` vanishes.
+
+        So a replacement keeps name and identity of what it replaces. ``new`` must come from an op node.
+        """
+        source, target = old.producer, new.producer
+        if target.op in ENTRIES or source is target:
+            raise ValidationError(f"%{new.name} cannot take the place of %{old.name}", code="adopt")
+        self.replace_uses(new, old)
+        for (key, slot) in old.uses:
+            self.dag.remove_edge(source.key, key, key=slot)
+            self.dag.add_edge(target.key, key, key=slot, value=old)
+        source.outputs = tuple(None if v is old else v for v in source.outputs)
+        target.outputs = tuple(old if v is new else v for v in target.outputs)
+        old.producer, old.index = target, new.index
+        old.symbolic = old.symbolic if new.symbolic is None else new.symbolic
+        self.values.pop(new.name, None)
+        self.version += 1
+
+    def set_type(self, value: Value, type_: Type) -> None:
+        """Give a value a (more precise) type."""
+        type_ = self.resolve(type_)
+        if type_ != value.type:
+            value.type = type_
+            self.version += 1
+
+    def set_role(self, value: Value, role: str, name: str = "") -> None:
+        """Turn a constant into a literal, an initializer or a parameter, naming it if it has no name."""
+        node = value.producer
+        if node.op != CONSTANT:
+            raise ValidationError(f"%{value.name} is no constant", code="role")
+        if not value.name:
+            self._forget_literal(value)
+            self.rename(value, self.unique_name(name or "constant"))
+        node.role = role
+        self.version += 1
+
+    def set_data(self, value: Value, data: Array) -> None:
+        """Give a named constant other data; its type follows."""
+        node = value.producer
+        if node.op != CONSTANT or not value.name:
+            raise ValidationError(f"%{value.name} is no named constant", code="role")
+        node.data = _frozen(np.asarray(data))
+        value.type, value.symbolic = type_of(node.data), symbolic_of(node.data)
+        self.version += 1
+
+    def rename(self, value: Value, name: str) -> None:
+        """Rename a value; outputs that were called like it keep their name."""
+        if name in self.values:
+            raise ValidationError(f"two values are called {name!r}", code="name", where=name)
+        self.values.pop(value.name, None)
+        value.name = name
+        self.values[name] = value
+        self.version += 1
+
+    def remove(self, node: Node) -> None:
+        """Remove a node or entry whose outputs nobody uses."""
+        if any(v is not None and v.uses for v in node.outputs):
+            raise ValidationError(f"the outputs of {node!r} are still used", code="remove", where=node.label)
+        self._disconnect(node)
+        self.dag.remove_node(node.key)
+        for value in node.outputs:
+            if value is not None:
+                self.values.pop(value.name, None)
+                if node.op == CONSTANT and not value.name:
+                    self._forget_literal(value)
+        for table in (self._inputs, self._outputs, self._constants):
+            table.pop(node.key, None)
+        self.version += 1
+
+    def reorder_outputs(self, entries: Sequence[Node]) -> None:
+        """Put the Output entries (all of them) in the given order."""
+        self._outputs = {n.key: n for n in entries}
+        self.version += 1
+
+    def _forget_literal(self, value: Value) -> None:
+        data = value.producer.data
+        if data is not None:
+            self._literals.pop((value.type, data.tobytes()), None)
+
+    def _connect(self, node: Node, inputs: tuple[Value | None, ...], captures: tuple[Value, ...]) -> None:
+        node.inputs, node.captures = inputs, captures
+        slots = [*enumerate(inputs), *((-1 - i, v) for i, v in enumerate(captures))]
+        for slot, value in slots:
+            if value is not None:
+                self.dag.add_edge(value.producer.key, node.key, key=slot, value=value)
+                value.uses[node.key, slot] = node
+        self.version += 1
+
+    def _disconnect(self, node: Node) -> None:
+        slots = [*enumerate(node.inputs), *((-1 - i, v) for i, v in enumerate(node.captures))]
+        for slot, value in slots:
+            if value is not None:
+                self.dag.remove_edge(value.producer.key, node.key, key=slot)
+                del value.uses[node.key, slot]
+
+    # ---- copying ----------------------------------------------------------------------------------------------------
+
+    def copy(self) -> Graph:
+        """Return an independent copy with the same keys, names and origins; constant arrays are shared."""
+        other = Graph(self.name)
+        other.metadata = dict(self.metadata)
+        other.origins = list(self.origins)
+        mapping: dict[int, Value] = {}
+        for node in self._entries_in_order():
+            twin = _twin(other, node, mapping)
+            other._connect(
+                twin, tuple(v and mapping[id(v)] for v in node.inputs), tuple(mapping[id(v)] for v in node.captures)
+            )
+        for table in ("_inputs", "_outputs", "_constants"):
+            mine: dict[int, Node] = getattr(self, table)
+            setattr(other, table, {key: other.dag.nodes[key]["entry"] for key in mine})
+        other._literals = {k: mapping[id(v)] for k, v in self._literals.items()}
+        other._next_key, other._next_dim = self._next_key, self._next_dim
+        other._name_counts = dict(self._name_counts)
+        other.version = self.version
+        return other
+
+    def _entries_in_order(self) -> list[Node]:
+        return [*self._inputs.values(), *self._constants.values(), *self.nodes(), *self._outputs.values()]
+
+
+def _twin(graph: Graph, node: Node, mapping: dict[int, Value]) -> Node:
+    twin = Node(node.key, node.op)
+    twin.attributes, twin.metadata = dict(node.attributes), dict(node.metadata)
+    twin.origin, twin.name, twin.data, twin.role = node.origin, node.name, node.data, node.role
+    twin.subgraphs = {name: sub.copy() for name, sub in node.subgraphs.items()}
+    graph.dag.add_node(twin.key, entry=twin)
+    outputs: list[Value | None] = []
+    for value in node.outputs:
+        if value is None:
+            outputs.append(None)
+            continue
+        copied = Value(value.name, value.type, twin, value.index)
+        copied.symbolic = value.symbolic
+        mapping[id(value)] = copied
+        if copied.name:
+            graph.values[copied.name] = copied
+        outputs.append(copied)
+    twin.outputs = tuple(outputs)
+    return twin
+
+
+def symbolic_of(array: Array) -> Array | None:
+    """Return the symbolic value of a constant: an object array if it is a small integer array of rank 0 or 1."""
+    if array.dtype.kind not in "iu" or array.ndim > 1 or array.size > SYMBOLIC_ELEMENTS:
+        return None
+    return np.array(array.tolist(), dtype=object).reshape(array.shape)
+
+
+def _frozen(array: Array) -> Array:
+    if array.flags.writeable:
+        array = array.copy() if array.base is not None else array.view()
+        array.flags.writeable = False
+    return array
+
+
+def same_array(a: Array, b: Array) -> bool:
+    """Return whether two arrays have the same dtype, shape and bytes (so NaN equals NaN and 0.0 differs from -0.0)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(np.array_equal(a, b)) if dtype_of(a.dtype).kind == "string" else a.tobytes() == b.tobytes()

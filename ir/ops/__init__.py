@@ -1,0 +1,1 @@
+"""The operators: one op, one block; one family, one file."""

@@ -1,0 +1,496 @@
+"""Types of values: a dtype and a shape whose dims are integers or integer expressions over named dims."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from flowgrad.ir.errors import InputError, ValidationError
+
+
+@dataclass(frozen=True)
+class DType:
+    """An element type: its name (NumPy's), short name (the text form's), number (ONNX's) and NumPy dtype."""
+
+    name: str
+    short: str
+    onnx: int
+    numpy: np.dtype[Any]
+    kind: str  # "float", "complex", "int", "uint", "bool" or "string"
+
+    @property
+    def is_float(self) -> bool:
+        """True for the types that can carry a derivative."""
+        return self.kind == "float"
+
+    @property
+    def is_integer(self) -> bool:
+        return self.kind in ("int", "uint")
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes an element takes in memory (packed 4-bit and 2-bit types take a whole byte in NumPy)."""
+        return int(self.numpy.itemsize)
+
+    def __repr__(self) -> str:
+        return self.short
+
+
+_DTYPES = tuple(
+    DType(name, short, number, np.dtype(numpy), kind)
+    for name, short, number, numpy, kind in (
+        ("float32", "f32", 1, np.float32, "float"),
+        ("uint8", "u8", 2, np.uint8, "uint"),
+        ("int8", "i8", 3, np.int8, "int"),
+        ("uint16", "u16", 4, np.uint16, "uint"),
+        ("int16", "i16", 5, np.int16, "int"),
+        ("int32", "i32", 6, np.int32, "int"),
+        ("int64", "i64", 7, np.int64, "int"),
+        ("string", "str", 8, np.object_, "string"),
+        ("bool", "bool", 9, np.bool_, "bool"),
+        ("float16", "f16", 10, np.float16, "float"),
+        ("float64", "f64", 11, np.float64, "float"),
+        ("uint32", "u32", 12, np.uint32, "uint"),
+        ("uint64", "u64", 13, np.uint64, "uint"),
+        ("complex64", "c64", 14, np.complex64, "complex"),
+        ("complex128", "c128", 15, np.complex128, "complex"),
+        ("bfloat16", "bf16", 16, ml_dtypes.bfloat16, "float"),
+        ("float8_e4m3fn", "f8e4m3fn", 17, ml_dtypes.float8_e4m3fn, "float"),
+        ("float8_e4m3fnuz", "f8e4m3fnuz", 18, ml_dtypes.float8_e4m3fnuz, "float"),
+        ("float8_e5m2", "f8e5m2", 19, ml_dtypes.float8_e5m2, "float"),
+        ("float8_e5m2fnuz", "f8e5m2fnuz", 20, ml_dtypes.float8_e5m2fnuz, "float"),
+        ("uint4", "u4", 21, ml_dtypes.uint4, "uint"),
+        ("int4", "i4", 22, ml_dtypes.int4, "int"),
+        ("float4_e2m1fn", "f4e2m1", 23, ml_dtypes.float4_e2m1fn, "float"),
+        ("float8_e8m0fnu", "f8e8m0", 24, ml_dtypes.float8_e8m0fnu, "float"),
+        ("uint2", "u2", 25, ml_dtypes.uint2, "uint"),
+        ("int2", "i2", 26, ml_dtypes.int2, "int"),
+    )
+)
+_BY_NAME = {d.name: d for d in _DTYPES} | {d.short: d for d in _DTYPES}
+_BY_ONNX = {d.onnx: d for d in _DTYPES}
+_BY_NUMPY = {d.numpy: d for d in _DTYPES}
+
+FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = (_BY_NAME[n] for n in ("float32", "float64", "float16", "bfloat16"))
+INT64, INT32, UINT8, BOOL, STRING = (_BY_NAME[n] for n in ("int64", "int32", "uint8", "bool", "string"))
+
+
+def dtype_of(what: object) -> DType:
+    """Return the DType for a name ("float32" or "f32"), ONNX number, NumPy dtype or scalar type.
+
+    Raises InputError for anything else.
+    """
+    if isinstance(what, DType):
+        return what
+    if isinstance(what, str) and what in _BY_NAME:
+        return _BY_NAME[what]
+    if isinstance(what, int) and what in _BY_ONNX:
+        return _BY_ONNX[what]
+    if isinstance(what, (np.dtype, type)):
+        found = np.dtype(what)
+        if found in _BY_NUMPY:
+            return _BY_NUMPY[found]
+        if found.kind in "US":
+            return STRING
+    raise InputError(f"no element type {what!r}", code="dtype")
+
+
+# ---- dims -------------------------------------------------------------------------------------------------------------
+
+Atom = str | tuple["DimLike", "DimLike"]  # a named dim, or a floor division
+Monomial = tuple[Atom, ...]
+
+
+class Dim:
+    """An integer expression over named dims in canonical form: a sum of integer multiples of products of atoms.
+
+    An atom is a name or a floor division of two expressions. Two expressions that are equal as polynomials are
+    equal, hash alike and print alike. Instances are never plain integers: arithmetic returns ``int`` where it can.
+    """
+
+    __slots__ = ("_hash", "terms")
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
+        self.terms = terms
+        self._hash = hash(terms)
+
+    @staticmethod
+    def named(name: str) -> Dim:
+        """Return the dim called ``name``."""
+        return Dim((((name,), 1),))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dim) and self.terms == other.terms
+
+    def __add__(self, other: object) -> DimLike:
+        if not is_dim(other):
+            return NotImplemented
+        return _from_terms((*self.terms, *_terms(other)))
+
+    __radd__ = __add__
+
+    def __neg__(self) -> DimLike:
+        return _from_terms(tuple((m, -c) for m, c in self.terms))
+
+    def __sub__(self, other: object) -> DimLike:
+        if not is_dim(other):
+            return NotImplemented
+        return _from_terms((*self.terms, *((m, -c) for m, c in _terms(other))))
+
+    def __rsub__(self, other: object) -> DimLike:
+        return -self + other if is_dim(other) else NotImplemented
+
+    def __mul__(self, other: object) -> DimLike:
+        if not is_dim(other):
+            return NotImplemented
+        products = ((m + n, c * d) for m, c in self.terms for n, d in _terms(other))
+        return _from_terms(tuple((tuple(sorted(m, key=_atom_key)), c) for m, c in products))
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: object) -> DimLike:
+        return floor_div(self, other) if is_dim(other) else NotImplemented
+
+    def __rfloordiv__(self, other: object) -> DimLike:
+        return floor_div(other, self) if is_dim(other) else NotImplemented
+
+    def __mod__(self, other: object) -> DimLike:
+        return self - floor_div(self, other) * other if is_dim(other) else NotImplemented
+
+    def evaluate(self, env: Mapping[str, int]) -> int:
+        """Return the value where each name has the value that ``env`` gives it; KeyError for a missing name."""
+        return sum(c * _product(_atom_value(a, env) for a in m) for m, c in self.terms)
+
+    def substitute(self, env: Mapping[str, DimLike]) -> DimLike:
+        """Return the expression with the names in ``env`` replaced."""
+        total: DimLike = 0
+        for monomial, coefficient in self.terms:
+            product: DimLike = coefficient
+            for atom in monomial:
+                product = product * _substitute_atom(atom, env)
+            total = total + product
+        return total
+
+    def names(self) -> frozenset[str]:
+        """Return the named dims that occur."""
+        found: set[str] = set()
+        for monomial, _ in self.terms:
+            for atom in monomial:
+                if isinstance(atom, str):
+                    found.add(atom)
+                else:
+                    found |= atom[0].names() | (atom[1].names() if isinstance(atom[1], Dim) else frozenset())
+        return frozenset(found)
+
+    @property
+    def is_nonnegative(self) -> bool:
+        """True if no coefficient is negative, so that the value is at least zero for all named dims at least zero."""
+        return all(c >= 0 and all(_atom_nonnegative(a) for a in m) for m, c in self.terms)
+
+    def __repr__(self) -> str:
+        text = ""
+        for monomial, coefficient in self.terms:
+            factors = [_atom_text(a) for a in monomial]
+            if not factors or abs(coefficient) != 1:
+                factors.insert(0, str(abs(coefficient)))
+            sign = "-" if coefficient < 0 else "+" if text else ""
+            text += sign + "*".join(factors)
+        return text
+
+
+DimLike = int | Dim
+
+
+def is_dim(value: object) -> bool:
+    """Return whether ``value`` is an integer or a Dim."""
+    return isinstance(value, (int, np.integer, Dim)) and not isinstance(value, bool)
+
+
+def _terms(value: Any) -> tuple[tuple[Monomial, int], ...]:
+    if isinstance(value, Dim):
+        return value.terms
+    return (((), int(value)),) if value else ()
+
+
+def _from_terms(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
+    collected: dict[Monomial, int] = {}
+    for monomial, coefficient in terms:
+        collected[monomial] = collected.get(monomial, 0) + coefficient
+    kept = {m: c for m, c in collected.items() if c}
+    if not kept:
+        return 0
+    if set(kept) == {()}:
+        return kept[()]
+    return Dim(tuple(sorted(kept.items(), key=lambda item: (-len(item[0]), [_atom_key(a) for a in item[0]]))))
+
+
+def floor_div(a: Any, b: Any) -> DimLike:
+    """Return the canonical form of ``a // b`` (towards minus infinity)."""
+    if not isinstance(a, Dim) and not isinstance(b, Dim):
+        return int(a) // int(b)
+    if not isinstance(b, Dim):
+        if b == 0:
+            raise ValidationError("division of a dim by zero", code="dim")
+        exact = tuple((m, c) for m, c in a.terms if c % b == 0)
+        rest = _from_terms(tuple((m, c) for m, c in a.terms if c % b))
+        whole = _from_terms(tuple((m, c // int(b)) for m, c in exact))
+        if isinstance(rest, Dim):
+            return whole + Dim(((((rest, int(b)),), 1),))
+        return whole + rest // int(b)
+    if a == b:
+        return 1
+    if not isinstance(a, Dim) and a == 0:
+        return 0
+    if isinstance(a, Dim) and len(b.terms) == 1 and (quotient := _divide_by_monomial(a, b)) is not None:
+        return quotient
+    return Dim(((((a, b),), 1),))
+
+
+def _divide_by_monomial(a: Dim, b: Dim) -> DimLike | None:
+    ((divisor, factor),) = b.terms
+    quotient = []
+    for monomial, coefficient in a.terms:
+        left = list(monomial)
+        for atom in divisor:
+            if atom not in left:
+                return None
+            left.remove(atom)
+        if coefficient % factor:
+            return None
+        quotient.append((tuple(left), coefficient // factor))
+    return _from_terms(quotient)
+
+
+def ceil_div(a: Any, b: Any) -> DimLike:
+    """Return the canonical form of ``a / b`` rounded up."""
+    return -floor_div(-a, b)
+
+
+def _product(values: Iterable[int]) -> int:
+    return functools.reduce(lambda a, b: a * b, values, 1)
+
+
+def _atom_key(atom: Atom) -> tuple[int, str]:
+    return (0, atom) if isinstance(atom, str) else (1, _atom_text(atom))
+
+
+def _atom_text(atom: Atom) -> str:
+    if isinstance(atom, str):
+        return atom if _DIM_NAME.fullmatch(atom) else '"' + atom.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"({atom[0]!r})//({atom[1]!r})"
+
+
+def _atom_value(atom: Atom, env: Mapping[str, int]) -> int:
+    if isinstance(atom, str):
+        return env[atom]
+    top, bottom = (d.evaluate(env) if isinstance(d, Dim) else int(d) for d in atom)
+    if bottom == 0:
+        raise ValidationError(f"division by zero in the dim {atom!r}", code="dim")
+    return top // bottom
+
+
+def _substitute_atom(atom: Atom, env: Mapping[str, DimLike]) -> DimLike:
+    if isinstance(atom, str):
+        return env.get(atom, Dim.named(atom))
+    top, bottom = (d.substitute(env) if isinstance(d, Dim) else d for d in atom)
+    return floor_div(top, bottom)
+
+
+def _atom_nonnegative(atom: Atom) -> bool:
+    if isinstance(atom, str):
+        return True
+    return all(d.is_nonnegative if isinstance(d, Dim) else d >= 0 for d in atom)
+
+
+_DIM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_DIM_TOKEN = re.compile(r'\s*(?:(?P<int>\d+)|(?P<name>[A-Za-z_][A-Za-z0-9_.]*)|"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<op>//|[-+*()]))')
+
+
+def parse_dim(text: str) -> DimLike:
+    """Parse what ``repr`` of a dim prints: names, integers, ``+ - * //`` and parentheses."""
+    tokens = _dim_tokens(text)
+    value, rest = _parse_sum(tokens, 0)
+    if rest != len(tokens):
+        raise ValidationError(f"cannot read the dim {text!r}", code="dim")
+    return value
+
+
+def _dim_tokens(text: str) -> list[tuple[str, str]]:
+    tokens: list[tuple[str, str]] = []
+    at = 0
+    while at < len(text.rstrip()):
+        match = _DIM_TOKEN.match(text, at)
+        if match is None or len(tokens) > 10_000:
+            raise ValidationError(f"cannot read the dim {text!r}", code="dim")
+        kind = str(match.lastgroup)
+        body = match.group(kind)
+        tokens.append(("name", re.sub(r"\\(.)", r"\1", body)) if kind == "quoted" else (kind, body))
+        at = match.end()
+    return tokens
+
+
+def _parse_sum(tokens: list[tuple[str, str]], at: int, depth: int = 0) -> tuple[DimLike, int]:
+    negative = at < len(tokens) and tokens[at] == ("op", "-")
+    value, at = _parse_product(tokens, at + negative, depth)
+    value = -value if negative else value
+    while at < len(tokens) and tokens[at] in (("op", "+"), ("op", "-")):
+        right, after = _parse_product(tokens, at + 1, depth)
+        value = value + right if tokens[at][1] == "+" else value - right
+        at = after
+    return value, at
+
+
+def _parse_product(tokens: list[tuple[str, str]], at: int, depth: int) -> tuple[DimLike, int]:
+    value, at = _parse_atom(tokens, at, depth)
+    while at < len(tokens) and tokens[at] in (("op", "*"), ("op", "//")):
+        right, after = _parse_atom(tokens, at + 1, depth)
+        value = value * right if tokens[at][1] == "*" else floor_div(value, right)
+        at = after
+    return value, at
+
+
+def _parse_atom(tokens: list[tuple[str, str]], at: int, depth: int) -> tuple[DimLike, int]:
+    if at >= len(tokens) or depth > 64:
+        raise ValidationError("a dim ends too early or is nested too deeply", code="dim")
+    kind, text = tokens[at]
+    if kind == "int":
+        return int(text), at + 1
+    if kind == "name":
+        return Dim.named(text), at + 1
+    if text == "(":
+        value, after = _parse_sum(tokens, at + 1, depth + 1)
+        if after < len(tokens) and tokens[after] == ("op", ")"):
+            return value, after + 1
+    raise ValidationError(f"unexpected {text!r} in a dim", code="dim")
+
+
+# ---- types ------------------------------------------------------------------------------------------------------------
+
+Shape = tuple[DimLike, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """The type of a value: its dtype, and its shape or None where even the rank is unknown."""
+
+    dtype: DType
+    shape: Shape | None
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.shape is None else len(self.shape)
+
+    @property
+    def is_static(self) -> bool:
+        """True if every extent is a known integer."""
+        return self.shape is not None and all(isinstance(d, int) for d in self.shape)
+
+    @property
+    def static_shape(self) -> tuple[int, ...]:
+        """The shape as integers; ValidationError if it is not static."""
+        if self.shape is None or not all(isinstance(d, int) for d in self.shape):
+            raise ValidationError(f"the shape of {self!r} is not known before the run", code="shape")
+        return tuple(int(d) for d in self.shape)  # type: ignore[arg-type]
+
+    @property
+    def size(self) -> DimLike | None:
+        """The number of elements, or None for an unknown rank."""
+        return None if self.shape is None else dim_product(self.shape)
+
+    def with_shape(self, shape: Sequence[DimLike] | None) -> Type:
+        """Return this type with another shape."""
+        return Type(self.dtype, None if shape is None else tuple(shape))
+
+    def with_dtype(self, dtype: DType) -> Type:
+        """Return this type with another dtype."""
+        return Type(dtype, self.shape)
+
+    def __repr__(self) -> str:
+        if self.shape is None:
+            return f"{self.dtype.short}[*]"
+        return f"{self.dtype.short}[{','.join(repr(d) for d in self.shape)}]"
+
+
+def dim_product(dims: Iterable[DimLike]) -> DimLike:
+    """Return the product of dims."""
+    total: DimLike = 1
+    for dim in dims:
+        total = total * dim
+    return total
+
+
+def type_of(array: np.ndarray[Any, Any]) -> Type:
+    """Return the static type of an array."""
+    return Type(dtype_of(array.dtype), tuple(array.shape))
+
+
+class _Unknown:
+    """What a type rule returns for an extent that it cannot express; the graph puts a fresh named dim in its place."""
+
+    def __repr__(self) -> str:
+        return "?"
+
+
+UNKNOWN: Any = _Unknown()
+
+
+def broadcast_dims(a: DimLike, b: DimLike) -> DimLike:
+    """Return the extent that two broadcast extents have together, UNKNOWN where only the run can tell."""
+    if a is UNKNOWN or b is UNKNOWN:
+        known = b if a is UNKNOWN else a
+        return known if isinstance(known, int) and known != 1 else UNKNOWN  # type: ignore[no-any-return]
+    if a == b or b == 1:
+        return a
+    if a == 1:
+        return b
+    if isinstance(a, int) and isinstance(b, int):
+        raise ValidationError(f"extents {a} and {b} do not broadcast", code="shape")
+    if isinstance(a, int):
+        return a
+    return b if isinstance(b, int) else UNKNOWN  # type: ignore[no-any-return]
+
+
+def broadcast_shapes(*shapes: Shape | None) -> Shape | None:
+    """Return the broadcast of shapes, None if one of them has an unknown rank."""
+    if any(s is None for s in shapes):
+        return None
+    known = [s for s in shapes if s is not None]
+    rank = max((len(s) for s in known), default=0)
+    result: list[DimLike] = []
+    for position in range(rank):
+        extent: DimLike = 1
+        for shape in known:
+            at = position - rank + len(shape)
+            extent = broadcast_dims(extent, shape[at]) if at >= 0 else extent
+        result.append(extent)
+    return tuple(result)
+
+
+def merge_dims(a: DimLike, b: DimLike) -> DimLike:
+    """Return the more precise of two extents that the standard forces to be equal; ValidationError if they conflict."""
+    if a is UNKNOWN or b is UNKNOWN:
+        return b if a is UNKNOWN else a
+    if isinstance(a, int) and isinstance(b, int) and a != b:
+        raise ValidationError(f"extents {a} and {b} must be equal", code="shape")
+    return b if isinstance(b, int) else a
+
+
+def merge_types(a: Type, b: Type) -> Type:
+    """Return the more precise of two types of one value; ValidationError if they conflict."""
+    if a.dtype != b.dtype:
+        raise ValidationError(f"types {a!r} and {b!r} conflict", code="dtype")
+    if a.shape is None or b.shape is None:
+        return a if b.shape is None else b
+    if len(a.shape) != len(b.shape):
+        raise ValidationError(f"types {a!r} and {b!r} have different ranks", code="shape")
+    return Type(a.dtype, tuple(merge_dims(x, y) for x, y in zip(a.shape, b.shape, strict=True)))
