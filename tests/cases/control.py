@@ -1,0 +1,7 @@
+"""Rows for the control operators."""
+
+from __future__ import annotations
+
+from tests.op_cases import Case
+
+CASES: list[Case] = []
