@@ -54,22 +54,26 @@ def expand(graph: Graph, select: Callable[[Node], bool], pass_name: str = "expan
             fresh += [inner.dag.nodes[k]["entry"] for k in range(before, inner._next_key) if k in inner.dag]
 
 
-def lacks_rule(node: Node) -> bool:
-    """True for an op that can be differentiated only through its expansion."""
+def lacks_rule(node: Node, forward: bool = False) -> bool:
+    """True for an op that can be differentiated (in forward mode, if ``forward``) only through its expansion."""
     definition = opdef(node.op)
-    own_rule = definition.adjoint_rule is not None or definition.partial_rule is not None
-    return not own_rule and definition.expansion_rule is not None and Trait.ZERO not in definition.traits
+    if definition.expansion_rule is None or Trait.ZERO in definition.traits:
+        return False
+    if definition.adjoint_rule is not None or definition.partial_rule is not None:
+        return False
+    return not forward or not (definition.tangent_rule or {Trait.LINEAR, Trait.BILINEAR} & definition.traits)
 
 
-def expand_for_derivative(graph: Graph, wrt: Sequence[Value], of: Sequence[Value]) -> list[Node]:
+def expand_for_derivative(
+    graph: Graph, wrt: Sequence[Value], of: Sequence[Value], *, forward: bool = False
+) -> list[Node]:
     """Expand the nodes on a path from ``wrt`` to ``of`` that only their expansion can differentiate.
 
     Returns the topological order of the graph that results.
     """
     order = graph.nodes()
     while True:
-        on_path = path_nodes(order, wrt, of)
-        chosen = [n for n in on_path if lacks_rule(n)]
+        chosen = [n for n in path_nodes(order, wrt, of) if lacks_rule(n, forward)]
         if not chosen:
             return order
         for node in chosen:

@@ -1,0 +1,52 @@
+"""Copy the nodes of one graph into another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.graph import Graph, Node, Value
+
+
+def inline(
+    b: Builder,
+    source: Graph,
+    mapping: Mapping[Value, Value],
+    wanted: Sequence[Value],
+    *,
+    skip: Callable[[Node], bool] | None = None,
+) -> list[Value]:
+    """Copy into ``b.graph`` what ``wanted`` (values of ``source``) needs; return their copies.
+
+    ``mapping`` says which values of ``source`` (its inputs at least) stand for which values of the target. Nodes that
+    ``skip`` accepts must have all their needed outputs in ``mapping``. Constants are copied, types inferred anew.
+    """
+    known: dict[Value, Value] = dict(mapping)
+    needed = {v.producer.key for v in wanted if v not in known}
+    chosen: list[Node] = []
+    for node in reversed(source.nodes()):
+        if node.key not in needed or (skip is not None and skip(node)):
+            continue
+        chosen.append(node)
+        needed.update(v.producer.key for v in (*node.inputs, *node.captures) if v is not None and v not in known)
+
+    def target(value: Value) -> Value:
+        if value not in known:
+            entry = value.producer
+            known[value] = b.graph.add_constant(entry.data, value.name and b.graph.unique_name(value.name), entry.role)
+        return known[value]
+
+    for node in reversed(chosen):
+        names = ["" if v is None else b.graph.unique_name(v.name) for v in node.outputs]
+        made = b.add_node(
+            node.op,
+            [None if v is None else target(v) for v in node.inputs],
+            node.attributes,
+            outputs=names,
+            captures=[target(v) for v in node.captures],
+            subgraphs={name: sub.copy() for name, sub in node.subgraphs.items()},
+            name=node.name,
+        )
+        made.metadata = dict(node.metadata)
+        known.update((v, w) for v, w in zip(node.outputs, made.outputs, strict=True) if v is not None and w is not None)
+    return [target(v) for v in wanted]
