@@ -1,0 +1,225 @@
+"""The model: a graph with its weights and roles, which every transform takes and returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowgrad.ir.errors import InputError, LoadError, suggestion
+from flowgrad.ir.graph import INITIALIZER, PARAMETER, Array, Graph, Value
+from flowgrad.ir.types import Dim, DType
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from flowgrad.ir.limits import Limits
+    from flowgrad.runtime.program import Program
+
+Role = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """What a user sees of an input, output or parameter: name, dtype name, shape (integers and dim expressions).
+
+    ``reason`` says, for a parameter candidate, why it counts as a parameter or why not (see ``included``).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+    reason: str = ""
+    included: bool = True
+
+
+def info_of(value: Value, name: str = "", reason: str = "", included: bool = True) -> ValueInfo:
+    """Return the ValueInfo of a value, under its own or another name."""
+    shape = value.type.shape
+    shown = None if shape is None else tuple(repr(d) if isinstance(d, Dim) else d for d in shape)
+    return ValueInfo(name or value.name, value.type.dtype.name, shown, reason, included)
+
+
+class Model:
+    """A graph with its weights. Callable; every transform takes a Model and returns a new one.
+
+    ``roles`` maps (role, of, wrt) to the actual name of what a transform made, for example
+    ``("grad", "loss", "w")`` to ``"w_grad"``. ``notes`` holds remarks of transforms.
+    """
+
+    def __init__(self, graph: Graph, roles: Mapping[Role, str] | None = None, notes: Sequence[str] = ()) -> None:
+        self.graph = graph
+        self.roles: dict[Role, str] = dict(roles or {})
+        self.notes: tuple[str, ...] = tuple(notes)
+
+    def with_graph(self, graph: Graph) -> Model:
+        """Return a model of ``graph`` with the roles and notes of this one."""
+        return Model(graph, self.roles, self.notes)
+
+    # ---- looking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> list[ValueInfo]:
+        """Name, dtype and shape of every input."""
+        return [info_of(v) for v in self.graph.inputs]
+
+    @property
+    def outputs(self) -> list[ValueInfo]:
+        """Name, dtype and shape of every output."""
+        return [info_of(n.input(0), n.name) for n in self.graph.output_entries]
+
+    @cached_property
+    def params(self) -> list[ValueInfo]:
+        """Every parameter candidate with the reason why ``wrt="params"`` includes it or not."""
+        from flowgrad.transforms.parameters import candidates
+
+        return [info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph)]
+
+    def __str__(self) -> str:
+        from flowgrad.ir.text import format_graph
+
+        return format_graph(self.graph)
+
+    def __repr__(self) -> str:
+        ins = ", ".join(i.name for i in self.inputs)
+        outs = ", ".join(o.name for o in self.outputs)
+        return f"<Model {self.graph.name}: ({ins}) -> ({outs}), {len(self.graph)} nodes>"
+
+    # ---- running ----------------------------------------------------------------------------------------------------
+
+    def __call__(self, feeds: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Array]:
+        """Run the model on its cached default program; returns the outputs by name.
+
+        Inputs are given as keywords or as one dict. Raises InputError for a wrong name, dtype or shape.
+        """
+        given = {**(feeds or {}), **named}
+        return self._program.run({name: np.asarray(value) for name, value in given.items()})
+
+    @cached_property
+    def _program(self) -> Program:
+        return self.compile()
+
+    def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Any:
+        """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start."""
+        from flowgrad.runtime.engines import compile_model
+
+        return compile_model(self, engine, threads, limits)
+
+    # ---- making others ------------------------------------------------------------------------------------------------
+
+    def optimized(self, passes: str | None = None) -> Model:
+        """Return this model after a pipeline of passes (default: the standard one)."""
+        from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
+
+        result = PassManager(DEFAULT_PIPELINE if passes is None else passes).run(self)
+        return result.model  # type: ignore[no-any-return]
+
+    def with_params(self, values: Mapping[str, Any]) -> Model:
+        """Return this model with other values for the named constants.
+
+        Dtype and shape must be those of the present value; InputError otherwise.
+        """
+        graph = self.graph.copy()
+        constants = {v.name: v for v in graph.constants if v.name}
+        for name, given in values.items():
+            if name not in constants:
+                raise InputError(f"no constant {name!r}{suggestion(name, constants)}", code="name")
+            value, array = constants[name], np.asarray(given)
+            if array.dtype != value.type.dtype.numpy or array.shape != value.type.static_shape:
+                raise InputError(f"{name!r} is {value.type!r}, got {array.dtype.name}{list(array.shape)}", code="shape")
+            graph.set_data(value, array)
+        return self.with_graph(graph)
+
+    def astype(self, dtype: str | DType) -> Model:
+        """Return this model computing in another float type: weights, casts and constants alike."""
+        from flowgrad.transforms.precision import converted
+
+        return self.with_graph(converted(self.graph, dtype))
+
+    # ---- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the msgpack form; the old file, if any, stays whole until the new one is. Raises SaveError."""
+        from flowgrad.ir.pack import save
+
+        save(self.graph, Path(path))
+
+    def to_onnx(self, path: str | os.PathLike[str] | None = None, opset: int | None = None) -> ModelProto:
+        """Return the model as plain ONNX (default-domain operators only), and write it to ``path`` if given.
+
+        The opset stamp is the lowest that is right, 18 at least; ``opset`` raises it. Raises SaveError.
+        """
+        from flowgrad.exchange.writer import save_onnx, write_onnx
+
+        if path is None:
+            return write_onnx(self.graph, opset)
+        return save_onnx(self.graph, Path(path), opset)
+
+
+def load(source: Any, *, limits: Limits | None = None) -> Model:
+    """Load a model from a ``.onnx`` or ``.msgpack`` file (told apart by content), bytes, or an onnx.ModelProto.
+
+    Raises LoadError for a damaged file, UnsupportedError for what the product cannot represent, LimitError for what
+    passes ``limits``.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        try:
+            with path.open("rb") as file:
+                head = file.read(64)
+        except OSError as error:
+            raise LoadError(f"cannot read {os.fspath(source)!r}: {error.strerror}", code="file") from error
+        return Model(_load_file(path, head, limits))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        return Model(_load_bytes(data, limits))
+    from flowgrad.exchange.reader import read_onnx
+
+    return Model(read_onnx(source, limits))
+
+
+def _load_file(path: Path, head: bytes, limits: Limits | None) -> Graph:
+    from flowgrad.ir import pack
+
+    if pack.is_packed(head):
+        return pack.load(path, limits)
+    if head.lstrip().startswith((b"graph", b"#")):
+        return _load_text(path.read_bytes())
+    from flowgrad.exchange.reader import read_onnx
+
+    return read_onnx(path, limits)
+
+
+def _load_bytes(data: bytes, limits: Limits | None) -> Graph:
+    from flowgrad.ir import pack
+
+    if pack.is_packed(data[:64]):
+        return pack.unpack(data, limits)
+    if data[:64].lstrip().startswith((b"graph", b"#")):
+        return _load_text(data)
+    from flowgrad.exchange.reader import read_onnx
+
+    return read_onnx(data, limits)
+
+
+def _load_text(data: bytes) -> Graph:
+    from flowgrad.ir.text import parse_graph
+    from flowgrad.ir.verify import verify
+
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LoadError(f"not a text, msgpack or ONNX file: {error}", code="file") from error
+    graph = parse_graph(text)
+    verify(graph)
+    return graph
+
+
+def constant_roles(graph: Graph) -> dict[str, Value]:
+    """Return the initializers and parameters of ``graph`` by name."""
+    return {v.name: v for v in graph.constants if v.producer.role in (INITIALIZER, PARAMETER)}

@@ -1,0 +1,168 @@
+"""The derivative transforms: vjp, grad, value_and_grad, jvp, hvp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError
+from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.model import Model, Role
+from flowgrad.passes.adjoint import Zero, adjoint
+from flowgrad.passes.tangent import tangent
+from flowgrad.transforms.selection import Names, find_of, find_scalar, find_value, find_wrt
+
+
+def vjp(model: Model, of: Names | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:
+    """Return a model of the vector-Jacobian product: cotangents in, gradients out.
+
+    Each y in ``of`` (default: all float outputs) gets a new input ``y_grad`` of its type; the outputs are the original
+    ones, those in ``keep``, then ``x_grad`` = sum over y of (dy/dx)^T y_grad for each x in ``wrt``. Raises InputError for
+    unknown names, NotDifferentiableError (naming every op and path) where no derivative may be claimed; with
+    ``zero="allow"``, a derivative that is zero by piecewise constancy is zeros.
+    """
+    task = _Task(model)
+    seeds = []
+    for name, y in find_of(task.graph, of):
+        y_bar = task.graph.add_input(task.graph.unique_name(f"{name}_grad"), y.type)
+        task.roles["cotangent", name, ""] = y_bar.name
+        seeds.append((name, y, y_bar))
+    task.keep(keep)
+    task.gradients(seeds, find_wrt(task.graph, wrt), zero)
+    return task.finish()
+
+
+def grad(model: Model, of: str | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:
+    """Return a model of the gradient of a scalar: outputs ``x_grad`` for each x in ``wrt``, then those in ``keep``.
+
+    ``of`` is the scalar (default: the only scalar output). Raises like ``vjp``, and InputError if ``of`` has more than one
+    element.
+    """
+    task = _Task(model)
+    kept = [(name, find_value(task.graph, name)) for name in ([keep] if isinstance(keep, str) else keep)]
+    name, y = find_scalar(task.graph, of)
+    task.drop_outputs()
+    task.gradients([(name, y, task.one(y))], find_wrt(task.graph, wrt), zero)
+    for kept_name, value in kept:
+        task.graph.add_output(value, task.output_name(kept_name))
+    return task.finish()
+
+
+def value_and_grad(model: Model, of: str | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error"
+                   ) -> Model:
+    """Return a model of a scalar and its gradient: outputs the value, ``x_grad`` for each x, then those in ``keep``.
+
+    Raises like ``grad``.
+    """
+    name, _ = find_scalar(model.graph, of)
+    names = [name, *([keep] if isinstance(keep, str) else keep)]
+    result = grad(model, of, wrt, names, zero=zero)
+    entries = result.graph.output_entries
+    value = next(e for e in entries if e.name == name)
+    result.graph.reorder_outputs([value, *(e for e in entries if e is not value)])
+    return result
+
+
+def jvp(model: Model, of: Names | None = None, wrt: Names = "inputs") -> Model:
+    """Return a model of the Jacobian-vector product: tangents in, tangents out.
+
+    Each x in ``wrt`` gets a new input ``x_tangent`` of its type; the outputs are the original ones, then ``y_tangent`` =
+    sum over x of (dy/dx) x_tangent for each y in ``of`` (default: all float outputs). Raises like ``vjp``.
+    """
+    task = _Task(model)
+    values = find_of(task.graph, of)
+    wrt_values = find_wrt(task.graph, wrt)
+    pairs = []
+    for x in wrt_values:
+        x_dot = task.graph.add_input(task.graph.unique_name(f"{x.name}_tangent"), x.type)
+        task.roles["tangent", "", x.name] = x_dot.name
+        pairs.append((x, x_dot))
+    for (name, y), y_dot in zip(values, tangent(task.graph, pairs, [v for _, v in values]), strict=True):
+        task.add_derivative(("tangent", name, ""), f"{name}_tangent", y, y_dot, name, "wrt")
+    return task.finish()
+
+
+def hvp(model: Model, of: str | None = None, wrt: Names = "inputs", *, zero: Zero = "error") -> Model:
+    """Return a model of the Hessian-vector product: forward over reverse.
+
+    Inputs gain ``x_tangent`` for each x in ``wrt``; the outputs are the value, ``x_grad`` for each x, then ``x_hvp`` =
+    sum over u of (d2 of / dx du) u_tangent. Raises like ``grad``.
+    """
+    first = value_and_grad(model, of, wrt, zero=zero)
+    task = _Task(first)
+    name = first.graph.output_entries[0].name
+    wrt_values = [(w, first.roles["grad", name, w]) for r, o, w in first.roles if r == "grad" and o == name]
+    wrt_values = [(w, g) for w, g in wrt_values if w in task.graph.values]
+    gradients = [find_value(task.graph, g) for _, g in wrt_values]
+    pairs = []
+    for w, _ in wrt_values:
+        x = task.graph.value(w)
+        x_dot = task.graph.add_input(task.graph.unique_name(f"{w}_tangent"), x.type)
+        task.roles["tangent", "", w] = x_dot.name
+        pairs.append((x, x_dot))
+    for (w, _), g, dot in zip(wrt_values, gradients, tangent(task.graph, pairs, gradients), strict=True):
+        task.add_derivative(("hvp", name, w), f"{w}_hvp", g, dot, name, w)
+    return task.finish()
+
+
+class _Task:
+    """One transform at work: a copy of the graph, and the names and notes it makes."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.graph: Graph = model.graph.copy()
+        self.roles: dict[Role, str] = dict(model.roles)
+        self.notes = list(model.notes)
+
+    def finish(self) -> Model:
+        """Return the model made."""
+        return Model(self.graph, self.roles, self.notes)
+
+    def one(self, y: Value) -> Value:
+        """Return the cotangent 1 of a scalar."""
+        return Builder(self.graph, prefix=y.name).filled(1, y)
+
+    def drop_outputs(self) -> None:
+        """Take all outputs away; the values stay."""
+        for entry in self.graph.output_entries:
+            self.graph.remove(entry)
+
+    def keep(self, names: Names) -> None:
+        """Output the named values as well."""
+        present = {e.name for e in self.graph.output_entries}
+        for name in [names] if isinstance(names, str) else names:
+            if name not in present:
+                self.graph.add_output(find_value(self.graph, name), name)
+
+    def output_name(self, wanted: str) -> str:
+        """Return ``wanted``, or the first of ``wanted_1``, ... that no output has."""
+        taken = {e.name for e in self.graph.output_entries}
+        name, count = wanted, 0
+        while name in taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        return name
+
+    def gradients(self, seeds: Sequence[tuple[str, Value, Value]], wrt: Sequence[Value], zero: Zero) -> None:
+        """Run the adjoint and add one output for each of ``wrt``."""
+        found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero)
+        of = ",".join(name for name, _, _ in seeds)
+        for x, x_bar in zip(wrt, found, strict=True):
+            self.add_derivative(("grad", of, x.name), f"{x.name}_grad", x, x_bar, of, x.name)
+
+    def add_derivative(self, role: Role, wanted: str, like: Value, found: Value | None, of: str, wrt: str) -> Node:
+        """Output a derivative under a free name; zeros, and a note, where there is none."""
+        if found is None:
+            found = Builder(self.graph, prefix=like.name).zeros_like(like)
+            self.notes.append(f"{of!r} does not depend on {wrt!r}: its derivative is zero")
+        name = self.output_name(wanted if wanted not in self.graph.values else self.graph.unique_name(wanted))
+        self.roles[role] = name
+        return self.graph.add_output(found, name)
+
+
+def wrt_names(model: Model, of: str) -> list[str]:
+    """Return what ``of`` was differentiated with respect to; InputError if it was not."""
+    names = [w for r, o, w in model.roles if r == "grad" and o == of]
+    if not names:
+        raise InputError(f"{of!r} was not differentiated in this model", code="of")
+    return names

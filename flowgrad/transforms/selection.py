@@ -1,0 +1,118 @@
+"""What ``of``, ``wrt`` and ``keep`` mean: names, globs and words to values of a graph."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.graph import CONSTANT, PARAMETER, Graph, Value
+from flowgrad.transforms.parameters import parameters
+
+Names = str | Sequence[str]
+
+
+def find_value(graph: Graph, name: str) -> Value:
+    """Return the output, value or node's first output called ``name``.
+
+    Raises InputError, with a suggestion, if there is none or if a node name is not unique.
+    """
+    for entry in graph.output_entries:
+        if entry.name == name:
+            return entry.input(0)
+    if name in graph.values:
+        return graph.values[name]
+    nodes = [n for n in graph.nodes() if n.name == name]
+    if len(nodes) == 1:
+        return nodes[0].output()
+    if nodes:
+        raise InputError(f"{len(nodes)} nodes are called {name!r}; name one of their outputs instead", code="name")
+    known = [*(e.name for e in graph.output_entries), *graph.values, *(n.name for n in graph.nodes() if n.name)]
+    raise InputError(f"no output, value or node {name!r} in {graph.name!r}{suggestion(name, known)}", code="name")
+
+
+def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
+    """Return the values that ``wrt`` names: names, globs, "inputs" (all float ones), "params", or a list of these.
+
+    Constants among them become parameters. Raises InputError for what is unknown, not a float, or matches nothing.
+    """
+    chosen: dict[Value, None] = {}
+    for item in _as_list(wrt):
+        chosen.update(dict.fromkeys(_matches(graph, item)))
+    for value in chosen:
+        if not value.type.dtype.is_float:
+            raise InputError(f"{value.name!r} is {value.type.dtype.name}: only floats have derivatives", code="dtype")
+        if value.producer.op == CONSTANT:
+            graph.set_role(value, PARAMETER)
+    if not chosen:
+        raise InputError(f"wrt={wrt!r} names nothing; float inputs: {_listing(float_inputs(graph))}; "
+                         f"parameters: {_listing(parameters(graph))}", code="name")
+    return list(chosen)
+
+
+def _matches(graph: Graph, item: str) -> list[Value]:
+    if item in graph.values or any(e.name == item for e in graph.output_entries):
+        return [find_value(graph, item)]
+    if item == "inputs":
+        return float_inputs(graph)
+    if item == "params":
+        return parameters(graph)
+    if not any(c in item for c in "*?["):
+        return [find_value(graph, item)]
+    named = [v for v in (*graph.inputs, *graph.constants) if v.name and v.type.dtype.is_float]
+    found = [v for v in named if fnmatch.fnmatchcase(v.name, item)]
+    found = found or [v for n, v in graph.values.items() if v.type.dtype.is_float and fnmatch.fnmatchcase(n, item)]
+    if not found:
+        raise InputError(f"no float value matches {item!r}{suggestion(item, graph.values)}", code="name")
+    return found
+
+
+def find_of(graph: Graph, of: Names | None) -> list[tuple[str, Value]]:
+    """Return (name, value) for what is differentiated; None stands for all float outputs.
+
+    Raises InputError for what is unknown or not a float.
+    """
+    if of is None:
+        pairs = [(e.name, e.input(0)) for e in graph.output_entries if e.input(0).type.dtype.is_float]
+        if not pairs:
+            raise InputError(f"{graph.name!r} has no float output", code="of")
+        return pairs
+    pairs = [(name, find_value(graph, name)) for name in _as_list(of)]
+    for name, value in pairs:
+        if not value.type.dtype.is_float:
+            raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")
+    return pairs
+
+
+def find_scalar(graph: Graph, of: str | None) -> tuple[str, Value]:
+    """Return (name, value) of the scalar to differentiate: ``of``, or the only scalar output.
+
+    Raises InputError, naming the ways to get a scalar, if it has more than one element.
+    """
+    if of is None:
+        pairs = [(n, v) for n, v in find_of(graph, None) if v.type.size == 1]
+        if len(pairs) != 1:
+            raise InputError(
+                f"of= must name what to differentiate: {graph.name!r} has {len(pairs)} scalar float outputs "
+                f"({_listing(graph.outputs)}). Name a scalar, or use vjp, which takes a cotangent for any output.",
+                code="of")
+        return pairs[0]
+    ((name, value),) = find_of(graph, of)
+    if value.type.size != 1:
+        raise InputError(f"{name!r} is {value.type!r}, not a scalar: name a scalar, or use vjp, which takes a cotangent",
+                         code="of")
+    return name, value
+
+
+def float_inputs(graph: Graph) -> list[Value]:
+    """Return the graph inputs with a float dtype."""
+    return [v for v in graph.inputs if v.type.dtype.is_float]
+
+
+def _as_list(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _listing(values: Iterable[Value]) -> str:
+    shown = [f"{v.name}: {v.type!r}" for v in values]
+    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "") or "none"
