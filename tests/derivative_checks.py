@@ -9,6 +9,7 @@ import numpy as np
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.passes.adjoint import adjoint
+from flowgrad.passes.tangent import tangent
 
 
 def directional(function: Callable[[Mapping[str, Array]], Array], at: Mapping[str, Array],
@@ -71,6 +72,30 @@ def check_gradients(graph: Graph, feeds: Mapping[str, Array], wrt: Sequence[str]
         assert float(error) <= 1e-4 * max(scale, 1.0), f"the differences do not converge: {error} at scale {scale}"
         assert abs(got - float(expected)) <= bound, (
             f"adjoint {got!r}, differences {float(expected)!r} (bound {bound:.2e}) wrt {list(wrt)}")
+
+
+def check_tangents(graph: Graph, feeds: Mapping[str, Array], wrt: Sequence[str], *, step: float, rtol: float,
+                   seed: int = 0) -> None:
+    """Check the tangents of all float outputs along one random direction against central differences."""
+    rng = np.random.default_rng(seed + 99)
+    joint = graph.copy()
+    pairs = [(joint.value(n), joint.add_input(f"{n}_dot", joint.value(n).type)) for n in wrt]
+    entries = [e for e in joint.output_entries if e.input(0).type.dtype.is_float]
+    for entry, dot in zip(entries, tangent(joint, pairs, [e.input(0) for e in entries]), strict=True):
+        if dot is not None:
+            joint.add_output(dot, f"{entry.name}_dot")
+    direction = {n: np.asarray(rng.standard_normal(np.shape(feeds[n]))) for n in wrt}
+    got = evaluate(joint, {**feeds, **{f"{n}_dot": d for n, d in direction.items()}})
+    for entry in entries:
+        expected, error = directional(lambda at, e=entry: evaluate(graph, at)[e.name], feeds, direction, step)  # type: ignore[misc]
+        dot = got.get(f"{entry.name}_dot", np.zeros_like(expected))
+        assert dot.shape == expected.shape, f"tangent of {entry.name}: {dot.shape}, expected {expected.shape}"
+        if expected.size == 0:
+            continue
+        scale = max(1.0, float(np.abs(expected).max()))
+        assert float(error.max()) <= 1e-4 * scale, f"the differences do not converge: {error.max()}"
+        bound = rtol * scale + 10 * error
+        assert np.all(np.abs(dot - expected) <= bound), f"tangent of {entry.name}: {np.abs(dot - expected).max()} off"
 
 
 def _cotangents(graph: Graph, joint: Graph, feeds: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:

@@ -13,7 +13,7 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.ops.registry import Trait, all_ops, opdef
 from flowgrad.ir.types import Dim, Type, dtype_of
-from tests.derivative_checks import check_gradients, with_cotangents
+from tests.derivative_checks import check_gradients, check_tangents, with_cotangents
 from tests.op_cases import Case, all_cases
 
 CASES = all_cases()
@@ -155,6 +155,16 @@ def test_second_order(case: Case) -> None:
         pytest.skip("no differentiable input")
     graph, _ = case.graph(arrays, symbolic=case.symbolic)
     check_gradients(graph, case.feeds(arrays), wrt, step=case.step, rtol=10 * case.rtol, order=2)
+
+
+@pytest.mark.parametrize("case", SMOOTH, ids=[c.id for c in SMOOTH])
+def test_tangent(case: Case) -> None:
+    arrays = case.arrays()
+    wrt = differentiable_inputs(case, arrays)
+    if not wrt:
+        pytest.skip("no differentiable input")
+    graph, _ = case.graph(arrays, symbolic=case.symbolic)
+    check_tangents(graph, case.feeds(arrays), wrt, step=case.step, rtol=case.rtol)
 
 
 REFUSED = [c for c in CASES if c.refuses]
