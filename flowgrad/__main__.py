@@ -1,0 +1,7 @@
+"""``python -m flowgrad``."""
+
+import sys
+
+from flowgrad.tools.cli import main
+
+sys.exit(main())

@@ -1,0 +1,72 @@
+"""The command line: ``flowgrad SUBCOMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from flowgrad.ir.errors import FlowgradError, safe_text
+
+SUBCOMMANDS = {
+    "run": "run a graph; without inputs, seeded ones are made",
+    "grad": "append the adjoint graph: gradients of a scalar",
+    "opt": "run passes and look at what they do",
+    "inspect": "show inputs, outputs, operators and what cannot be differentiated",
+    "gradcheck": "compare gradients with differences, and with a second engine",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code (0 fine, 1 the answer is no, 2 usage, 3 and up: see errors)."""
+    parser = argparse.ArgumentParser(
+        prog="flowgrad", description="Exact derivatives of ONNX models, as graphs.",
+        epilog="example: flowgrad grad mlp.onnx mlp_grad.onnx --of loss --wrt params",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    given = list(sys.argv[1:] if argv is None else argv)
+    for name, summary in SUBCOMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary.capitalize() + ".",
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in given[:1]:
+            importlib.import_module(f"flowgrad.tools.{name}").add_arguments(sub)
+            add_common(sub)
+    return run_command(parser, given)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command has."""
+    group = parser.add_argument_group("messages")
+    group.add_argument("-q", "--quiet", action="store_true", help="no notes on stderr")
+    group.add_argument("-v", "--verbose", action="store_true", help="say more")
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    """Parse, dispatch, and turn every expected error into one message and an exit code."""
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        return int(importlib.import_module(f"flowgrad.tools.{arguments.command}").run(arguments))
+    except FlowgradError as error:
+        if arguments.debug:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except MemoryError as error:
+        print(f"ResourceError: out of memory: {safe_text(error)}", file=sys.stderr)
+        return 5
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

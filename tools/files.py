@@ -1,0 +1,124 @@
+"""Files of the command line: graphs and arrays in and out."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from flowgrad.ir.errors import InputError, LoadError, SaveError
+from flowgrad.ir.graph import Array
+from flowgrad.model import Model, load
+
+
+def load_graph(source: str) -> Model:
+    """Load GRAPH: a ``.msgpack``, ``.onnx`` or text file, or ``-`` for standard input."""
+    return load(sys.stdin.buffer.read()) if source == "-" else load(source)
+
+
+def save_graph(model: Model, target: str, opset: int | None = None) -> str:
+    """Write a model in the form that the name of ``target`` says; return a sentence about it. ``-`` prints text."""
+    if target == "-":
+        print(model)
+        return ""
+    path = Path(target)
+    existed = path.exists()
+    if path.suffix == ".onnx":
+        model.to_onnx(path, opset=opset)
+    elif path.suffix == ".msgpack":
+        model.save(path)
+    elif path.suffix in (".ir", ".txt"):
+        write_file(path, str(model).encode() + b"\n")
+    else:
+        raise InputError(f"cannot tell the form of {target!r}: end it in .onnx, .msgpack or .ir", code="file")
+    return f"wrote {target} ({size_text(path.stat().st_size)}{', replacing the old file' if existed else ''})"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises SaveError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SaveError(f"cannot write {os.fspath(path)!r}: {error.strerror}", code="file") from error
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
+
+
+def read_arrays(items: Iterable[str]) -> dict[str, Array]:
+    """Read ``F.npz`` and ``NAME=F.npy`` arguments into arrays by name.
+
+    Headers are checked against the file's size before anything is allocated; no pickle. Raises LoadError, InputError.
+    """
+    arrays: dict[str, Array] = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if equals:
+            arrays[name] = _read_npy_file(Path(path))
+        elif item.endswith(".npz"):
+            arrays.update(_read_npz(Path(item)))
+        else:
+            raise InputError(f"--inputs takes F.npz or NAME=F.npy, got {item!r}", code="usage")
+    return arrays
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename.removesuffix(".npy"): _read_member(archive, info, path) for info in archive.infolist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise LoadError(f"cannot read {os.fspath(path)!r}: {error}", code="npz") from error
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Array:
+    with archive.open(info) as stream:
+        return _read_npy(stream, info.file_size, f"{path}:{info.filename}")  # type: ignore[arg-type]
+
+
+def _read_npy_file(path: Path) -> Array:
+    try:
+        with path.open("rb") as stream:
+            return _read_npy(stream, path.stat().st_size, str(path))
+    except OSError as error:
+        raise LoadError(f"cannot read {os.fspath(path)!r}: {error.strerror}", code="npy") from error
+
+
+def _read_npy(stream: BinaryIO, size: int, where: str) -> Array:
+    try:
+        head = stream.read(min(size, 10))
+        length = int.from_bytes(head[8:10], "little")
+        version = tuple(head[6:8])
+        if head[:6] != b"\x93NUMPY" or version != (1, 0) or length > 10_000:
+            raise LoadError(f"{where} is no .npy file of version 1.0", code="npy")
+        header = io.BytesIO(head + stream.read(length))
+        np.lib.format.read_magic(header)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    except ValueError as error:
+        raise LoadError(f"{where}: {error}", code="npy") from error
+    if dtype.hasobject or dtype.itemsize * math.prod(shape) != size - 10 - length:
+        raise LoadError(f"{where}: the header says {dtype}{list(shape)}, which is not what the file holds", code="npy")
+    data: Any = np.frombuffer(stream.read(size - 10 - length), dtype)
+    return np.array(data.reshape(shape[::-1]).T if fortran else data.reshape(shape))
+
+
+def save_arrays(path: str, arrays: dict[str, Array]) -> None:
+    """Write arrays as ``.npz``, whole or not at all. Raises SaveError."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_file(Path(path), buffer.getvalue())

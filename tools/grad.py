@@ -1,0 +1,58 @@
+"""``flowgrad grad GRAPH [OUT]``: append the adjoint graph."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from flowgrad.model import Model
+from flowgrad.tools import files
+from flowgrad.tools.notes import note, progress
+from flowgrad.transforms.derivatives import grad, value_and_grad, vjp
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.epilog = "example: flowgrad grad mlp.onnx mlp_grad.onnx --of loss --wrt params"
+    parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
+    parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: text on stdout")
+    what = parser.add_argument_group("what")
+    what.add_argument("--of", metavar="A,B", help="what to differentiate (default: the only scalar output)")
+    what.add_argument("--wrt", metavar="A,B", default="inputs", help='names, globs, "inputs" (default) or "params"')
+    what.add_argument("--keep", metavar="A,B", default="", help="values to output as well")
+    what.add_argument("--vjp", action="store_true", help="take a cotangent as input instead of differentiating a scalar")
+    what.add_argument("--no-value", action="store_true", help="leave the value itself out")
+    how = parser.add_argument_group("how")
+    how.add_argument("--passes", metavar="STR", help='pipeline to run on the result ("" for none)')
+    how.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load, differentiate, optimise, write."""
+    quiet = arguments.quiet or arguments.json
+    with progress(f"loading {arguments.graph}", quiet):
+        model = files.load_graph(arguments.graph)
+    note(f"{arguments.graph}: {len(model.graph)} nodes, {len(model.graph.constants)} constants", quiet)
+    with progress("differentiating", quiet):
+        result = _differentiated(model, arguments)
+    made = [name for (role, _, _), name in result.roles.items() if role == "grad"]
+    note(f"adjoint: +{len(result.graph) - len(model.graph)} nodes, {len(made)} gradients: {' '.join(made[:12])}", quiet)
+    with progress("optimising", quiet):
+        optimised = result.optimized(arguments.passes)
+    note(f"optimised: {len(result.graph)} -> {len(optimised.graph)} nodes", quiet)
+    for text in result.notes:
+        note(f"note: {text}", quiet)
+    with progress(f"writing {arguments.out}", quiet):
+        wrote = files.save_graph(optimised, arguments.out, arguments.opset)
+    note(wrote, quiet or not wrote)
+    if arguments.json and arguments.out != "-":
+        print(json.dumps({"nodes": len(optimised.graph), "gradients": made, "notes": list(result.notes), "out": arguments.out}))
+    return 0
+
+
+def _differentiated(model: Model, arguments: argparse.Namespace) -> Model:
+    wrt = arguments.wrt.split(",")
+    keep = arguments.keep.split(",") if arguments.keep else ()
+    if arguments.vjp:
+        return vjp(model, arguments.of.split(",") if arguments.of else None, wrt, keep)
+    return (grad if arguments.no_value else value_and_grad)(model, arguments.of, wrt, keep)

@@ -1,0 +1,159 @@
+"""``flowgrad-run GRAPH`` and ``flowgrad run``: run a graph and print what comes out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.graph import Array
+from flowgrad.ir.types import dtype_of
+from flowgrad.model import Model
+from flowgrad.tools import files, samples
+from flowgrad.tools.notes import note, progress
+
+EXAMPLE = "example: flowgrad-run mlp_grad.msgpack --inputs batch.npz --check-numerics"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.epilog = EXAMPLE
+    parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
+    data = parser.add_argument_group("data")
+    data.add_argument("--inputs", action="append", default=[], metavar="F", help="F.npz, or NAME=F.npy (repeatable)")
+    data.add_argument("--input-shapes", action="append", default=[], metavar="NAME:DIMS", help="x:1,3,224,224 (repeatable)")
+    data.add_argument("--seed", type=int, default=0, help="of the inputs that are made (default 0)")
+    data.add_argument("--outputs", metavar="A,B", help="only these outputs")
+    data.add_argument("--save-outputs", metavar="F.npz", help="write the outputs")
+    how = parser.add_argument_group("how to run")
+    how.add_argument("--engine", default="numpy", help="numpy (default) or ort")
+    how.add_argument("--threads", type=int, help="default: all cores")
+    how.add_argument("--warmup", type=int, default=0, help="runs before timing")
+    how.add_argument("--repeat", type=int, default=1, help="timed runs; the median is shown")
+    how.add_argument("--check-numerics", action="store_true", help="exit with 1 if an output is not finite")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``flowgrad-run``; returns its exit code."""
+    from flowgrad.tools.cli import add_common, run_command
+
+    parser = argparse.ArgumentParser(prog="flowgrad-run", description="Run a graph; without inputs, seeded ones are made.")
+    parser.set_defaults(command="run")
+    add_arguments(parser)
+    add_common(parser)
+    return run_command(parser, list(sys.argv[1:] if argv is None else argv))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load, run, print."""
+    quiet = arguments.quiet or arguments.json
+    with progress(f"loading {arguments.graph}", quiet):
+        model = files.load_graph(arguments.graph)
+    feeds = _feeds(model, arguments, quiet)
+    names = _wanted(model, arguments.outputs)
+    with progress("compiling", quiet):
+        program = model.compile(engine=arguments.engine, threads=arguments.threads)
+    with progress("running", quiet):
+        outputs, seconds = _timed(program, feeds, arguments.warmup, arguments.repeat)
+    outputs = {name: outputs[name] for name in names}
+    if arguments.save_outputs:
+        files.save_arrays(arguments.save_outputs, outputs)
+    bad = [name for name, array in outputs.items() if not _is_finite(array)]
+    if arguments.json:
+        print(json.dumps(_report(model, feeds, outputs, seconds, arguments)))
+    else:
+        _print(feeds, outputs, set(arguments.inputs and feeds))
+        note(f"{len(model.graph)} nodes in {_seconds(statistics.median(seconds))}, engine {arguments.engine}", quiet)
+    if arguments.check_numerics and bad:
+        note(f"not finite: {', '.join(bad)}", arguments.json)
+        return 1
+    return 0
+
+
+def _feeds(model: Model, arguments: argparse.Namespace, quiet: bool) -> dict[str, Array]:
+    given = files.read_arrays(arguments.inputs)
+    known = {v.name for v in (*model.graph.inputs, *model.graph.parameters)}
+    for name in given:
+        if name not in known:
+            raise InputError(f"no input {name!r}{suggestion(name, known)}; inputs: {', '.join(sorted(known))}", code="name")
+    made, assumed = samples.sample_inputs(model.graph, arguments.seed, samples.parse_shapes(arguments.input_shapes), given)
+    if assumed:
+        note(f"assumed extent 1 for {', '.join(assumed)} (see --input-shapes)", quiet)
+    return {**given, **made}
+
+
+def _wanted(model: Model, outputs: str | None) -> list[str]:
+    known = [o.name for o in model.outputs]
+    names = outputs.split(",") if outputs else known
+    for name in names:
+        if name not in known:
+            raise InputError(f"no output {name!r}{suggestion(name, known)}; outputs: {', '.join(known)}", code="name")
+    return names
+
+
+def _timed(program: Any, feeds: dict[str, Array], warmup: int, repeat: int) -> tuple[dict[str, Array], list[float]]:
+    for _ in range(warmup):
+        program.run(feeds)
+    seconds = []
+    outputs: dict[str, Array] = {}
+    for _ in range(max(repeat, 1)):
+        started = time.perf_counter()
+        outputs = program.run(feeds)
+        seconds.append(time.perf_counter() - started)
+    return outputs, seconds
+
+
+def _is_finite(array: Array) -> bool:
+    return not dtype_of(array.dtype).is_float or bool(np.isfinite(array.astype(np.float64)).all())
+
+
+def _print(feeds: dict[str, Array], outputs: dict[str, Array], given: set[str]) -> None:
+    rows = [("input", name, _type(array), "given" if name in given else "made") for name, array in feeds.items()]
+    rows += [("output", name, _type(array), summary(array)) for name, array in outputs.items()]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+
+
+def _type(array: Array) -> str:
+    return f"{dtype_of(array.dtype).name}{list(array.shape)}".replace(" ", "")
+
+
+def summary(array: Array) -> str:
+    """Return a line about an array: the value of a scalar, else least, greatest, norm and whether all is finite."""
+    if array.size == 1:
+        return f"{array.reshape(-1)[0]:.6g}" if array.dtype.kind in "fiu" else str(array.reshape(-1)[0])
+    if array.size == 0:
+        return "empty"
+    if not dtype_of(array.dtype).is_float:
+        return "" if array.dtype == object else f"min {array.min()}  max {array.max()}"
+    wide = array.astype(np.float64)
+    finite = "finite" if np.isfinite(wide).all() else f"{int((~np.isfinite(wide)).sum())} not finite"
+    return f"min {wide.min():.4g}  max {wide.max():.4g}  l2 {np.sqrt((wide * wide).sum()):.4g}  {finite}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _report(model: Model, feeds: dict[str, Array], outputs: dict[str, Array], seconds: list[float],
+            arguments: argparse.Namespace) -> dict[str, Any]:
+    def described(array: Array) -> dict[str, Any]:
+        return {"dtype": dtype_of(array.dtype).name, "shape": list(array.shape), "summary": summary(array),
+                "finite": _is_finite(array)}
+
+    return {
+        "graph": arguments.graph, "nodes": len(model.graph), "engine": arguments.engine,
+        "inputs": {name: described(array) for name, array in feeds.items()},
+        "outputs": {name: described(array) for name, array in outputs.items()},
+        "seconds": {"median": statistics.median(seconds), "all": seconds},
+    }

@@ -1,0 +1,82 @@
+"""Seeded inputs for a graph that is run without any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.types import Dim
+
+
+def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Parse ``x:1,3,224,224`` arguments. Raises InputError."""
+    shapes = {}
+    for item in items:
+        name, colon, dims = item.rpartition(":")
+        try:
+            shapes[name] = tuple(int(d) for d in dims.split(",") if d.strip())
+        except ValueError as error:
+            raise InputError(f"--input-shapes takes NAME:1,3,224,224, got {item!r}", code="usage") from error
+        if not colon:
+            raise InputError(f"--input-shapes takes NAME:1,3,224,224, got {item!r}", code="usage")
+    return shapes
+
+
+def sample_inputs(
+    graph: Graph, seed: int, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]
+) -> tuple[dict[str, Array], list[str]]:
+    """Return an array for each input that ``given`` lacks, and the named dims that were assumed to be 1.
+
+    Floats are standard normal, integers 0 or 1, the same for the same seed. A named dim has one extent everywhere.
+    """
+    known = {v.name for v in graph.inputs}
+    for name in shapes:
+        if name not in known:
+            raise InputError(f"no input {name!r}{suggestion(name, known)}", code="name")
+    env = _bound_dims(graph, shapes, given)
+    assumed: dict[str, None] = {}
+    rng = np.random.default_rng(seed)
+    made = {}
+    for value in graph.inputs:
+        if value.name not in given:
+            made[value.name] = _sample(value, shapes.get(value.name) or _extents(value, env, assumed), rng)
+    return made, list(assumed)
+
+
+def _bound_dims(graph: Graph, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]) -> dict[str, int]:
+    env: dict[str, int] = {}
+    for value in graph.inputs:
+        extents = given[value.name].shape if value.name in given else shapes.get(value.name)
+        if extents is None or value.type.shape is None:
+            continue
+        if len(extents) != len(value.type.shape):
+            raise InputError(f"input {value.name!r} is {value.type!r}, got the shape {list(extents)}", code="shape")
+        for dim, extent in zip(value.type.shape, extents, strict=True):
+            if isinstance(dim, Dim) and len(dim.names()) == 1 and dim == Dim.named(next(iter(dim.names()))):
+                env[next(iter(dim.names()))] = extent
+    return env
+
+
+def _extents(value: Value, env: Mapping[str, int], assumed: dict[str, None]) -> tuple[int, ...]:
+    if value.type.shape is None:
+        raise InputError(f"the rank of input {value.name!r} is not known: give --input-shapes {value.name}:...", code="shape")
+    extents = []
+    for dim in value.type.shape:
+        if isinstance(dim, Dim):
+            assumed.update(dict.fromkeys(sorted(dim.names() - set(env))))
+            extents.append(dim.evaluate({**dict.fromkeys(dim.names(), 1), **env}))
+        else:
+            extents.append(dim)
+    return tuple(extents)
+
+
+def _sample(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    dtype = value.type.dtype
+    if dtype.is_float:
+        return np.asarray(rng.standard_normal(shape)).astype(dtype.numpy)
+    if dtype.kind == "string":
+        raise InputError(f"input {value.name!r} holds strings: give it with --inputs", code="dtype")
+    return np.asarray(rng.integers(0, 2, shape)).astype(dtype.numpy)
