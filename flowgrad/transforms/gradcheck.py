@@ -1,0 +1,152 @@
+"""A gradient check a user can run on a model: reverse and forward mode against differences, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import InputError
+from flowgrad.ir.graph import Array
+from flowgrad.model import Model
+from flowgrad.transforms.derivatives import jvp, vjp
+from flowgrad.transforms.selection import Names
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was compared, both numbers, how far apart they may be, and whether they are nearer."""
+
+    what: str
+    got: float
+    expected: float
+    allowed: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class GradcheckResult:
+    """All comparisons of a gradient check; true in a boolean context if every one passed."""
+
+    checks: list[Check]
+
+    def __bool__(self) -> bool:
+        return all(c.passed for c in self.checks)
+
+
+def gradcheck(
+    model: Model,
+    inputs: Mapping[str, Any],
+    of: Names | None = None,
+    wrt: Names = "inputs",
+    modes: Sequence[str] = ("rev", "fwd"),
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    samples: int = 3,
+    seed: int = 0,
+) -> GradcheckResult:
+    """Compare <y_bar, J v> from the derivative graphs with central differences, along ``samples`` random directions v.
+
+    The model is converted to float64 first. Each x in ``wrt`` is moved alone, relative to its largest magnitude.
+    Raises InputError for an unknown mode or name.
+    """
+    unknown = set(modes) - {"rev", "fwd"}
+    if unknown:
+        raise InputError(f"modes are 'rev' and 'fwd', got {sorted(unknown)}", code="modes")
+    wide = model.astype("float64")
+    feeds = {k: _wide(v) for k, v in inputs.items()}
+    reverse = vjp(wide, of, wrt, zero="allow")
+    forward = jvp(wide, of, wrt) if "fwd" in modes else None
+    names = [w for (role, _, w) in reverse.roles if role == "grad"]
+    rng = np.random.default_rng(seed)
+    base = wide(feeds)
+    at = {n: feeds[n] if n in feeds else _value(reverse, n) for n in names}
+    outputs = {o: name for (role, o, _), name in reverse.roles.items() if role == "cotangent"}
+    cotangents = {o: np.asarray(rng.standard_normal(_output(base, wide, o, feeds).shape)) for o in outputs}
+    gradients = reverse({**feeds, **{outputs[o]: ct for o, ct in cotangents.items()}})
+    checks: list[Check] = []
+    for _ in range(samples):
+        for name in names:
+            direction = np.asarray(rng.standard_normal(at[name].shape))
+            step = eps * max(1.0, float(np.abs(at[name]).max(initial=0.0)))
+            expected = _difference(reverse, feeds, outputs, cotangents, name, at[name], direction, step)
+            allowed = atol + rtol * abs(expected)
+            if "rev" in modes:
+                gradient = gradients[next(g for (r, _, w), g in reverse.roles.items() if r == "grad" and w == name)]
+                checks.append(_check(f"reverse {name}", float(np.sum(gradient * direction)), expected, allowed))
+            if forward is not None:
+                checks.append(_check(f"forward {name}", _pushed(forward, feeds, at, name, direction, cotangents), expected,
+                                     allowed))
+    return GradcheckResult(checks)
+
+
+def compare_engines(model: Model, inputs: Mapping[str, Any], of: Names | None, wrt: Names, engine: str, seed: int = 0
+                    ) -> list[Check]:
+    """Compare the gradients of the NumPy engine with those of another one, entry by entry (largest difference)."""
+    reverse = vjp(model, of, wrt, zero="allow")
+    rng = np.random.default_rng(seed)
+    feeds = {k: np.asarray(v) for k, v in inputs.items()}
+    base = model(feeds)
+    for (role, o, _), name in reverse.roles.items():
+        if role == "cotangent":
+            like = _output(base, model, o, feeds)
+            feeds[name] = np.asarray(rng.standard_normal(like.shape)).astype(like.dtype)
+    mine, theirs = reverse(feeds), reverse.compile(engine=engine).run(feeds)
+    checks = []
+    for (role, _, _), name in reverse.roles.items():
+        if role == "grad":
+            a, b = mine[name].astype(np.float64), np.asarray(theirs[name]).astype(np.float64)
+            scale = float(np.abs(a).max(initial=0.0))
+            off = float(np.abs(a - b).max(initial=0.0))
+            checks.append(Check(f"{engine} {name}", scale + off, scale, 1e-3 * scale + 1e-6, off <= 1e-3 * scale + 1e-6))
+    return checks
+
+
+def _check(what: str, got: float, expected: float, allowed: float) -> Check:
+    return Check(what, got, expected, allowed, abs(got - expected) <= allowed)
+
+
+def _wide(value: Any) -> Array:
+    array = np.asarray(value)
+    return array.astype(np.float64) if array.dtype.kind in "fV" else array
+
+
+def _value(model: Model, name: str) -> Array:
+    data = model.graph.value(name).producer.data
+    if data is None:
+        raise InputError(f"{name!r} is neither an input nor a constant: it cannot be moved by itself", code="name")
+    return np.asarray(data)
+
+
+def _output(outputs: Mapping[str, Array], model: Model, name: str, feeds: Mapping[str, Array]) -> Array:
+    if name in outputs:
+        return outputs[name]
+    from flowgrad.ir.evaluate import evaluate
+    from flowgrad.transforms.selection import find_value
+
+    value = find_value(model.graph, name)
+    return next(iter(evaluate(model.graph, feeds, fetch=[value]).values()))
+
+
+def _difference(model: Model, feeds: Mapping[str, Array], outputs: Mapping[str, str], cotangents: Mapping[str, Array],
+                name: str, at: Array, direction: Array, step: float) -> float:
+    fixed = {**feeds, **{outputs[o]: ct for o, ct in cotangents.items()}}
+
+    def pairing(x: Array) -> float:
+        found = model({**fixed, name: x})
+        return float(sum(np.sum(_output(found, model, o, {**fixed, name: x}) * ct) for o, ct in cotangents.items()))
+
+    return (pairing(at + step * direction) - pairing(at - step * direction)) / (2 * step)
+
+
+def _pushed(forward: Model, feeds: Mapping[str, Array], at: Mapping[str, Array], name: str, direction: Array,
+            cotangents: Mapping[str, Array]) -> float:
+    tangents = {}
+    for (role, _, w), given in forward.roles.items():
+        if role == "tangent" and w:
+            tangents[given] = direction if w == name else np.zeros(at[w].shape)
+    found = forward({**feeds, **tangents})
+    return float(sum(np.sum(found[forward.roles["tangent", o, ""]] * ct) for o, ct in cotangents.items()))
