@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "grad": "append the adjoint graph: gradients of a scalar",
     "opt": "run passes and look at what they do",
     "inspect": "show inputs, outputs, operators and what cannot be differentiated",
+    "zoo": "check models that have reference gradients",
     "gradcheck": "compare gradients with differences, and with a second engine",
 }
 

@@ -1,0 +1,156 @@
+"""``flowgrad zoo FOLDER``: check models with reference gradients, one line an entry.
+
+An entry is a folder with ``model.onnx``, ``data.npz`` (``in/``, ``out/``, ``ct/`` and ``grad/`` arrays) and ``meta.json``,
+whose ``gradients`` list says how far rounding may go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
+from flowgrad.ir.graph import Array
+from flowgrad.model import Model, load
+from flowgrad.transforms.derivatives import vjp
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one entry in one engine: "ok", "wrong" or "refused", how many gradients agree, and the reason."""
+
+    entry: str
+    engine: str
+    status: str
+    agreed: int
+    total: int
+    worst: float
+    seconds: float
+    reason: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.epilog = "example: flowgrad zoo models/ --engines numpy,ort"
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of entries, or one entry")
+    parser.add_argument("--entries", metavar="A,B", help="only these")
+    parser.add_argument("--engines", default="numpy", metavar="A,B", help="numpy (default), ort (the exported model)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check; exit code 1 if a gradient is wrong."""
+    folders = entries(Path(arguments.folder), arguments.entries.split(",") if arguments.entries else None)
+    verdicts = []
+    for folder in folders:
+        for engine in arguments.engines.split(","):
+            verdict = check_entry(folder, engine)
+            verdicts.append(verdict)
+            if not arguments.json:
+                print(line(verdict), flush=True)
+    if arguments.json:
+        print(json.dumps([asdict(v) for v in verdicts]))
+    return 1 if any(v.status == "wrong" for v in verdicts) else 0
+
+
+def entries(folder: Path, names: list[str] | None = None) -> list[Path]:
+    """Return the entry folders in ``folder``, those called ``names`` if given. Raises InputError if one is missing."""
+    if (folder / "model.onnx").is_file():
+        return [folder]
+    found = {p.parent.name: p.parent for p in sorted(folder.glob("*/model.onnx"))}
+    if not found:
+        raise InputError(f"no entry with a model.onnx in {str(folder)!r}", code="file")
+    for name in names or ():
+        if name not in found:
+            raise InputError(f"no entry {name!r} in {str(folder)!r}", code="name")
+    return [found[name] for name in names or found]
+
+
+def line(verdict: Verdict) -> str:
+    """Return the printed form of a verdict."""
+    text = f"{verdict.entry:28} {verdict.engine:6} {verdict.status:8} {verdict.agreed}/{verdict.total} gradients"
+    text += f"  worst {verdict.worst:.3g} of the tolerance  {verdict.seconds:.2f} s"
+    return f"{text}  {verdict.reason.splitlines()[0]}" if verdict.reason else text
+
+
+def check_entry(folder: Path, engine: str = "numpy") -> Verdict:
+    """Compare outputs and all gradients of one entry with its references."""
+    started = time.perf_counter()
+    meta, data = read_entry(folder)
+    names = [r["name"] for r in reference_records(meta)]
+    try:
+        model = load(folder / "model.onnx")
+        gradients = entry_gradients(model, meta, data, engine)
+    except EngineError:
+        raise
+    except FlowgradError as error:
+        return Verdict(folder.name, engine, "refused", 0, len(names), 0.0, time.perf_counter() - started, str(error))
+    ratios = gradient_ratios(meta, data, gradients)
+    bad = [name for name, ratio in ratios.items() if not ratio <= 1]
+    return Verdict(folder.name, engine, "wrong" if bad else "ok", len(ratios) - len(bad), len(ratios),
+                   max(ratios.values(), default=0.0), time.perf_counter() - started, ", ".join(bad[:4]))
+
+
+def read_entry(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return meta.json and the arrays of an entry. Raises LoadError."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        with np.load(folder / "data.npz", allow_pickle=False) as archive:
+            return meta, {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadError(f"cannot read the entry {str(folder)!r}: {error}", code="zoo") from error
+
+
+def reference_records(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of gradients that have a reference."""
+    return list(meta["gradients"])
+
+
+def entry_names(meta: dict[str, Any]) -> list[str]:
+    """Return everything that gradients are asked for: inputs, initializers, and the parts of sums."""
+    names: dict[str, None] = {}
+    for record in meta["gradients"]:
+        names.update(dict.fromkeys(record.get("sum_of") or [record["name"]]))
+    return list(names)
+
+
+def entry_gradients(model: Model, meta: dict[str, Any], data: dict[str, Array], engine: str) -> dict[str, Array]:
+    """Return the gradient of sum(out * ct) for every name that the entry lists."""
+    outputs = [o["name"] for o in meta["outputs"] if o["cotangent"]]
+    joint = vjp(model, outputs, entry_names(meta), zero="allow")
+    feeds = {i["name"]: data["in/" + i["name"]] for i in meta["inputs"]}
+    roles = joint.roles
+    feeds.update({roles["cotangent", name, ""]: data["ct/" + name] for name in outputs})
+    program = joint.compile(engine=engine)
+    results = program.run({k: v for k, v in feeds.items() if k in {i.name for i in joint.inputs}})
+    return {wrt: results[name] for (role, _, wrt), name in roles.items() if role == "grad"}
+
+
+def gradient_ratios(meta: dict[str, Any], data: dict[str, Array], gradients: dict[str, Array]) -> dict[str, float]:
+    """Return, for every reference gradient, the largest difference divided by what is allowed."""
+    records = reference_records(meta)
+    largest = max((r["max_abs"] for r in records), default=0.0)
+    ratios = {}
+    for record in records:
+        reference = data["grad/" + record["name"]].astype(np.float64)
+        allowed = max(1e-4 * record["max_abs"], 20 * record["floor"], 1e-7 * largest, 1e-300)
+        got = _summed(record, gradients, reference)
+        ratios[record["name"]] = float(np.abs(got - reference).max(initial=0.0) / allowed) if got is not None else np.inf
+    return ratios
+
+
+def _summed(record: dict[str, Any], gradients: dict[str, Array], reference: Array) -> Array | None:
+    parts = [gradients[n].astype(np.float64) for n in record.get("sum_of") or [record["name"]]]
+    total = np.zeros(reference.shape)
+    for part in parts:
+        if part.shape != reference.shape:
+            part = part.T
+        if part.shape != reference.shape:
+            return None
+        total = total + part
+    return total
