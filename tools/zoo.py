@@ -115,7 +115,7 @@ def entry_names(meta: dict[str, Any]) -> list[str]:
     """Return everything that gradients are asked for: inputs, initializers, and the parts of sums."""
     names: dict[str, None] = {}
     for record in meta["gradients"]:
-        names.update(dict.fromkeys(record.get("sum_of") or [record["name"]]))
+        names.update(dict.fromkeys(name for name, _ in _parts(record)))
     return list(names)
 
 
@@ -144,13 +144,18 @@ def gradient_ratios(meta: dict[str, Any], data: dict[str, Array], gradients: dic
     return ratios
 
 
+def _parts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, layout) of what a record sums: itself, or the copies of one tied weight."""
+    return [(p["name"], p["how"]) for p in record["sum_of"]] if "sum_of" in record else [(record["name"], "same")]
+
+
 def _summed(record: dict[str, Any], gradients: dict[str, Array], reference: Array) -> Array | None:
-    parts = [gradients[n].astype(np.float64) for n in record.get("sum_of") or [record["name"]]]
     total = np.zeros(reference.shape)
-    for part in parts:
-        if part.shape != reference.shape:
-            part = part.T
-        if part.shape != reference.shape:
+    for name, how in _parts(record):
+        part = gradients[name].astype(np.float64)
+        if how.startswith("perm"):
+            part = part.transpose(np.argsort([int(axis) for axis in how[4:]]))
+        if part.size != reference.size:
             return None
-        total = total + part
+        total = total + part.reshape(reference.shape)
     return total
