@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, dtype_of, type_of
 
@@ -487,6 +488,7 @@ class Graph:
 
     # ---- copying ----------------------------------------------------------------------------------------------------
 
+    @bulk
     def copy(self) -> Graph:
         """Return an independent copy with the same keys, names and origins; constant arrays are shared."""
         other = Graph(self.name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import FlowgradError, NotDifferentiableError, PassError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
@@ -113,6 +114,7 @@ def _broadcast_axes(value: Value, x: Value) -> tuple[int, list[int]] | None:
     return leading, inner
 
 
+@bulk
 def adjoint(
     graph: Graph,
     seeds: Sequence[tuple[Value, Value]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import PassError
 from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
 from flowgrad.ir.infer import describe
@@ -16,6 +17,7 @@ from flowgrad.passes.expand import expand_for_derivative, path_nodes
 Tangent = Value | None
 
 
+@bulk
 def tangent(
     graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], *, pass_name: str = "tangent"
 ) -> list[Tangent]:
