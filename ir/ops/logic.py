@@ -1,1 +1,65 @@
-"""The logic operators."""
+"""Comparison and logic: outputs are bool, no cotangent passes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flowgrad.ir.graph import Array, Node
+from flowgrad.ir.ops.registry import Trait, broadcasted_bool, op
+from flowgrad.ir.types import BOOL, Type
+
+TRAITS = (Trait.BROADCASTS, Trait.ELEMENTWISE, Trait.ZERO)
+
+
+@op("Equal", since=7, outputs=("C",), traits=(*TRAITS, Trait.COMMUTATIVE))
+def equal(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    return np.equal(a, b, out=out)
+
+
+@op("Less", since=7, outputs=("C",), traits=TRAITS)
+def less(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    return np.less(a, b, out=out)
+
+
+@op("LessOrEqual", since=12, outputs=("C",), traits=TRAITS)
+def less_or_equal(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    return np.less_equal(a, b, out=out)
+
+
+@op("Greater", since=7, outputs=("C",), traits=TRAITS)
+def greater(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    return np.greater(a, b, out=out)
+
+
+@op("GreaterOrEqual", since=12, outputs=("C",), traits=TRAITS)
+def greater_or_equal(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    return np.greater_equal(a, b, out=out)
+
+
+@op("And", since=7, outputs=("C",), traits=(*TRAITS, Trait.COMMUTATIVE))
+def and_(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    return np.logical_and(a, b, out=out)
+
+
+@op("Or", since=7, outputs=("C",), traits=(*TRAITS, Trait.COMMUTATIVE))
+def or_(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    return np.logical_or(a, b, out=out)
+
+
+@op("Xor", since=7, outputs=("C",), traits=(*TRAITS, Trait.COMMUTATIVE))
+def xor(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    return np.logical_xor(a, b, out=out)
+
+
+for _definition in (equal, less, less_or_equal, greater, greater_or_equal, and_, or_, xor):
+    _definition.types(broadcasted_bool)
+
+
+@op("Not", traits=(Trait.ELEMENTWISE, Trait.ZERO))
+def not_(x: Array, *, out: Array | None = None) -> Array:
+    return np.logical_not(x, out=out)
+
+
+@not_.types
+def _(node: Node) -> Type:
+    return node.input(0).type.with_dtype(BOOL)

@@ -176,8 +176,8 @@ class OpDef:
 
 _OPS: dict[str, OpDef] = {}
 _loaded = False
-FAMILIES = ("elementwise", "activation", "logic", "matmul", "reduce", "softmax", "loss", "conv", "pool", "norm",
-            "shape", "index", "create", "random", "control", "rnn", "own")
+FAMILIES = ("elementwise", "maths", "cast", "activation", "logic", "matmul", "reduce", "softmax", "loss", "conv",
+            "pool", "norm", "shape", "index", "create", "random", "control", "rnn", "own")
 
 
 def op(

@@ -1,0 +1,50 @@
+"""Rows for the mathematical functions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.op_cases import Case, away, const, fixed, held, normal, positive
+
+SPECIAL = [-7.0, -1.0, -0.0, 0.0, 1e-300, 0.3, 1.0, 6.5, 30.0, float("inf"), -float("inf"), float("nan")]
+INSIDE = {"low": -0.9, "high": 0.9}
+
+EVERYWHERE = [
+    Case(name, [normal(3, 4)]) for name in
+    ("Exp", "Sin", "Cos", "Tan", "Atan", "Sinh", "Cosh", "Asinh", "Erf")
+]
+ON_DOMAIN = [
+    Case("Sqrt", [positive(3, 4)]),
+    Case("Log", [positive(3, 4)]),
+    Case("Reciprocal", [away(3, 4, gap=0.5)]),
+    Case("Asin", [positive(3, 4, **INSIDE)]),
+    Case("Acos", [positive(3, 4, **INSIDE)]),
+    Case("Atanh", [positive(3, 4, **INSIDE)]),
+    Case("Acosh", [positive(3, 4, low=1.3, high=3.0)]),
+]
+EDGES = [
+    Case(name, [fixed(SPECIAL)], name="edges", smooth=False, note="poles, infinities and NaN")
+    for name in ("Sqrt", "Exp", "Log", "Reciprocal", "Sin", "Atan", "Erf", "Asinh", "Acosh", "Atanh")
+]
+POWERS = [
+    *(Case("Pow", [away(3, 4, gap=0.5), const(p)], name=f"constant-{p}") for p in (0.0, 1.0, 2.0, 3.0, -1.0, -2.0, 4.0)),
+    *(Case("Pow", [positive(3, 4), const(p)], name=f"constant-{p}") for p in (0.5, -0.5, 1.5, 2.7)),
+    Case("Pow", [positive(3, 4), normal(3, 4)]),
+    Case("Pow", [positive(3, 1), normal(4)], name="broadcast"),
+    Case("Pow", [positive(3), held(fixed([2, 3, -1], "int64"))], name="int-exponent"),
+    Case("Pow", [away(3, gap=0.5), const([2.0, 3.0, 0.0])], name="constant-vector"),
+    Case("Pow", [fixed([2, 3], "int32"), fixed([3, 2], "int32")], name="int"),
+    Case("Pow", [fixed([2, 3], "int64"), fixed([0.5, 2.0], "float32")], name="int-float"),
+    Case("Pow", [normal(0, 3), const(3.0)], name="empty"),
+]
+DTYPES = [
+    Case("Erf", [normal(2, 3, dtype="float32")], name="float32"),
+    Case("Erf", [normal(2, 3, dtype="float16")], name="float16"),
+    Case("Erf", [normal()], name="rank0"),
+    Case("Erf", [normal(0, 2)], name="empty"),
+    Case("Erf", [fixed(np.linspace(-7, 7, 9001))], name="blocks", smooth=False, note="more than a block of elements"),
+    Case("Exp", [normal(3, dtype="float16")], name="half"),
+    Case("Reciprocal", [away(3, dtype="float32")], name="float32"),
+]
+
+CASES: list[Case] = [*EVERYWHERE, *ON_DOMAIN, *EDGES, *POWERS, *DTYPES]
