@@ -1,0 +1,198 @@
+"""The transforms on small models that ship with the tests: values, names, errors, any order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError, NotDifferentiableError
+from flowgrad.ir.evaluate import evaluate
+from flowgrad.ir.graph import Array, Graph
+from flowgrad.ir.types import FLOAT64, Dim, Type
+from flowgrad.model import Model
+from tests.derivative_checks import directional
+
+DATA = Path(__file__).parent / "data"
+
+
+def mlp() -> tuple[Model, dict[str, Array]]:
+    rng = np.random.default_rng(0)
+    return fg.load(DATA / "mlp.onnx").astype("float64"), {"x": rng.standard_normal((5, 4)), "target": np.array([0, 2, 1, 1, 0])}
+
+
+def loop(steps: int) -> tuple[Model, dict[str, Array]]:
+    rng = np.random.default_rng(0)
+    return fg.load(DATA / "loop.onnx").astype("float64"), {
+        "steps": np.array(steps), "x": rng.standard_normal((2, 3)), "h": rng.standard_normal((2, 3))}
+
+
+def branch(sign: float) -> tuple[Model, dict[str, Array]]:
+    rng = np.random.default_rng(0)
+    return fg.load(DATA / "branch.onnx").astype("float64"), {"x": sign * rng.uniform(0.1, 1.0, (4, 3))}
+
+
+MODELS = {
+    "mlp": (mlp, (), ["x", "w1", "b1", "w2", "b2"]),
+    "loop": (loop, (4,), ["x", "h", "w"]),
+    "loop, no trips": (loop, (0,), ["x", "h", "w"]),
+    "branch, warm": (branch, (1.0,), ["x", "w", "v"]),
+    "branch, cold": (branch, (-1.0,), ["x", "w", "v"]),
+}
+
+
+def values_at(model: Model, feeds: Mapping[str, Array], wrt: list[str]) -> dict[str, Array]:
+    return {n: feeds[n] if n in feeds else np.asarray(model.graph.value(n).producer.data) for n in wrt}
+
+
+def fed(model: Model, wrt: list[str]) -> Model:
+    """A model whose constants in ``wrt`` can be fed."""
+    from flowgrad.transforms.selection import find_wrt
+
+    graph = model.graph.copy()
+    find_wrt(graph, wrt)
+    return model.with_graph(graph)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_vjp_and_jvp_agree_with_differences(name: str) -> None:
+    make, arguments, wrt = MODELS[name]
+    model, feeds = make(*arguments)  # type: ignore[operator]
+    rng = np.random.default_rng(5)
+    at = values_at(model, feeds, wrt)
+    direction = {n: np.asarray(rng.standard_normal(a.shape)) for n, a in at.items()}
+    moved = fed(model, wrt)
+    outputs = model(feeds)
+    cotangents = {n: np.asarray(rng.standard_normal(y.shape)) for n, y in outputs.items()}
+    expected = {n: directional(lambda p, n=n: evaluate(moved.graph, p)[n], {**feeds, **at}, direction, 1e-3)[0]  # type: ignore[misc]
+                for n in outputs}
+
+    reverse = fg.vjp(model, wrt=wrt)
+    gradients = reverse({**feeds, **{reverse.roles["cotangent", n, ""]: c for n, c in cotangents.items()}})
+    got = sum(np.sum(gradients[f"{n}_grad"] * direction[n]) for n in wrt)
+    want = sum(np.sum(expected[n] * cotangents[n]) for n in outputs)
+    assert got == pytest.approx(want, rel=1e-7, abs=1e-8)
+
+    forward = fg.jvp(model, wrt=wrt)
+    tangents = forward({**feeds, **{forward.roles["tangent", "", n]: d for n, d in direction.items()}})
+    for n in outputs:
+        np.testing.assert_allclose(tangents[f"{n}_tangent"], expected[n], rtol=1e-7, atol=1e-8)
+        np.testing.assert_array_equal(tangents[n], outputs[n])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hvp_agrees_with_differences_of_the_gradient(name: str) -> None:
+    make, arguments, wrt = MODELS[name]
+    model, feeds = make(*arguments)  # type: ignore[operator]
+    scalar = summed(model, "loss" if name == "mlp" else model.outputs[0].name)
+    first, product = fg.grad(scalar, "total_of_it", wrt), fg.hvp(scalar, "total_of_it", wrt)
+    rng = np.random.default_rng(6)
+    at = values_at(model, feeds, wrt)
+    direction = {n: np.asarray(rng.standard_normal(a.shape)) for n, a in at.items()}
+    got = product({**feeds, **{f"{n}_tangent": d for n, d in direction.items()}})
+    for n in wrt:
+        expected, _ = directional(lambda p, n=n: first(p)[f"{n}_grad"], {**feeds, **at}, direction, 1e-3)  # type: ignore[misc]
+        np.testing.assert_allclose(got[f"{n}_hvp"], expected, rtol=1e-6, atol=1e-7)
+
+
+def summed(model: Model, output: str) -> Model:
+    """The model with the sum of squares of one output as an output called ``total_of_it``."""
+    graph = model.graph.copy()
+    b = Builder(graph)
+    y = next(e.input(0) for e in graph.output_entries if e.name == output)
+    graph.add_output(b.ReduceSum(b.Mul(y, y), keepdims=0), "total_of_it")
+    return model.with_graph(graph)
+
+
+def test_grad_nested_three_times_is_the_third_derivative() -> None:
+    """y = sum(x^5): y''' = 60 x^2, each time through a scalar sum."""
+    graph = Graph("power")
+    x = graph.add_input("x", Type(FLOAT64, (Dim.named("N"),)))
+    b = Builder(graph)
+    graph.add_output(b.ReduceSum(b.Pow(x, 5.0), keepdims=0), "y0")
+    model = Model(graph)
+    for order in range(3):
+        model = fg.grad(model, f"y{order}", "x")
+        inner = model.graph.copy()
+        found = inner.output_entries[0].input(0)
+        inner.add_output(Builder(inner).ReduceSum(found, keepdims=0), f"y{order + 1}")
+        model = Model(inner)
+    at = np.array([0.5, -1.5, 2.0])
+    np.testing.assert_allclose(model(x=at)[model.outputs[0].name], 60 * at**2, rtol=1e-12)
+
+
+def test_names_and_roles() -> None:
+    model, _ = mlp()
+    gradient = fg.grad(model, "loss", ["w1", "x"], keep="logits")
+    assert [o.name for o in gradient.outputs] == ["w1_grad", "x_grad", "logits"]
+    assert gradient.roles["grad", "loss", "w1"] == "w1_grad"
+    assert [o.name for o in fg.value_and_grad(model, wrt="params", of="loss").outputs] == [
+        "loss", "w1_grad", "b1_grad", "w2_grad", "b2_grad"]
+    assert [i.name for i in fg.vjp(model, "logits").inputs] == ["x", "target", "logits_grad"]
+    assert [i.name for i in fg.jvp(model, "logits", "w*").inputs] == ["x", "target", "w1_tangent", "w2_tangent"]
+    assert [i.name for i in fg.hvp(model, "loss", "x").inputs] == ["x", "target", "x_tangent"]
+
+
+def test_a_parameter_keeps_its_default_and_can_be_fed() -> None:
+    model, feeds = mlp()
+    gradient = fg.value_and_grad(model, "loss", "w1")
+    doubled = 2 * np.asarray(model.graph.value("w1").producer.data)
+    assert gradient({**feeds, "w1": doubled})["loss"] != gradient(feeds)["loss"]
+    assert gradient({**feeds, "w1": doubled})["loss"] == model.with_params({"w1": doubled})(feeds)["loss"]
+
+
+def test_inner_values_can_be_differentiated_and_kept() -> None:
+    model, feeds = mlp()
+    result = fg.grad(model, "loss", "hidden", keep="hidden_in")(feeds)
+    assert result["hidden_grad"].shape == result["hidden_in"].shape == (5, 8)
+
+
+def test_the_caller_never_sees_its_graph_change() -> None:
+    model, _ = mlp()
+    before = str(model)
+    fg.hvp(model, "loss", "params")
+    assert str(model) == before
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda m: fg.grad(m, "los"), "did you mean 'loss'"),
+    (lambda m: fg.grad(m, "logits"), "not a scalar"),
+    (lambda m: fg.grad(m, "loss", "w3"), "no output, value or node 'w3'"),
+    (lambda m: fg.grad(m, "loss", "target"), "only floats have derivatives"),
+    (lambda m: fg.vjp(m, wrt="v*"), "matches 'v*'"),
+    (lambda m: m(x=np.ones((2, 4), np.float32), target=np.array([0, 1])), "float64"),
+    (lambda m: m(x=np.ones((2, 5)), target=np.array([0, 1])), "shape"),
+    (lambda m: m(y=np.ones((2, 5)), target=np.array([0, 1])), "no input 'y'"),
+    (lambda m: m.with_params({"w1": np.ones(3)}), "w1"),
+])
+def test_bad_names_shapes_and_dtypes_are_input_errors(call: Any, says: str) -> None:
+    model, _ = mlp()
+    with pytest.raises(InputError) as caught:
+        call(model)
+    assert says in str(caught.value)
+
+
+def piecewise() -> Model:
+    graph = Graph("piecewise")
+    x = graph.add_input("x", Type(FLOAT64, (3,)))
+    b = Builder(graph)
+    graph.add_output(b.ReduceSum(b.Floor(x), keepdims=0), "y")
+    graph.add_output(b.ReduceSum(b.Mul(graph.add_input("u", Type(FLOAT64, (3,))), 2.0), keepdims=0), "z")
+    return Model(graph)
+
+
+def test_a_gradient_that_is_zero_by_steps_is_an_error_that_names_them() -> None:
+    with pytest.raises(NotDifferentiableError, match="Floor"):
+        fg.grad(piecewise(), "y", "x")
+    assert not fg.grad(piecewise(), "y", "x", zero="allow")(x=np.ones(3), u=np.ones(3))["x_grad"].any()
+
+
+def test_no_path_at_all_gives_zeros_and_a_note() -> None:
+    gradient = fg.grad(piecewise(), "z", "x")
+    assert not gradient(x=np.ones(3), u=np.ones(3))["x_grad"].any()
+    assert "does not depend on 'x'" in gradient.notes[0]
