@@ -1,0 +1,116 @@
+"""``flowgrad inspect GRAPH``: what a graph holds, and what of it cannot be differentiated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from typing import Any
+
+from flowgrad.ir.graph import Graph
+from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.model import Model, ValueInfo
+from flowgrad.tools import files
+from flowgrad.tools.notes import progress
+
+SHOWN = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.epilog = "example: flowgrad inspect resnet.onnx --nodes"
+    parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
+    parser.add_argument("--nodes", action="store_true", help="print the graph in its text form")
+    parser.add_argument("--params", action="store_true", help="list every parameter candidate with the reason")
+    parser.add_argument("--origins", action="store_true", help="print, for each node that a pass made, the whole chain")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect."""
+    with progress(f"loading {arguments.graph}", arguments.quiet or arguments.json):
+        model = files.load_graph(arguments.graph)
+    report = describe_model(model)
+    if arguments.json:
+        print(json.dumps(report))
+        return 0
+    _print(report, arguments.params)
+    if arguments.nodes:
+        print(f"\n{model}")
+    if arguments.origins:
+        _print_origins(model.graph)
+    return 0
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Return all that the command prints, as plain data."""
+    params = model.params
+    constants = model.graph.constants
+    return {
+        "name": model.graph.name,
+        "inputs": [_plain(i) for i in model.inputs],
+        "outputs": [_plain(o) for o in model.outputs],
+        "nodes": sum(1 for _ in model.graph.walk()),
+        "ops": dict(sorted(Counter(n.op for _, n in model.graph.walk()).items())),
+        "constants": {"count": len(constants),
+                      "bytes": sum(v.producer.data.nbytes for v in constants if v.producer.data is not None)},
+        "params": {"count": sum(p.included for p in params), "all": [_plain(p) for p in params]},
+        "not_differentiable": not_differentiable(model.graph),
+    }
+
+
+def not_differentiable(graph: Graph) -> list[dict[str, str]]:
+    """Return the nodes through which floats pass and no derivative does, with the reason."""
+    found = []
+    for _, node in graph.walk():
+        definition = opdef(node.op)
+        floats = any(v is not None and v.type.dtype.is_float for v in node.inputs)
+        if not floats or not any(v is not None and v.type.dtype.is_float for v in node.outputs):
+            continue
+        if Trait.ZERO in definition.traits:
+            found.append({"op": node.op, "where": node.label, "reason": "piecewise constant: its derivative is zero"})
+        elif not definition.is_differentiable():
+            found.append({"op": node.op, "where": describe(node), "reason": "it has no derivative rule"})
+    return found
+
+
+def _plain(info: ValueInfo) -> dict[str, Any]:
+    plain: dict[str, Any] = {"name": info.name, "dtype": info.dtype, "shape": info.shape and list(info.shape)}
+    if info.reason:
+        plain |= {"included": info.included, "reason": info.reason}
+    return plain
+
+
+def _print(report: dict[str, Any], all_params: bool) -> None:
+    print(f"graph    {report['name']}: {report['nodes']} nodes, {report['constants']['count']} constants "
+          f"({files.size_text(report['constants']['bytes'])})")
+    for kind in ("inputs", "outputs"):
+        for info in report[kind]:
+            print(f"{kind[:-1]:8} {_shown(info)}")
+    ops = ", ".join(f"{name} {count}" for name, count in report["ops"].items())
+    print(f"ops      {ops or 'none'}")
+    print(f"params   {report['params']['count']} of {len(report['params']['all'])} candidates")
+    if all_params:
+        for info in report["params"]["all"]:
+            print(f"  {'in ' if info['included'] else 'out'}  {_shown(info)}  {info['reason']}")
+    for stop in report["not_differentiable"][:SHOWN]:
+        print(f"stops    {stop['op']} at {stop['where']}: {stop['reason']}")
+    more = len(report["not_differentiable"]) - SHOWN
+    if more > 0:
+        print(f"stops    and {more} more (see --json)")
+
+
+def _shown(info: dict[str, Any]) -> str:
+    shape = "*" if info["shape"] is None else ",".join(str(d) for d in info["shape"])
+    return f"{info['name']}: {info['dtype']}[{shape}]"
+
+
+def _print_origins(graph: Graph) -> None:
+    for node in graph.nodes():
+        chain, at = [], node.origin
+        while at:
+            origin = graph.origins[at]
+            chain.append(f"{origin.pass_name}({', '.join('%' + n for n in origin.names)})")
+            at = origin.parents[0] if origin.parents else 0
+        if chain:
+            print(f"%{node.label}  from {' <- '.join(chain)}")
