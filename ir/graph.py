@@ -131,7 +131,7 @@ class Graph:
 
     All editing goes through the methods below; each bumps ``version``. ``dag`` is the networkx graph: its keys are
     integers, ``dag.nodes[key]["entry"]`` is the Node, an edge's key is the slot it feeds (captures count -1, -2, ...)
-    and its data holds the value.
+    and its data holds the value. ``pinned`` holds the names of values that survive every pass.
     """
 
     def __init__(self, name: str = "graph") -> None:
@@ -141,6 +141,7 @@ class Graph:
         self.metadata: dict[str, str] = {}
         self.origins: list[Origin] = [Origin("", (), ())]
         self.values: dict[str, Value] = {}
+        self.pinned: dict[str, None] = {}
         self._inputs: dict[int, Node] = {}
         self._outputs: dict[int, Node] = {}
         self._constants: dict[int, Node] = {}
@@ -409,6 +410,12 @@ class Graph:
         self.values.pop(new.name, None)
         self.version += 1
 
+    def pin(self, value: Value) -> None:
+        """Let a named value survive every pass: it is never removed, merged into another or renamed."""
+        if value.name and value.name not in self.pinned:
+            self.pinned[value.name] = None
+            self.version += 1
+
     def set_type(self, value: Value, type_: Type) -> None:
         """Give a value a (more precise) type."""
         type_ = self.resolve(type_)
@@ -441,6 +448,9 @@ class Graph:
         if name in self.values:
             raise ValidationError(f"two values are called {name!r}", code="name", where=name)
         self.values.pop(value.name, None)
+        if value.name in self.pinned:
+            del self.pinned[value.name]
+            self.pinned[name] = None
         value.name = name
         self.values[name] = value
         self.version += 1
@@ -494,6 +504,7 @@ class Graph:
         other = Graph(self.name)
         other.metadata = dict(self.metadata)
         other.origins = list(self.origins)
+        other.pinned = dict(self.pinned)
         mapping: dict[int, Value] = {}
         for node in self._entries_in_order():
             twin = _twin(other, node, mapping)
