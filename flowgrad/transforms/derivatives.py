@@ -73,6 +73,8 @@ def jvp(model: Model, of: Names | None = None, wrt: Names = "inputs") -> Model:
     values = find_of(task.graph, of)
     wrt_values = find_wrt(task.graph, wrt)
     pairs = []
+    for x in (*wrt_values, *(y for _, y in values)):
+        task.graph.pin(x)
     for x in wrt_values:
         x_dot = task.graph.add_input(task.graph.unique_name(f"{x.name}_tangent"), x.type)
         task.roles["tangent", "", x.name] = x_dot.name
@@ -145,6 +147,8 @@ class _Task:
 
     def gradients(self, seeds: Sequence[tuple[str, Value, Value]], wrt: Sequence[Value], zero: Zero) -> None:
         """Run the adjoint and add one output for each of ``wrt``."""
+        for value in (*(y for _, y, _ in seeds), *wrt):
+            self.graph.pin(value)
         found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero)
         of = ",".join(name for name, _, _ in seeds)
         for x, x_bar in zip(wrt, found, strict=True):

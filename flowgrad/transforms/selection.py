@@ -44,7 +44,6 @@ def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
             raise InputError(f"{value.name!r} is {value.type.dtype.name}: only floats have derivatives", code="dtype")
         if value.producer.op == CONSTANT:
             graph.set_role(value, PARAMETER)
-        graph.pin(value)
     if not chosen:
         raise InputError(f"wrt={wrt!r} names nothing; float inputs: {_listing(float_inputs(graph))}; "
                          f"parameters: {_listing(parameters(graph))}", code="name")
@@ -82,7 +81,6 @@ def find_of(graph: Graph, of: Names | None) -> list[tuple[str, Value]]:
     for name, value in pairs:
         if not value.type.dtype.is_float:
             raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")
-        graph.pin(value)
     return pairs
 
 
