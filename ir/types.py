@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from flowgrad.ir.errors import InputError, ValidationError
+from flowgrad.ir.names import QUOTED, quote, unquote
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ def dtype_of(what: object) -> DType:
 
 # ---- dims -------------------------------------------------------------------------------------------------------------
 
+MOST_TERMS = 10_000
+"""A dim with more terms than this is an attack or a mistake, and refused."""
+
 Atom = str | tuple["DimLike", "DimLike"]  # a named dim, or a floor division
 Monomial = tuple[Atom, ...]
 
@@ -153,7 +157,10 @@ class Dim:
     def __mul__(self, other: object) -> DimLike:
         if not is_dim(other):
             return NotImplemented
-        products = ((m + n, c * d) for m, c in self.terms for n, d in _terms(other))
+        terms = _terms(other)
+        if len(self.terms) * len(terms) > MOST_TERMS:
+            raise ValidationError(f"a product of dims has more than {MOST_TERMS} terms", code="dim")
+        products = ((m + n, c * d) for m, c in self.terms for n, d in terms)
         return _from_terms(tuple((tuple(sorted(m, key=_atom_key)), c) for m, c in products))
 
     __rmul__ = __mul__
@@ -200,7 +207,8 @@ class Dim:
     def __repr__(self) -> str:
         text = ""
         for monomial, coefficient in self.terms:
-            factors = [_atom_text(a) for a in monomial]
+            alone = len(monomial) == 1 and coefficient == 1
+            factors = [_atom_text(a) if alone or isinstance(a, str) else f"({_atom_text(a)})" for a in monomial]
             if not factors or abs(coefficient) != 1:
                 factors.insert(0, str(abs(coefficient)))
             sign = "-" if coefficient < 0 else "+" if text else ""
@@ -286,8 +294,16 @@ def _atom_key(atom: Atom) -> tuple[int, str]:
 
 def _atom_text(atom: Atom) -> str:
     if isinstance(atom, str):
-        return atom if _DIM_NAME.fullmatch(atom) else '"' + atom.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return f"({atom[0]!r})//({atom[1]!r})"
+        return atom if _DIM_NAME.fullmatch(atom) else quote(atom)
+    return "//".join(repr(d) if _stands_bare(d) else f"({d!r})" for d in atom)
+
+
+def _stands_bare(dim: DimLike) -> bool:
+    """Return whether a dim needs no parentheses next to ``//``."""
+    if not isinstance(dim, Dim):
+        return dim >= 0
+    ((monomial, coefficient), *rest) = dim.terms
+    return not rest and coefficient == 1 and len(monomial) == 1 and isinstance(monomial[0], str)
 
 
 def _atom_value(atom: Atom, env: Mapping[str, int]) -> int:
@@ -313,7 +329,8 @@ def _atom_nonnegative(atom: Atom) -> bool:
 
 
 _DIM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
-_DIM_TOKEN = re.compile(r'\s*(?:(?P<int>\d+)|(?P<name>[A-Za-z_][A-Za-z0-9_.]*)|"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<op>//|[-+*()]))')
+_DIM_TOKEN = re.compile(r"\s*(?:(?P<int>[0-9]{1,40})|(?P<name>[A-Za-z_][A-Za-z0-9_.]*)"
+                        rf"|(?P<quoted>{QUOTED})|(?P<op>//|[-+*()]))")
 
 
 def parse_dim(text: str) -> DimLike:
@@ -334,7 +351,7 @@ def _dim_tokens(text: str) -> list[tuple[str, str]]:
             raise ValidationError(f"cannot read the dim {text!r}", code="dim")
         kind = str(match.lastgroup)
         body = match.group(kind)
-        tokens.append(("name", re.sub(r"\\(.)", r"\1", body)) if kind == "quoted" else (kind, body))
+        tokens.append(("name", unquote(body)) if kind == "quoted" else (kind, body))
         at = match.end()
     return tokens
 

@@ -1,0 +1,83 @@
+"""Limits on what a file or a run may ask for: given by the caller, checked before anything is built."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+
+from flowgrad.ir.errors import InputError, LimitError
+
+_KIB, _MIB, _GIB = 2**10, 2**20, 2**30
+_MOST = 2**63 - 1
+
+
+def _half_of_memory() -> int:
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # a system that does not tell
+        return 4 * _GIB
+    return min(16 * _GIB, installed // 2)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What reading and running may use at most. Bytes, counts and seconds; the defaults suit trusted-size models."""
+
+    file_bytes: int = 2 * _GIB
+    header_bytes: int = 64 * _MIB
+    nodes: int = 1_000_000
+    values: int = 2_000_000
+    attributes: int = 1_000
+    name_bytes: int = 4 * _KIB
+    string_bytes: int = 64 * _MIB
+    rank: int = 32
+    dim: int = 2**48
+    tensor_bytes: int = 8 * _GIB
+    live_bytes: int = field(default_factory=_half_of_memory)
+    expanded_nodes: int = 2_000_000
+    depth: int = 64
+    function_depth: int = 64
+    loop_steps: int = 10_000_000
+    wall_seconds: float = math.inf
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            given = getattr(self, entry.name)
+            if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
+                raise InputError(f"the limit {entry.name} must be a number of at least 0, got {given!r}", code="limit")
+
+    @staticmethod
+    def default() -> Limits:
+        """Return the limits that hold where the caller gives none."""
+        return Limits()
+
+    @staticmethod
+    def strict() -> Limits:
+        """Return limits for files from strangers."""
+        return Limits(
+            file_bytes=64 * _MIB, header_bytes=8 * _MIB, nodes=100_000, values=200_000, attributes=100,
+            name_bytes=_KIB, string_bytes=8 * _MIB, rank=16, dim=2**31, tensor_bytes=256 * _MIB,
+            live_bytes=min(_GIB, _half_of_memory()), expanded_nodes=200_000, depth=16, function_depth=16,
+            loop_steps=100_000, wall_seconds=60.0,
+        )
+
+    @staticmethod
+    def unlimited() -> Limits:
+        """Return limits that never bind, except the depth that the readers' own stacks bear."""
+        free = {entry.name: _MOST for entry in fields(Limits) if entry.name not in ("wall_seconds", "depth")}
+        return Limits(**free, depth=64, wall_seconds=math.inf)
+
+    def check(self, name: str, value: float, where: str = "") -> None:
+        """Raise LimitError naming the limit, its value and ``value`` if ``value`` is larger."""
+        limit = getattr(self, name)
+        if value > limit:
+            shown = f"{value:,}" if isinstance(value, int) and value < 10**30 else f"{value:.3g}" if isinstance(
+                value, float) else "more than 10^30"
+            raise LimitError(f"{name} is {shown}, the limit is {limit:,}; raise it with Limits({name}=...)",
+                             code=name, where=where)
+
+
+def limits_or_default(limits: Limits | None) -> Limits:
+    """Return ``limits``, or the default ones for None."""
+    return Limits.default() if limits is None else limits
