@@ -334,9 +334,17 @@ class Graph:
         if name and name in self.values:
             raise ValidationError(f"two values are called {name!r}", code="name", where=name)
         value = Value(name, type_, node, index)
+        self._keep_clear_of(type_)
         if name:
             self.values[name] = value
         return value
+
+    def _keep_clear_of(self, type_: Type) -> None:
+        """See to it that no fresh dim gets a name that a type from elsewhere brings along."""
+        for dim in type_.shape or ():
+            for name in dim.names() if isinstance(dim, Dim) else ():
+                if name.startswith("_d") and name[2:].isdigit():
+                    self._next_dim = max(self._next_dim, int(name[2:]))
 
     # ---- editing ----------------------------------------------------------------------------------------------------
 
@@ -473,6 +481,31 @@ class Graph:
     def reorder_outputs(self, entries: Sequence[Node]) -> None:
         """Put the Output entries (all of them) in the given order."""
         self._outputs = {n.key: n for n in entries}
+        self.version += 1
+
+    def reorder_inputs(self, values: Sequence[Value]) -> None:
+        """Put the inputs (all of them) in the given order."""
+        self._inputs = {v.producer.key: v.producer for v in values}
+        self.version += 1
+
+    def arrange_outputs(self, node: Node, outputs: Sequence[Value | tuple[str, Type] | None]) -> None:
+        """Give a node the listed outputs in this order: present ones (the rest must be unused) or (name, type) of new ones."""
+        kept = {id(v) for v in outputs if isinstance(v, Value)}
+        for value in node.outputs:
+            if value is None or id(value) in kept:
+                continue
+            if value.uses:
+                raise ValidationError(f"%{value.name} is still used", code="output", where=node.label)
+            self.values.pop(value.name, None)
+        arranged: list[Value | None] = []
+        for index, given in enumerate(outputs):
+            if isinstance(given, tuple):
+                arranged.append(self._add_value(given[0], self.resolve(given[1]), node, index))
+                continue
+            if given is not None:
+                given.index = index
+            arranged.append(given)
+        node.outputs = tuple(arranged)
         self.version += 1
 
     def _forget_literal(self, value: Value) -> None:
