@@ -1,0 +1,513 @@
+"""From regions to the graph: nodes become typed operators, functions are inlined, subgraphs are closed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import AttributeProto, NodeProto
+
+from flowgrad.exchange.adapters import ADAPTERS, is_unknown, scan_over_batch, slice_type
+from flowgrad.exchange.attributes import constant_value, value_of
+from flowgrad.exchange.calls import Call, ImportBuilder
+from flowgrad.exchange.external import ExternalFolder
+from flowgrad.exchange.functions import Key, body_for, domain_of, has_body, key_of, plain_body
+from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
+from flowgrad.exchange.tensors import element_type
+from flowgrad.ir.errors import FlowgradError, LimitError, UnsupportedError, ValidationError
+from flowgrad.ir.graph import CONSTANT, ENTRIES, INITIALIZER, LITERAL, PARAMETER, Array, Graph, Value
+from flowgrad.ir.limits import Limits
+from flowgrad.ir.ops.registry import find_op
+from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Dim, DimLike, Type, parse_dim
+
+FRAME_DEPTH = 128
+"""Functions within functions, the bodies that the standard gives for operators counted too."""
+
+_BECOMES = {"Upsample": "Resize", "Scatter": "ScatterElements"}
+_NO_NAME = {"", "?", "None", "-1", "*"}
+_OURS = re.compile(r"_d(\d{1,18})")
+
+
+@dataclass
+class Function:
+    """A function ready to be inlined."""
+
+    region: Region
+    opsets: Mapping[str, int]
+    defaults: Mapping[str, AttributeProto] = field(default_factory=dict)
+
+
+@dataclass
+class Frame:
+    """A region while its nodes are added to the graph of ``b``."""
+
+    region: Region
+    b: ImportBuilder
+    opsets: Mapping[str, int]
+    values: dict[str, Value] = field(default_factory=dict)
+    hoisted: dict[HoistKey, Value] = field(default_factory=dict)
+    attributes: Mapping[str, AttributeProto] | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    at: int = 0
+    finish: Callable[[], None] = lambda: None
+
+    def value(self, name: str) -> Value:
+        """Return what a name stands for here; ValidationError if nothing defines it."""
+        if name not in self.values:
+            raise ValidationError(f"nothing defines {name!r}", code="dangling", where=name)
+        return self.values[name]
+
+    def output_name(self, name: str) -> str:
+        """Return what an output of this region is called in the graph."""
+        if not name or not self.prefix:
+            return name
+        return self.names.get(name) or self.b.fresh(self.prefix + name)
+
+
+class Importer:
+    """Builds one graph out of regions."""
+
+    def __init__(
+        self, reader: RegionReader, functions: Mapping[Key, Function], folder: ExternalFolder, limits: Limits
+    ) -> None:
+        self.reader = reader
+        self.functions = functions
+        self.folder = folder
+        self.limits = limits
+        self.count = 0
+        self.own_names = False
+        self._bodies: dict[tuple[str, int], Function] = {}
+
+    # ---- what cannot be done, all at once -----------------------------------------------------------------------------
+
+    def check_known(self, main: Region, opsets: Mapping[str, int], reached: set[Key]) -> None:
+        """Raise UnsupportedError with every operator that neither we nor a function define."""
+        unknown: dict[str, list[str]] = {}
+        work = [(main, opsets)] + [(self.functions[k].region, self.functions[k].opsets) for k in sorted(reached)]
+        seen: set[tuple[str, int]] = set()
+        while work:
+            region, versions = work.pop()
+            for node in region.walk():
+                domain, op, _ = key_of(node)
+                version = versions.get(domain)
+                if key_of(node) in self.functions or (op, version) in seen and not domain:
+                    continue
+                if version is None:
+                    raise ValidationError(f"the file imports no opset of domain {domain or 'ai.onnx'!r}, which "
+                                          f"{op} needs", code="opset", where=node.name or next(iter(node.output), ""))
+                if not domain:
+                    seen.add((op, version))
+                if self._is_known(domain, op):
+                    continue
+                if domain or not has_body(op, version):
+                    unknown.setdefault(f"{domain}:{op}" if domain else op, []).append(node.name or next(iter(node.output), ""))
+                elif plain_body(op, version) is not None:
+                    body = self._body_function(node, version, ())
+                    work.append((body.region, body.opsets))
+        if unknown:
+            listed = ", ".join(f"{op} (node {names[0]!r}{f' and {len(names) - 1} more' if names[1:] else ''})"
+                               for op, names in sorted(unknown.items()))
+            raise UnsupportedError(f"{len(unknown)} operators are not supported: {listed}", code="op")
+
+    @staticmethod
+    def _is_known(domain: str, op: str) -> bool:
+        if domain:
+            return (domain, op) in ADAPTERS
+        definition = find_op(_BECOMES.get(op, op))
+        return op == "Constant" or (definition is not None and not definition.own)
+
+    # ---- the outermost graph -------------------------------------------------------------------------------------------
+
+    def main(self, proto: onnx.GraphProto, region: Region, opsets: Mapping[str, int]) -> Graph:
+        """Return the graph of the model's main graph."""
+        graph = Graph(proto.name or "graph")
+        reserved = {*region.inputs, *region.initializers, *region.outputs, *(o for n in region.nodes for o in n.output)}
+        frame = Frame(region, ImportBuilder(graph, reserved), opsets)
+        self._skip_fresh_dims(graph, proto)
+        for info in proto.input:
+            if info.name not in region.initializers:
+                frame.values[info.name] = graph.add_input(self._named(info.name), self._type(graph, info))
+        for name, array in region.initializers.items():
+            frame.values[name] = self._initializer(graph, name, array, region.declared.get(name))
+        for key, array in self.reader.hoisted.items():
+            frame.hoisted[key] = graph.add_constant(array, frame.b.fresh(key[1]), INITIALIZER)
+        self.run(frame)
+        if len(set(region.outputs)) != len(region.outputs):
+            raise ValidationError("two outputs have the same name", code="name", where=region.name)
+        for name in region.outputs:
+            graph.add_output(frame.value(name), self._named(name))
+        return graph
+
+    @staticmethod
+    def _named(name: str) -> str:
+        if not name:
+            raise ValidationError("an input or output has no name", code="name")
+        return name
+
+    @staticmethod
+    def _skip_fresh_dims(graph: Graph, proto: onnx.GraphProto) -> None:
+        for info in proto.input:
+            for dim in info.type.tensor_type.shape.dim:
+                for match in _OURS.finditer(dim.dim_param):
+                    graph._next_dim = max(graph._next_dim, int(match[1]))
+
+    def _initializer(self, graph: Graph, name: str, array: Array, declared: onnx.TypeProto | None) -> Value:
+        value = graph.add_constant(array, self._named(name), INITIALIZER)
+        if declared is not None:
+            refine(graph, value, declared)
+        return value
+
+    def _type(self, graph: Graph, info: onnx.ValueInfoProto) -> Type:
+        if info.type.WhichOneof("value") != "tensor_type":
+            kind = info.type.WhichOneof("value") or "no type"
+            raise UnsupportedError(f"input {info.name!r} is of {kind.removesuffix('_type')}, only tensors are supported",
+                                   code="type", where=info.name)
+        tensor = info.type.tensor_type
+        dtype = element_type(tensor.elem_type, info.name)
+        if not tensor.HasField("shape"):
+            return Type(dtype, None)
+        self.limits.check("rank", len(tensor.shape.dim), info.name)
+        return graph.resolve(Type(dtype, tuple(self._dim(d) for d in tensor.shape.dim)))
+
+    def _dim(self, dim: onnx.TensorShapeProto.Dimension) -> DimLike:
+        if dim.HasField("dim_value"):
+            return UNKNOWN if dim.dim_value < 0 else int(dim.dim_value)  # type: ignore[no-any-return]
+        if dim.dim_param in _NO_NAME:
+            return UNKNOWN  # type: ignore[no-any-return]
+        return parse_dim(dim.dim_param) if self.own_names else Dim.named(dim.dim_param)
+
+    # ---- nodes -----------------------------------------------------------------------------------------------------------
+
+    def run(self, frame: Frame) -> None:
+        """Add the nodes of a frame and of all functions they call, without recursion."""
+        stack = [frame]
+        while stack:
+            frame = stack[-1]
+            if frame.at == len(frame.region.nodes):
+                stack.pop()
+                frame.finish()
+                continue
+            frame.at += 1
+            called = self._step(frame, frame.at - 1)
+            if called is not None:
+                if len(stack) >= FRAME_DEPTH:
+                    raise LimitError(f"functions are nested more than {FRAME_DEPTH} deep", code="function_depth")
+                stack.append(called)
+
+    def _step(self, frame: Frame, index: int) -> Frame | None:
+        self.count += 1
+        self.limits.check("expanded_nodes", self.count)
+        node = frame.region.nodes[index]
+        where = node.name or next(iter(node.output), "")
+        try:
+            return self._node(frame, node, frame.region.subregions.get(index, {}))
+        except FlowgradError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValidationError(f"{node.op_type} does not fit its inputs ({type(error).__name__}: {error})",
+                                  code="type", where=where) from error
+
+    def _node(self, frame: Frame, node: NodeProto, subregions: Mapping[str, Region]) -> Frame | None:
+        key = key_of(node)
+        protos = self._attribute_protos(frame, node)
+        if key == ("", "Constant", "") and key not in self.functions:
+            self._constant(frame, node, protos)
+            return None
+        version = frame.opsets.get(key[0], 1)
+        call = Call(
+            key[1], key[0], version, [frame.value(n) if n else None for n in node.input], {},
+            [frame.output_name(n) for n in node.output], frame.prefix + node.name if node.name else "", node, subregions,
+        )
+        if key in self.functions:
+            given = dict(self.functions[key].defaults) | {p.name: p for p in protos}
+            return self._enter(frame, call, self.functions[key], given)
+        call.attributes = {p.name: value_of(p, self.folder, self.limits) for p in protos if p.name not in subregions}
+        if not (key[0] or self._is_known("", call.op)):
+            return self._enter(frame, call, self._body(call, protos), {p.name: p for p in protos})
+        self._bind(frame, call, self._emit(frame, call))
+        return None
+
+    def _attribute_protos(self, frame: Frame, node: NodeProto) -> list[AttributeProto]:
+        found: dict[str, AttributeProto] = {}
+        for attribute in node.attribute:
+            proto = attribute
+            if attribute.ref_attr_name:
+                given = (frame.attributes or {}).get(attribute.ref_attr_name)
+                if given is None:
+                    continue
+                proto = AttributeProto()
+                proto.CopyFrom(given)
+                proto.name = attribute.name
+            if not proto.name or proto.name in found:
+                raise ValidationError(f"the attribute {proto.name!r} is given twice or has no name", code="attribute",
+                                      where=node.name)
+            found[proto.name] = proto
+        return list(found.values())
+
+    def _constant(self, frame: Frame, node: NodeProto, protos: Sequence[AttributeProto]) -> None:
+        if len(protos) != 1 or len(node.output) != 1 or not node.output[0]:
+            raise ValidationError("a Constant node takes one attribute and has one output", code="attribute",
+                                  where=node.name)
+        array = constant_value(value_of(protos[0], self.folder, self.limits), protos[0].name)
+        name = frame.output_name(node.output[0])
+        value = frame.b.graph.add_constant(array, name, LITERAL)
+        value.producer.name = node.name
+        self._declare(frame, value, node.output[0])
+        frame.values[node.output[0]] = value
+
+    def _emit(self, frame: Frame, call: Call) -> Sequence[Value | None]:
+        b = frame.b
+        b.prefix = call.label
+        mark = b.graph._next_key
+        if call.subregions:
+            self._close(frame, call)
+            if call.op == "Scan" and call.version < 9:
+                return b.name_results(scan_over_batch(b, call, call.subgraphs["body"]), call.outputs, mark)
+        for version, adapter in ADAPTERS.get((call.domain, call.op), ()):
+            if call.version < version:
+                results = adapter(b, call)
+                if results is not None:
+                    return b.name_results(results, call.outputs, mark)
+        return self._add(b, call)
+
+    def _add(self, b: ImportBuilder, call: Call) -> Sequence[Value | None]:
+        definition = find_op(call.op)
+        assert definition is not None
+        names = list(call.outputs)
+        while names and not names[-1]:
+            names.pop()
+        most = len(definition.outputs) - len(definition.residuals)
+        if not names or (len(names) > most and not definition.variadic_outputs):
+            raise ValidationError(f"{call.op} with {len(names)} outputs", code="arity", where=call.label)
+        node = b.add_node(call.op, call.inputs, call.attributes, outputs=names, captures=call.captures,
+                          subgraphs=call.subgraphs, name=call.name)
+        node.metadata = {p.key: p.value for p in call.proto.metadata_props}
+        if call.proto.doc_string:
+            node.metadata["onnx.doc_string"] = call.proto.doc_string
+        return node.outputs
+
+    def _bind(self, frame: Frame, call: Call, results: Sequence[Value | None]) -> None:
+        for name, value in zip(call.proto.output, results, strict=False):
+            if name and value is not None:
+                self._declare(frame, value, name)
+                frame.values[name] = value
+
+    @staticmethod
+    def _declare(frame: Frame, value: Value, name: str) -> None:
+        declared = frame.region.declared.get(name)
+        if declared is not None:
+            refine(frame.b.graph, value, declared)
+
+    # ---- functions -------------------------------------------------------------------------------------------------------
+
+    def _body(self, call: Call, protos: Sequence[AttributeProto]) -> Function:
+        node = NodeProto()
+        node.CopyFrom(call.proto)
+        del node.attribute[:]
+        node.attribute.extend(protos)
+        return self._body_function(node, call.version, [v and v.type for v in call.inputs])
+
+    def _body_function(self, node: NodeProto, version: int, types: Sequence[Type | None]) -> Function:
+        plain = plain_body(node.op_type, version)
+        if plain is not None and (node.op_type, version) in self._bodies:
+            return self._bodies[node.op_type, version]
+        proto = body_for(node, version, types)
+        if proto is None:
+            raise UnsupportedError(f"{node.op_type} in this form is not supported", code="op",
+                                   where=node.name or next(iter(node.output), ""))
+        opsets = {domain_of(o.domain): o.version for o in proto.opset_import}
+        function = Function(self.reader.function(proto), opsets, {a.name: a for a in proto.attribute_proto})
+        if plain is not None:
+            self._bodies[node.op_type, version] = function
+        return function
+
+    def _enter(self, frame: Frame, call: Call, function: Function, attributes: Mapping[str, AttributeProto]) -> Frame:
+        region = function.region
+        if len(call.inputs) > len(region.inputs) or len(call.outputs) > len(region.outputs):
+            raise ValidationError(f"{call.op} takes {len(region.inputs)} inputs and has {len(region.outputs)} outputs",
+                                  code="arity", where=call.label)
+        prefix = f"{call.name or call.label}/"
+        inner = Frame(region, frame.b, function.opsets, attributes=dict(function.defaults) | dict(attributes), prefix=prefix)
+        absent = {n for i, n in enumerate(region.inputs) if call.optional(i) is None}
+        inner.values = {n: v for n, v in zip(region.inputs, call.inputs, strict=False) if v is not None}
+        if absent:
+            inner.region = _without(region, absent)
+        wanted = [(n, name) for n, name in zip(region.outputs, call.outputs, strict=False) if name]
+        for formal, name in wanted:
+            if formal not in inner.values:
+                inner.names.setdefault(formal, name)
+
+        def finish() -> None:
+            results = [inner.value(n) for n, _ in wanted]
+            for (formal, name), value in zip(wanted, results, strict=True):
+                if inner.names.get(formal) != name:
+                    results[results.index(value)] = frame.b.add("Identity", [value], outputs=[name])
+            by_name = {name: v for (_, name), v in zip(wanted, results, strict=True)}
+            self._bind(frame, call, [by_name.get(n) if n else None for n in call.outputs])
+
+        inner.finish = finish
+        return inner
+
+    # ---- subgraphs -------------------------------------------------------------------------------------------------------
+
+    def _close(self, frame: Frame, call: Call) -> None:
+        """Turn the subgraphs of a node into closed graphs and collect what they capture."""
+        outer = frame.b.graph
+        names = list(dict.fromkeys(n for sub in call.subregions.values() for n in sub.free))
+        keys = list(dict.fromkeys(k for sub in call.subregions.values() for k in sub.hoisted))
+        sources: list[tuple[str | HoistKey, Value]] = [(n, frame.value(n)) for n in names]
+        sources += [(k, self._hoisted(frame, k)) for k in keys]
+        call.captures = list(dict.fromkeys(v for _, v in sources if not _is_copied(v)))
+        for name, sub in call.subregions.items():
+            formals = self._formals(call, sub)
+            graph = self._subgraph(frame, call, sub, formals, sources)
+            if call.op == "Loop":
+                graph = self._stable_body(frame, call, sub, formals, sources, graph)
+            outer._next_dim = max(outer._next_dim, graph._next_dim)
+            call.subgraphs[name] = graph
+
+    @staticmethod
+    def _hoisted(frame: Frame, key: HoistKey) -> Value:
+        if key not in frame.hoisted:
+            raise ValidationError(f"the initializer {key[1]!r} is out of reach", code="dangling", where=key[1])
+        return frame.hoisted[key]
+
+    def _formals(self, call: Call, sub: Region) -> list[Type]:
+        types = self._formal_types(call)
+        if len(types) != len(sub.inputs):
+            raise ValidationError(f"a subgraph of {call.op} takes {len(sub.inputs)} inputs, it is given {len(types)}",
+                                  code="arity", where=call.label)
+        return types
+
+    @staticmethod
+    def _formal_types(call: Call) -> list[Type]:
+        given = [v.type for v in call.inputs if v is not None]
+        if call.op == "Loop":
+            return [Type(INT64, ()), Type(BOOL, ()), *(v.type for v in call.inputs[2:] if v is not None)]
+        if call.op != "Scan":
+            return []
+        count = int(call.attributes.get("num_scan_inputs", 0))
+        if call.version < 9:
+            if call.optional(0) is not None:
+                raise UnsupportedError("Scan of opset 8 with sequence lengths", code="input", where=call.label)
+            batchless = [slice_type(t, 0) for t in given]
+            return [*batchless[: len(given) - count], *(slice_type(t, 0) for t in batchless[len(given) - count :])]
+        if not 0 < count <= len(given):
+            raise ValidationError(f"num_scan_inputs={count} with {len(given)} inputs", code="attribute", where=call.label)
+        axes = call.attributes.get("scan_input_axes") or (0,) * count
+        if len(axes) != count:
+            raise ValidationError("scan_input_axes does not fit num_scan_inputs", code="attribute", where=call.label)
+        states = len(given) - count
+        return [*given[:states], *(slice_type(t, a) for t, a in zip(given[states:], axes, strict=True))]
+
+    def _subgraph(
+        self, frame: Frame, call: Call, sub: Region, formals: Sequence[Type],
+        sources: Sequence[tuple[str | HoistKey, Value]],
+    ) -> Graph:
+        graph = Graph(sub.name or f"{call.label}_body")
+        graph._next_dim = frame.b.graph._next_dim
+        reserved = {*sub.inputs, *sub.initializers, *sub.outputs, *(o for n in sub.nodes for o in n.output)}
+        inner = Frame(sub, ImportBuilder(graph, reserved), frame.opsets, attributes=frame.attributes)
+        for name, type_ in zip(sub.inputs, formals, strict=True):
+            inner.values[name] = graph.add_input(self._named(name), type_)
+        inside = {v: graph.add_input(inner.b.fresh(v.name or "captured"), v.type) for v in call.captures}
+        for source, value in sources:
+            local = inside.get(value)
+            if local is None:
+                local = graph.add_constant(value.producer.data)
+            if isinstance(source, str):
+                inner.values.setdefault(source, local)
+            else:
+                inner.hoisted[source] = local
+        for name, array in sub.initializers.items():
+            inner.values[name] = graph.add_constant(array, self._named(name), INITIALIZER)
+        self.run(inner)
+        for index, name in enumerate(sub.outputs):
+            graph.add_output(inner.value(name), name or f"output_{index}")
+        return graph
+
+    def _stable_body(
+        self, frame: Frame, call: Call, sub: Region, formals: list[Type],
+        sources: Sequence[tuple[str | HoistKey, Value]], graph: Graph,
+    ) -> Graph:
+        """Import the body of a Loop again with unknown extents where the carried values do not keep theirs."""
+        for attempt in range(3):
+            results = [v.type for v in graph.outputs[1 : len(formals) - 1]]
+            widened = [_widened(a, b, attempt) for a, b in zip(formals[2:], results, strict=False)]
+            if widened == formals[2 : 2 + len(widened)]:
+                return graph
+            formals = formals[:2] + [frame.b.graph.resolve(t) for t in widened]
+            graph = self._subgraph(frame, call, sub, formals, sources)
+        return graph
+
+
+def _widened(formal: Type, result: Type, attempt: int) -> Type:
+    if formal.dtype != result.dtype:
+        raise ValidationError(f"a value carried through a Loop changes from {formal!r} to {result!r}", code="dtype")
+    if formal.shape is None or result.shape is None or len(formal.shape) != len(result.shape):
+        return Type(formal.dtype, None)
+    if formal.shape == result.shape:
+        return formal
+    if attempt > 1:
+        return Type(formal.dtype, None)
+    kept = [a if a == b and attempt == 0 else UNKNOWN for a, b in zip(formal.shape, result.shape, strict=True)]
+    return Type(formal.dtype, tuple(kept))
+
+
+def _is_copied(value: Value) -> bool:
+    """True for what a subgraph gets as a constant of its own."""
+    data = value.producer.data
+    return (value.producer.op == CONSTANT and value.producer.role != PARAMETER and data is not None
+            and is_small_integer(data))
+
+
+def _without(region: Region, absent: set[str]) -> Region:
+    """Return a function body in which some inputs are left out."""
+    if any(name in absent for subs in region.subregions.values() for sub in subs.values() for name in sub.free):
+        raise UnsupportedError("a function uses an absent input in a subgraph", code="input", where=region.name)
+    nodes = []
+    for node in region.nodes:
+        if any(name in absent for name in node.input):
+            changed = NodeProto()
+            changed.CopyFrom(node)
+            for index, name in enumerate(node.input):
+                changed.input[index] = "" if name in absent else name
+            node = changed
+        nodes.append(node)
+    return Region(region.name, nodes, region.inputs, region.outputs, subregions=region.subregions)
+
+
+def refine(graph: Graph, value: Value, declared: onnx.TypeProto) -> None:
+    """Check the type that the file declares for a value, and take from it the extents that nothing else tells.
+
+    Raises ValidationError if the two conflict. Names of extents in the file are not believed: exporters reuse them.
+    """
+    if declared.WhichOneof("value") != "tensor_type":
+        if declared.WhichOneof("value") is None:
+            return
+        raise ValidationError(f"{value!r} is declared as {declared.WhichOneof('value')}", code="dtype", where=value.name)
+    tensor = declared.tensor_type
+    if tensor.elem_type and element_type(tensor.elem_type, value.name) != value.type.dtype:
+        raise ValidationError(f"{value!r} is declared as {element_type(tensor.elem_type).name}", code="dtype",
+                              where=value.name)
+    if not tensor.HasField("shape"):
+        return
+    dims: list[DimLike] = [int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else UNKNOWN
+                           for d in tensor.shape.dim]
+    shape = value.type.shape
+    if shape is None:
+        graph.set_type(value, Type(value.type.dtype, tuple(dims)))
+        return
+    if len(shape) != len(dims) or any(isinstance(a, int) and isinstance(b, int) and a != b
+                                      for a, b in zip(shape, dims, strict=True)):
+        shown = ["?" if d is UNKNOWN else d for d in dims]
+        raise ValidationError(f"{value!r} is declared with shape {shown}", code="shape", where=value.name)
+    if value.producer.op in ENTRIES:
+        return
+    merged = tuple(b if is_unknown(a) and isinstance(b, int) else a for a, b in zip(shape, dims, strict=True))
+    if merged != shape:
+        graph.set_type(value, value.type.with_shape(merged))
+

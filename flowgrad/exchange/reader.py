@@ -1,0 +1,122 @@
+"""ONNX files in: any opset from 7 on becomes a graph, and a hostile file becomes a typed error."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto
+
+from flowgrad import ir
+from flowgrad.exchange.external import ExternalFolder
+from flowgrad.exchange.functions import Key, check_calls, domain_of
+from flowgrad.exchange.importer import Function, Importer
+from flowgrad.exchange.scopes import RegionReader
+from flowgrad.exchange.wire import scan
+from flowgrad.ir.errors import LoadError, ResourceError, UnsupportedError, ValidationError
+from flowgrad.ir.graph import Graph
+from flowgrad.ir.limits import Limits, limits_or_default
+
+OLDEST_OPSET = 7
+PRODUCER = "flowgrad"
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | ModelProto
+
+
+def read_onnx(source: Source, limits: Limits | None = None) -> Graph:
+    """Return the graph of an ONNX model: a path, the bytes of a file, or a ModelProto.
+
+    Weights in other files are read only for a path, from beneath its folder. Raises LoadError for what is no ONNX
+    file, ValidationError for one that breaks the standard, UnsupportedError (with all operators that are missing),
+    ExternalDataError, LimitError.
+    """
+    limits = limits_or_default(limits)
+    if isinstance(source, ModelProto):
+        return _graph(source, ExternalFolder(None), limits)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _graph(_parsed(bytes(source), limits), ExternalFolder(None), limits)
+    path = Path(source)
+    data = _contents(path, limits)
+    with ExternalFolder(path.parent) as folder:
+        return _graph(_parsed(data, limits), folder, limits)
+
+
+def _contents(path: Path, limits: Limits) -> bytes:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise LoadError("no regular file", code="file", where=str(path))
+            limits.check("file_bytes", status.st_size, str(path))
+            return file.read(status.st_size + 1)
+    except OSError as error:
+        raise LoadError(f"cannot read the file: {error}", code="file", where=str(path)) from error
+
+
+def _parsed(data: bytes, limits: Limits) -> ModelProto:
+    limits.check("file_bytes", len(data))
+    if not data:
+        raise LoadError("the file is empty", code="empty")
+    scan(data, limits)
+    try:
+        return ModelProto.FromString(data)
+    except DecodeError as error:
+        raise LoadError(f"not an ONNX file: {error}", code="protobuf") from error
+    except MemoryError as error:
+        raise ResourceError("out of memory", code="memory") from error
+
+
+def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits) -> Graph:
+    if not model.HasField("graph") or not model.ir_version:
+        raise LoadError("not an ONNX model: it has no graph or no IR version", code="empty")
+    if model.training_info:
+        raise UnsupportedError("models with training information are not supported", code="training_info")
+    opsets = _opsets(model.opset_import)
+    regions = RegionReader(folder, limits)
+    functions = _functions(model, regions, opsets)
+    main = regions.graph(model.graph)
+    reached = check_calls(main, {k: f.region for k, f in functions.items()}, limits)
+    importer = Importer(regions, functions, folder, limits)
+    importer.own_names = model.producer_name == PRODUCER
+    importer.check_known(main, opsets, reached)
+    graph = importer.main(model.graph, main, opsets)
+    graph.metadata = _metadata(model)
+    return graph
+
+
+def _opsets(imports: list[onnx.OperatorSetIdProto] | object) -> dict[str, int]:
+    opsets: dict[str, int] = {}
+    for entry in imports:  # type: ignore[attr-defined]
+        domain = domain_of(entry.domain)
+        if domain in opsets and opsets[domain] != entry.version:
+            raise ValidationError(f"two opsets of domain {domain or 'ai.onnx'!r} are imported", code="opset")
+        opsets[domain] = entry.version
+    version = opsets.get("", ir.OPSET)
+    if version < OLDEST_OPSET or version > ir.OPSET:
+        raise UnsupportedError(f"opset {version} is not supported, only {OLDEST_OPSET} to {ir.OPSET}", code="opset")
+    return opsets
+
+
+def _functions(model: ModelProto, regions: RegionReader, opsets: Mapping[str, int]) -> dict[Key, Function]:
+    found: dict[Key, Function] = {}
+    for proto in model.functions:
+        key = (domain_of(proto.domain), proto.name, proto.overload)
+        if key in found:
+            raise ValidationError(f"the function {proto.name!r} is defined twice", code="name", where=proto.name)
+        defaults = {a.name: a for a in proto.attribute_proto}
+        found[key] = Function(regions.function(proto), dict(opsets) | _opsets(proto.opset_import), defaults)
+    return found
+
+
+def _metadata(model: ModelProto) -> dict[str, str]:
+    found = {p.key: p.value for p in model.metadata_props}
+    fields = {"producer_name": model.producer_name, "producer_version": model.producer_version,
+              "domain": model.domain, "doc_string": model.doc_string, "graph_doc_string": model.graph.doc_string,
+              "model_version": str(model.model_version) if model.model_version else ""}
+    return found | {f"onnx.{k}": v for k, v in fields.items() if v}
+
+

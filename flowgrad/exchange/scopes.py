@@ -1,0 +1,186 @@
+"""GraphProtos as regions: what each defines, what it takes from outside, and which initializers move to the top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto
+
+from flowgrad.exchange.external import ExternalFolder
+from flowgrad.exchange.tensors import array_of, dense_of
+from flowgrad.ir.errors import LimitError, UnsupportedError, ValidationError
+from flowgrad.ir.graph import INLINE_ELEMENTS, Array
+from flowgrad.ir.limits import Limits
+
+SUBGRAPH_DEPTH = 32
+"""How deep subgraphs may be nested, after functions are inlined; the same as in ONNX Runtime."""
+
+
+HoistKey = tuple[int, str]  # the id of a region and the name of one of its initializers
+
+
+@dataclass
+class Region:
+    """The nodes of a graph, subgraph or function body in topological order, with the names they define and miss.
+
+    ``initializers`` are arrays by name; ``free`` are the names that nodes or outputs use and nothing here defines;
+    ``hoisted`` are the initializers, here and further in, that shall lie in the outermost graph; ``subregions`` holds,
+    for the index of a node, its subgraphs by attribute name.
+    """
+
+    name: str
+    nodes: list[NodeProto]
+    inputs: list[str]
+    outputs: list[str]
+    initializers: dict[str, Array] = field(default_factory=dict)
+    free: list[str] = field(default_factory=list)
+    hoisted: list[HoistKey] = field(default_factory=list)
+    subregions: dict[int, dict[str, Region]] = field(default_factory=dict)
+    declared: dict[str, onnx.TypeProto] = field(default_factory=dict)
+
+    def walk(self) -> Iterator[NodeProto]:
+        """Yield all nodes, those of subregions too."""
+        stack = [self]
+        while stack:
+            region = stack.pop()
+            yield from region.nodes
+            stack.extend(sub for subs in region.subregions.values() for sub in subs.values())
+
+
+class RegionReader:
+    """Makes regions from protos."""
+
+    def __init__(self, folder: ExternalFolder, limits: Limits) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.hoisted: dict[HoistKey, Array] = {}
+
+    def graph(self, proto: GraphProto, depth: int = 0, hoists: bool = True) -> Region:
+        """Return the region of a GraphProto and of all graphs inside it.
+
+        With ``hoists``, initializers of subgraphs move to ``self.hoisted``, small integers apart: no derivative can
+        ask for those, and shapes depend on them.
+        """
+        if depth > min(SUBGRAPH_DEPTH, self.limits.depth):
+            raise LimitError(f"subgraphs are nested more than {min(SUBGRAPH_DEPTH, self.limits.depth)} deep", code="depth", where=proto.name)
+        infos = [*proto.value_info, *proto.output, *proto.input]
+        region = Region(
+            proto.name, list(proto.node), [i.name for i in proto.input], [o.name for o in proto.output],
+            self._initializers(proto), declared={i.name: i.type for i in infos if i.HasField("type")},
+        )
+        self._finish(region, depth, hoists)
+        if hoists and depth:
+            for name in [n for n, array in region.initializers.items() if not is_small_integer(array)]:
+                self.hoisted[id(region), name] = region.initializers.pop(name)
+                region.hoisted.append((id(region), name))
+        return region
+
+    def function(self, proto: onnx.FunctionProto) -> Region:
+        """Return the region of a function body, which may use nothing from outside."""
+        region = Region(proto.name, list(proto.node), list(proto.input), list(proto.output))
+        self._finish(region, 0, hoists=False)
+        if region.free:
+            raise ValidationError(f"nothing defines {region.free[0]!r} in function {proto.name!r}", code="dangling",
+                                  where=region.free[0])
+        return region
+
+    def _initializers(self, proto: GraphProto) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for tensor in proto.initializer:
+            _new(found, tensor.name, array_of(tensor, self.folder, self.limits))
+        for sparse in proto.sparse_initializer:
+            _new(found, sparse.values.name, dense_of(sparse, self.folder, self.limits))
+        return found
+
+    def _finish(self, region: Region, depth: int, hoists: bool) -> None:
+        if len(set(region.inputs)) != len(region.inputs):
+            raise ValidationError(f"graph {region.name!r} has two inputs of one name", code="name", where=region.name)
+        for index, node in enumerate(region.nodes):
+            graphs = _graph_attributes(node)
+            if graphs:
+                region.subregions[index] = {a.name: self.graph(a.g, depth + 1, hoists) for a in graphs}
+        _sort(region)
+        region.free = _free_names(region)
+        region.hoisted = [k for subs in region.subregions.values() for sub in subs.values() for k in sub.hoisted]
+
+
+def is_small_integer(array: Array) -> bool:
+    """True for what may be copied into every subgraph that uses it: at most 64 integers or truth values."""
+    return array.dtype.kind in "iub" and array.size <= INLINE_ELEMENTS
+
+
+def _new(found: dict[str, Array], name: str, array: Array) -> None:
+    if not name or name in found:
+        raise ValidationError(f"two initializers are called {name!r}" if name else "an initializer without a name",
+                              code="name", where=name)
+    found[name] = array
+
+
+def _graph_attributes(node: NodeProto) -> list[AttributeProto]:
+    graphs = [a for a in node.attribute if a.type == AttributeProto.GRAPH or a.HasField("g")]
+    if any(a.graphs or a.type == AttributeProto.GRAPHS for a in node.attribute):
+        raise UnsupportedError("attributes that hold lists of graphs are not supported", code="graphs", where=node.name)
+    return graphs
+
+
+def used_names(region: Region, index: int) -> list[str]:
+    """Return the names that a node of a region needs: its inputs, then what its subgraphs take from outside."""
+    names = [n for n in region.nodes[index].input if n]
+    for sub in region.subregions.get(index, {}).values():
+        names += sub.free
+    return names
+
+
+def _free_names(region: Region) -> list[str]:
+    defined = {*region.inputs, *region.initializers, *(o for n in region.nodes for o in n.output)}
+    used: dict[str, None] = {}
+    for index in range(len(region.nodes)):
+        used.update(dict.fromkeys(used_names(region, index)))
+    used.update(dict.fromkeys(region.outputs))
+    return [n for n in used if n not in defined]
+
+
+def _sort(region: Region) -> None:
+    """Put the nodes into topological order, keeping the file's order where it is one; ValidationError for a cycle."""
+    maker = _makers(region)
+    if _is_sorted(region, maker):
+        return
+    waits = [len({maker[n] for n in used_names(region, i) if n in maker}) for i in range(len(region.nodes))]
+    feeds: dict[int, list[int]] = {}
+    for index in range(len(region.nodes)):
+        for source in {maker[n] for n in used_names(region, index) if n in maker}:
+            feeds.setdefault(source, []).append(index)
+    ready = [i for i in reversed(range(len(region.nodes))) if not waits[i]]
+    order: list[int] = []
+    while ready:
+        index = ready.pop()
+        order.append(index)
+        for target in feeds.get(index, ()):
+            waits[target] -= 1
+            if not waits[target]:
+                ready.append(target)
+    if len(order) < len(region.nodes):
+        stuck = next(n for i, n in enumerate(region.nodes) if waits[i])
+        raise ValidationError(f"the nodes of {region.name!r} depend on each other in a cycle", code="cycle",
+                              where=next(iter(stuck.output), stuck.name))
+    region.subregions = {new: region.subregions[old] for new, old in enumerate(order) if old in region.subregions}
+    region.nodes = [region.nodes[i] for i in order]
+
+
+def _makers(region: Region) -> dict[str, int]:
+    maker: dict[str, int] = {}
+    given = {*region.inputs, *region.initializers}
+    for index, node in enumerate(region.nodes):
+        for name in node.output:
+            if name and (name in maker or name in given):
+                raise ValidationError(f"two values are called {name!r}", code="name", where=name)
+            if name:
+                maker[name] = index
+    return maker
+
+
+def _is_sorted(region: Region, maker: dict[str, int]) -> bool:
+    return all(maker.get(n, -1) < i for i in range(len(region.nodes)) for n in used_names(region, i))
+
