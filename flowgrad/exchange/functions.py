@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import onnx
 from onnx import FunctionProto, NodeProto, defs
@@ -74,7 +75,7 @@ def _callees_first(roots: Sequence[Key], calls: Mapping[Key, Sequence[Key]]) -> 
 
 
 @functools.cache
-def schema_of(op: str, version: int) -> defs.OpSchema | None:
+def schema_of(op: str, version: int) -> Any:
     """Return the schema of an operator of the default domain in an opset, None if there is none."""
     try:
         return defs.get_schema(op, version, "")
@@ -85,7 +86,7 @@ def schema_of(op: str, version: int) -> defs.OpSchema | None:
 def has_body(op: str, version: int) -> bool:
     """Return whether the standard says what an operator is by a function."""
     schema = schema_of(op, version)
-    return schema is not None and (schema.has_function or schema.has_context_dependent_function)
+    return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
 
 
 @functools.cache
@@ -126,5 +127,5 @@ def type_proto(type_: Type, keep_names: bool = False) -> onnx.TypeProto:
         elif keep_names and not any(n.startswith("_d") for n in dim.names()):
             (only,) = dim.terms[0][0] if len(dim.terms) == 1 and len(dim.terms[0][0]) == 1 else (None,)
             plain = isinstance(only, str) and dim.terms[0][1] == 1
-            entry.dim_param = only if plain else repr(dim)  # type: ignore[assignment]
+            entry.dim_param = only if plain else repr(dim)
     return proto

@@ -174,7 +174,7 @@ class Importer:
 
     def _dim(self, dim: onnx.TensorShapeProto.Dimension) -> DimLike:
         if dim.HasField("dim_value"):
-            return UNKNOWN if dim.dim_value < 0 else int(dim.dim_value)  # type: ignore[no-any-return]
+            return UNKNOWN if dim.dim_value < 0 else int(dim.dim_value)
         if dim.dim_param in _NO_NAME:
             return UNKNOWN  # type: ignore[no-any-return]
         return parse_dim(dim.dim_param) if self.own_names else Dim.named(dim.dim_param)
@@ -308,7 +308,7 @@ class Importer:
         node.CopyFrom(call.proto)
         del node.attribute[:]
         node.attribute.extend(protos)
-        return self._body_function(node, call.version, [v and v.type for v in call.inputs])
+        return self._body_function(node, call.version, [None if v is None else v.type for v in call.inputs])
 
     def _body_function(self, node: NodeProto, version: int, types: Sequence[Type | None]) -> Function:
         plain = plain_body(node.op_type, version)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from flowgrad import ir
@@ -63,7 +63,8 @@ def _parsed(data: bytes, limits: Limits) -> ModelProto:
         raise LoadError("the file is empty", code="empty")
     scan(data, limits)
     try:
-        return ModelProto.FromString(data)
+        model: ModelProto = ModelProto.FromString(data)
+        return model
     except DecodeError as error:
         raise LoadError(f"not an ONNX file: {error}", code="protobuf") from error
     except MemoryError as error:
@@ -88,9 +89,9 @@ def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits) -> Graph:
     return graph
 
 
-def _opsets(imports: list[onnx.OperatorSetIdProto] | object) -> dict[str, int]:
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     opsets: dict[str, int] = {}
-    for entry in imports:  # type: ignore[attr-defined]
+    for entry in imports:
         domain = domain_of(entry.domain)
         if domain in opsets and opsets[domain] != entry.version:
             raise ValidationError(f"two opsets of domain {domain or 'ai.onnx'!r} are imported", code="opset")

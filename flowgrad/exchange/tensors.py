@@ -84,7 +84,8 @@ def _from_bytes(data: bytes | bytearray, dtype: DType, shape: tuple[int, ...], s
     if dtype.name in _BITS:
         return _unpacked(np.frombuffer(data, np.uint8), dtype, shape)
     if dtype.kind == "bool":
-        return (np.frombuffer(data, np.uint8) != 0).reshape(shape)
+        flags: Array = np.frombuffer(data, np.uint8) != 0
+        return flags.reshape(shape)
     array = np.frombuffer(data, dtype.numpy)
     if sys.byteorder == "little" or dtype.itemsize == 1:
         return array.reshape(shape)
@@ -128,7 +129,8 @@ def _from_fields(
     if dtype.kind == "float":
         return np.asarray(payload, dtype.numpy).reshape(shape)
     if dtype.kind == "bool":
-        return (np.asarray(payload, np.int32) != 0).reshape(shape)
+        flags: Array = np.asarray(payload, np.int32) != 0
+        return flags.reshape(shape)
     return _narrowed(payload, dtype.numpy, proto.name).reshape(shape)
 
 
