@@ -1,1 +1,442 @@
-"""The shape operators."""
+"""Operators on shapes and the layout of elements: what moves elements without computing on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import ValidationError
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.operands import (
+    extents,
+    int_list,
+    joined,
+    known_dims,
+    known_ints,
+    known_length,
+    normal_axes,
+    normal_axis,
+    reshape_to,
+    slice_axis,
+    unknown_shape,
+)
+from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
+from flowgrad.ir.types import INT64, UNKNOWN, Dim, DimLike, Type, broadcast_dims, broadcast_shapes, dim_product
+from flowgrad.ir.types import merge_dims
+
+MOVES = (Trait.LINEAR, Trait.SHAPE_ARITHMETIC)
+VIEWS = (Trait.LINEAR, Trait.SHAPE_ARITHMETIC, Trait.VIEW)
+
+
+# ---- Shape and Size -----------------------------------------------------------------------------------------------------
+
+
+@op("Shape", since=15, outputs=("shape",), traits=(Trait.ZERO,))
+def shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
+    return np.asarray(data.shape[start:end], np.int64)
+
+
+@shape.types
+def _(node: Node) -> Type:
+    dims = _shape_dims(node)
+    return Type(INT64, (UNKNOWN if dims is None else len(dims),))
+
+
+@shape.symbolic
+def _(node: Node) -> Array | None:
+    dims = _shape_dims(node)
+    return None if dims is None else _objects(dims)
+
+
+def _shape_dims(node: Node) -> Sequence[DimLike] | None:
+    found = node.input(0).type.shape
+    return None if found is None else found[attr(node, "start") : attr(node, "end")]
+
+
+def _objects(dims: Sequence[Any]) -> Array:
+    array = np.empty(len(dims), object)
+    array[:] = dims
+    return array
+
+
+@op("Size", since=13, outputs=("size",), traits=(Trait.ZERO,))
+def size(data: Array) -> Array:
+    return np.asarray(data.size, np.int64)
+
+
+@size.types
+def _(node: Node) -> Type:
+    return Type(INT64, ())
+
+
+@size.symbolic
+def _(node: Node) -> Array | None:
+    total = node.input(0).type.size
+    return None if total is None else _objects([total]).reshape(())
+
+
+# ---- Reshape, Flatten, Squeeze, Unsqueeze -------------------------------------------------------------------------------
+
+
+@op("Reshape", since=14, outputs=("reshaped",), traits=VIEWS)
+def reshape(data: Array, shape: Array, *, allowzero: int = 0) -> Array:
+    return data.reshape(_reshaped(data.shape, int_list(shape) or [], allowzero))
+
+
+def _reshaped(old: Sequence[Any], wanted: Sequence[Any], allowzero: int) -> tuple[Any, ...]:
+    """Return the new shape; extents copied by a 0 cancel, so that a -1 beside them is known even if they are 0."""
+    copied = [i for i, d in enumerate(wanted) if isinstance(d, int) and d == 0 and not allowzero]
+    inferred = [i for i, d in enumerate(wanted) if isinstance(d, int) and d == -1]
+    if any(i >= len(old) for i in copied) or len(inferred) > 1:
+        raise ValidationError(f"cannot reshape {list(old)} to {list(wanted)}", code="shape")
+    new = [old[i] if i in copied else d for i, d in enumerate(wanted)]
+    if inferred:
+        whole = dim_product(d for i, d in enumerate(old) if i not in copied)
+        others = dim_product(d for i, d in enumerate(wanted) if i not in copied and i not in inferred)
+        if others == 0:
+            raise ValidationError(f"the -1 of the shape {list(wanted)} can be any number", code="shape")
+        new[inferred[0]] = whole // others
+    if all(isinstance(d, int) for d in (*old, *new)) and dim_product(old) != dim_product(new):
+        raise ValidationError(f"cannot reshape {list(old)} to {list(wanted)}", code="shape")
+    return tuple(new)
+
+
+@reshape.types
+def _(node: Node) -> Type:
+    x, wanted = node.input(0).type, known_dims(node.input(1))
+    if wanted is None:
+        return x.with_shape(unknown_shape(known_length(node.input(1))))
+    if x.shape is None:
+        return x.with_shape([UNKNOWN if isinstance(d, int) and d < 1 else d for d in wanted])
+    return x.with_shape(_reshaped(x.shape, wanted, attr(node, "allowzero")))
+
+
+@reshape.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar in the shape of x."""
+    return reshape_to(b, y_bar, node.input(0)), NO_GRADIENT
+
+
+@op("Flatten", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.VIEW))
+def flatten(input: Array, *, axis: int = 1) -> Array:
+    at = axis + input.ndim if axis < 0 else axis
+    rows = int(np.prod(input.shape[:at], dtype=np.int64))
+    columns = int(np.prod(input.shape[at:], dtype=np.int64))
+    return input.reshape(rows, columns)
+
+
+@flatten.types
+def _(node: Node) -> Type:
+    x, axis = node.input(0).type, attr(node, "axis")
+    if x.shape is None:
+        return x.with_shape((UNKNOWN, UNKNOWN))
+    at = axis + len(x.shape) if axis < 0 else axis
+    if not 0 <= at <= len(x.shape):
+        raise ValidationError(f"no axis {axis} at rank {len(x.shape)}", code="axis")
+    return x.with_shape((dim_product(x.shape[:at]), dim_product(x.shape[at:])))
+
+
+@flatten.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar in the shape of x."""
+    return reshape_to(b, y_bar, node.input(0))
+
+
+@op("Squeeze", since=13, outputs=("squeezed",), traits=VIEWS)
+def squeeze(data: Array, axes: Array | None = None) -> Array:
+    given = int_list(axes)
+    return np.squeeze(data, None if given is None else tuple(given))
+
+
+@squeeze.types
+def _(node: Node) -> Type:
+    x, axes = node.input(0).type, node.inputs[1] if len(node.inputs) > 1 else None
+    if x.shape is None:
+        return x
+    if axes is None:
+        return x.with_shape([d for d in x.shape if d != 1] if x.is_static else None)
+    known = known_ints(axes)
+    if known is None:
+        count = known_length(axes)
+        return x.with_shape(unknown_shape(None if count is None else len(x.shape) - count))
+    chosen = normal_axes(known, len(x.shape))
+    for axis in chosen:
+        merge_dims(x.shape[axis], 1)
+    return x.with_shape([d for i, d in enumerate(x.shape) if i not in chosen])
+
+
+@squeeze.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar in the shape of x."""
+    axes = known_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+    x_bar = b.Unsqueeze(y_bar, axes) if axes else reshape_to(b, y_bar, node.input(0))
+    return x_bar, NO_GRADIENT
+
+
+@op("Unsqueeze", since=13, outputs=("expanded",), traits=VIEWS)
+def unsqueeze(data: Array, axes: Array) -> Array:
+    chosen = int_list(axes) or []
+    new = set(normal_axes(chosen, data.ndim + len(chosen)))
+    old = iter(data.shape)
+    return data.reshape([1 if i in new else next(old) for i in range(data.ndim + len(chosen))])
+
+
+@unsqueeze.types
+def _(node: Node) -> Type:
+    x, axes = node.input(0).type, node.input(1)
+    known, count = known_ints(axes), known_length(axes)
+    if x.shape is None or count is None:
+        return x.with_shape(None)
+    if known is None:
+        return x.with_shape(unknown_shape(len(x.shape) + count))
+    new = set(normal_axes(known, len(x.shape) + len(known)))
+    old = iter(x.shape)
+    return x.with_shape([1 if i in new else next(old) for i in range(len(x.shape) + len(known))])
+
+
+@unsqueeze.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar in the shape of x."""
+    axes = known_ints(node.input(1))
+    x_bar = b.Squeeze(y_bar, axes) if axes else reshape_to(b, y_bar, node.input(0))
+    return x_bar, NO_GRADIENT
+
+
+# ---- Transpose, Expand --------------------------------------------------------------------------------------------------
+
+
+@op("Transpose", since=13, outputs=("transposed",), traits=(Trait.LINEAR, Trait.VIEW))
+def transpose(data: Array, *, perm: Sequence[int] | None = None) -> Array:
+    return np.transpose(data, perm)
+
+
+@transpose.types
+def _(node: Node) -> Type:
+    x, perm = node.input(0).type, attr(node, "perm")
+    if x.shape is None:
+        return x.with_shape(unknown_shape(None if perm is None else len(perm)))
+    order = range(len(x.shape))[::-1] if perm is None else perm
+    if sorted(order) != list(range(len(x.shape))):
+        raise ValidationError(f"perm={list(order)} does not permute {len(x.shape)} axes", code="axis")
+    return x.with_shape([x.shape[i] for i in order])
+
+
+@transpose.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar with the axes permuted back."""
+    perm = attr(node, "perm")
+    return b.Transpose(y_bar, perm=None if perm is None else [perm.index(i) for i in range(len(perm))])
+
+
+@op("Expand", since=13, outputs=("output",), traits=VIEWS)
+def expand(input: Array, shape: Array, *, out: Array | None = None) -> Array:
+    wanted = np.broadcast_shapes(input.shape, tuple(int_list(shape) or ()))
+    view = np.broadcast_to(input, wanted)
+    if out is None:
+        return view
+    np.copyto(out, view)
+    return out
+
+
+@expand.types
+def _(node: Node) -> Type:
+    x, wanted = node.input(0).type, known_dims(node.input(1))
+    if wanted is not None:
+        return x.with_shape(broadcast_shapes(x.shape, tuple(wanted)))
+    count = known_length(node.input(1))
+    if count is None or x.shape is None:
+        return x.with_shape(None)
+    return x.with_shape(broadcast_shapes(x.shape, (UNKNOWN,) * count))
+
+
+@expand.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar summed along the axes that were broadcast."""
+    return b.sum_to(y_bar, node.input(0)), NO_GRADIENT
+
+
+# ---- Concat, Split ------------------------------------------------------------------------------------------------------
+
+
+@op("Concat", since=13, outputs=("concat_result",), traits=MOVES)
+def concat(*inputs: Array, axis: int, out: Array | None = None) -> Array:
+    return np.concatenate(inputs, axis, out=out)
+
+
+@concat.types
+def _(node: Node) -> Type:
+    types = [v.type for v in node.inputs if v is not None]
+    if not types:
+        raise ValidationError("Concat needs an input", code="arity")
+    ranked = [t.shape for t in types if t.shape is not None]
+    if not ranked:
+        return types[0]
+    axis = normal_axis(attr(node, "axis"), len(ranked[0]))
+    merged: list[DimLike] = list(ranked[0])
+    total: DimLike = merged[axis]
+    for other in ranked[1:]:
+        if len(other) != len(merged):
+            raise ValidationError("Concat takes inputs of one rank", code="shape")
+        total = total + other[axis]
+        merged = [d if i == axis else merge_dims(d, o) for i, (d, o) in enumerate(zip(merged, other, strict=True))]
+    merged[axis] = total if len(ranked) == len(types) else UNKNOWN
+    return types[0].with_shape(merged)
+
+
+@concat.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """The cotangents of the inputs are the pieces of y_bar."""
+    inputs = [v for v in node.inputs if v is not None]
+    if len(inputs) == 1:
+        return (y_bar,)
+    axis = attr(node, "axis")
+    sizes = joined(b, [b.extent(x, axis) for x in inputs])
+    return b.add("Split", [y_bar, sizes], {"axis": axis}, outputs=len(inputs))
+
+
+@op("Split", since=18, outputs=("outputs",), required_outputs=1, variadic_outputs=True,
+    traits=(Trait.LINEAR, Trait.VIEW))
+def split(
+    input: Array, split: Array | None = None, *, axis: int = 0, num_outputs: int | None = None, count: int = 0
+) -> list[Array]:
+    sizes = int_list(split)
+    if sizes is None:
+        sizes = _even_sizes(input.shape[axis], num_outputs or count)
+    if sum(sizes) != input.shape[axis] or min(sizes, default=0) < 0:
+        raise ValidationError(f"the pieces {sizes} are not the extent {input.shape[axis]}", code="shape")
+    return np.split(input, np.cumsum(sizes)[:-1], axis)
+
+
+def _even_sizes(extent: int, pieces: int) -> list[int]:
+    step = -(-extent // pieces)
+    return [max(min(step, extent - i * step), 0) for i in range(pieces)]
+
+
+@split.types
+def _(node: Node) -> list[Type]:
+    x, axis = node.input(0).type, attr(node, "axis")
+    sizes = _split_sizes(node)
+    if x.shape is None:
+        return [x] * len(sizes)
+    at = normal_axis(axis, len(x.shape))
+    return [x.with_shape([*x.shape[:at], s, *x.shape[at + 1 :]]) for s in sizes]
+
+
+def _split_sizes(node: Node) -> list[Any]:
+    """Return the extents of the pieces, UNKNOWN for those that only the run can tell."""
+    count = len(node.outputs)
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        known = known_dims(node.inputs[1])
+        if known is not None and len(known) != count:
+            raise ValidationError(f"Split into {len(known)} pieces has {count} outputs", code="shape")
+        return [UNKNOWN] * count if known is None else list(known)
+    x_shape = node.input(0).type.shape
+    pieces = attr(node, "num_outputs") or count
+    if x_shape is None:
+        return [UNKNOWN] * count
+    extent = x_shape[normal_axis(attr(node, "axis"), len(x_shape))]
+    if isinstance(extent, int):
+        return _even_sizes(extent, pieces)[:count]
+    step = extent // pieces
+    return [step if not isinstance(extent % pieces, Dim) else UNKNOWN] * count
+
+
+@split.adjoint
+def _(b: Any, node: Node, *y_bars: Value | None) -> Any:
+    """x_bar = the cotangents of the pieces, concatenated; zeros for a piece that is not used at all."""
+    pieces = [y_bar if y_bar is not None else _zero_piece(b, node, i) for i, y_bar in enumerate(y_bars)]
+    axis = attr(node, "axis")
+    return (pieces[0] if len(pieces) == 1 else b.Concat(*pieces, axis=axis)), NO_GRADIENT
+
+
+def _zero_piece(b: Any, node: Node, index: int) -> Value:
+    """Return zeros in the place of an output that is absent."""
+    x = node.input(0)
+    at = normal_axis(attr(node, "axis"), len(x.shape))
+    extent = _split_sizes(node)[index]
+    if isinstance(extent, int):
+        length = b.ints([extent])
+    elif len(node.inputs) > 1 and node.inputs[1] is not None:
+        length = slice_axis(b, node.inputs[1], index, index + 1)
+    else:
+        total, pieces = b.extent(x, at), attr(node, "num_outputs") or len(node.outputs)
+        step = b.Div(b.Add(total, pieces - 1), pieces)
+        length = b.Max(b.Min(step, b.Sub(total, b.Mul(step, index))), 0)
+    parts = [*extents(b, x, 0, at), length, *extents(b, x, at + 1, len(x.shape))]
+    return b.Expand(b.scalar(0, x.type.dtype), joined(b, parts))  # type: ignore[no-any-return]
+
+
+# ---- Slice --------------------------------------------------------------------------------------------------------------
+
+
+def slice_tuple(
+    rank: int, starts: Array, ends: Array, axes: Array | None, steps: Array | None
+) -> tuple[slice, ...]:
+    """Return the NumPy index that a Slice takes."""
+    first, last = int_list(starts) or [], int_list(ends) or []
+    chosen = normal_axes(range(len(first)) if axes is None else int_list(axes) or [], rank)
+    stride = [1] * len(first) if steps is None else int_list(steps) or []
+    index = [slice(None)] * rank
+    for axis, start, end, step in zip(chosen, first, last, stride, strict=True):
+        index[axis] = slice(start, end, step)
+    return tuple(index)
+
+
+@op("Slice", since=13, outputs=("output",), traits=VIEWS)
+def slice_(data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
+    return data[slice_tuple(data.ndim, starts, ends, axes, steps)]
+
+
+@slice_.types
+def _(node: Node) -> Type:
+    x = node.input(0).type
+    if x.shape is None:
+        return x
+    starts, ends, axes, steps = (node.inputs[i] if i < len(node.inputs) else None for i in range(1, 5))
+    first, last = known_dims(starts), known_dims(ends)
+    count = known_length(node.input(1)) if first is None else len(first)
+    chosen = list(range(count)) if axes is None and count is not None else known_ints(axes)
+    if count is None or chosen is None:
+        return x.with_shape(unknown_shape(len(x.shape)))
+    stride = [1] * count if steps is None else known_ints(steps)
+    new: list[DimLike] = list(x.shape)
+    for at, axis in enumerate(normal_axes(chosen, len(x.shape))):
+        known = first is not None and last is not None and stride is not None
+        new[axis] = _sliced(new[axis], first[at], last[at], stride[at]) if known else UNKNOWN  # type: ignore[index]
+    return x.with_shape(new)
+
+
+def _sliced(extent: DimLike, start: DimLike, end: DimLike, step: int) -> DimLike:
+    """Return the extent of a slice, UNKNOWN where it depends on which of two numbers is larger."""
+    if isinstance(extent, int) and isinstance(start, int) and isinstance(end, int):
+        return len(range(*slice(start, end, step).indices(extent)))
+    whole = isinstance(end, int) and end >= 2**31 - 1 or end == extent
+    if start == 0 and whole and step > 0:
+        return -(-extent // step)
+    reverse = isinstance(start, int) and isinstance(end, int) and start == -1 and end <= -(2**31) + 1
+    if reverse and step < 0:
+        return -(-extent // -step)
+    return 0 if start == end and step > 0 else UNKNOWN  # type: ignore[no-any-return]
+
+
+@slice_.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = zeros with y_bar at the place of the slice."""
+    x = node.input(0)
+    where = [*node.inputs[1:], None, None][:4]
+    x_bar = b.SliceGrad(b.shape(x), y_bar, *_all_operands(b, where))
+    return x_bar, *[NO_GRADIENT] * 4
+
+
+def _all_operands(b: Any, where: Sequence[Value | None]) -> list[Value]:
+    """Return starts, ends, axes and steps with the defaults of the last two filled in."""
+    starts, ends, axes, steps = where
+    assert starts is not None and ends is not None
+    count = known_length(starts)
+    if axes is None:
+        axes = b.ints(range(count)) if count is not None else b.Range(0, b.Size(starts), 1)
+    if steps is None:
+        steps = b.ints([1] * count) if count is not None else b.Expand(b.ints([1]), b.Shape(starts))
+    return [starts, ends, axes, steps]

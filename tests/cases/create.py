@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from tests.op_cases import Case
+import numpy as np
 
-CASES: list[Case] = []
+from tests.op_cases import Case, const, fixed
+
+CASES: list[Case] = [
+    Case("ConstantOfShape", [const([2, 3], "int64")]),
+    Case("ConstantOfShape", [fixed([2, 0], "int64")], {"value": np.array([7], np.int32)}, name="run-time"),
+    Case("ConstantOfShape", [const([], "int64")], {"value": np.array([1.5])}, name="scalar"),
+]

@@ -1,0 +1,117 @@
+"""What rules share: integer operands known before the run, axes, and small pieces of graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import ValidationError
+from flowgrad.ir.graph import Array, Value
+from flowgrad.ir.types import UNKNOWN, DimLike, Type
+
+
+def known_dims(value: Value | None) -> list[DimLike] | None:
+    """Return the entries of a small integer value as integers and dims, or None where only the run can tell."""
+    if value is None:
+        return None
+    if value.symbolic is not None:
+        return list(value.symbolic.reshape(-1))
+    constant = value.constant
+    if constant is None or constant.dtype.kind not in "iub":
+        return None
+    return [int(n) for n in constant.reshape(-1)]
+
+
+def known_ints(value: Value | None) -> list[int] | None:
+    """Return the entries of a small integer value, or None if one of them is not known before the run."""
+    dims = known_dims(value)
+    if dims is None or not all(isinstance(d, (int, np.integer)) for d in dims):
+        return None
+    return [int(d) for d in dims]  # type: ignore[arg-type]
+
+
+def known_length(value: Value) -> int | None:
+    """Return the number of entries of an integer vector, or None."""
+    shape = value.type.shape
+    if shape is None:
+        return None
+    if not shape:
+        return 1
+    return shape[0] if isinstance(shape[0], int) else None
+
+
+def normal_axis(axis: int, rank: int) -> int:
+    """Return ``axis`` counted from the front; ValidationError if there is no such axis."""
+    if not -rank <= axis < rank:
+        raise ValidationError(f"no axis {axis} at rank {rank}", code="axis")
+    return axis % rank
+
+
+def normal_axes(axes: Sequence[int], rank: int) -> list[int]:
+    """Return ``axes`` counted from the front; ValidationError if one does not exist or comes twice."""
+    found = [normal_axis(a, rank) for a in axes]
+    if len(set(found)) != len(found):
+        raise ValidationError(f"axes {list(axes)} name an axis twice", code="axis")
+    return found
+
+
+def unknown_shape(rank: int | None) -> tuple[DimLike, ...] | None:
+    """Return a shape of ``rank`` unknown extents."""
+    return None if rank is None else (UNKNOWN,) * rank
+
+
+def int_list(array: Array | None) -> list[int] | None:
+    """Return an integer operand of a kernel as a list of Python integers."""
+    return None if array is None else [int(n) for n in np.asarray(array).reshape(-1).tolist()]
+
+
+def extents(b: Any, x: Value, start: int, end: int) -> list[Value]:
+    """Return the extents ``start`` to ``end`` of ``x`` as a list of int64 vectors to concatenate (possibly empty)."""
+    dims = x.shape[start:end]
+    if not dims:
+        return []
+    if all(isinstance(d, int) for d in dims):
+        return [b.ints(dims)]
+    return [b.Shape(x, start=start, end=end)]
+
+
+def joined(b: Any, parts: Sequence[Value]) -> Value:
+    """Return int64 vectors as one: a constant if all of them are."""
+    known = [known_ints(p) for p in parts]
+    if all(k is not None for k in known):
+        return b.ints([n for k in known for n in k or ()])  # type: ignore[no-any-return]
+    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=0)  # type: ignore[no-any-return]
+
+
+def reshape_to(b: Any, value: Value, x: Value) -> Value:
+    """Return ``value`` in the shape of ``x``, which has as many elements; uses no Shape node where it can."""
+    shape = x.type.shape
+    if shape is None:
+        return b.Reshape(value, b.Shape(x), allowzero=1)  # type: ignore[no-any-return]
+    if value.type.shape == shape:
+        return value
+    symbolic = [i for i, d in enumerate(shape) if not isinstance(d, int)]
+    if not symbolic:
+        return b.Reshape(value, b.ints(shape), allowzero=int(0 in shape) or None)  # type: ignore[no-any-return]
+    if len(symbolic) == 1 and all(d != 0 for d in shape):
+        wanted = [-1 if i == symbolic[0] else d for i, d in enumerate(shape)]
+        made = b.Reshape(value, b.ints(wanted))
+        if made.type.shape == shape:
+            return made  # type: ignore[no-any-return]
+    return b.Reshape(value, b.Shape(x), allowzero=1)  # type: ignore[no-any-return]
+
+
+def expand_to(b: Any, value: Value, x: Value) -> Value:
+    """Return ``value`` broadcast to the shape of ``x``, which is at least as large everywhere."""
+    if value.type.shape is not None and value.type.shape == x.type.shape:
+        return value
+    node = b.add_node("Expand", [value, b.shape(x)], types=[Type(value.type.dtype, x.type.shape)])
+    return node.outputs[0]  # type: ignore[no-any-return]
+
+
+def slice_axis(b: Any, vector: Value, start: int, end: int) -> Value:
+    """Return ``vector[start:end]`` of an int64 vector: a constant if it is known."""
+    known = known_ints(vector)
+    return b.ints(known[start:end]) if known is not None else b.Slice(vector, [start], [end], [0])  # type: ignore[no-any-return]
