@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from flowgrad.ir.bulk import bulk
@@ -19,12 +19,14 @@ Tangent = Value | None
 
 @bulk
 def tangent(
-    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], *, pass_name: str = "tangent"
+    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], *, pass_name: str = "tangent",
+    overrides: Collection[int] = (),
 ) -> list[Tangent]:
     """Append to ``graph`` the tangents of ``of`` for the values and tangents in ``pairs``.
 
     Forward accumulation: y_dot = sum over the inputs x of (dy/dx) x_dot. Returns one value per entry of ``of``, of
-    exactly its type, or None where it does not depend on any x. Raises NotDifferentiableError like ``adjoint``.
+    exactly its type, or None where it does not depend on any x. Raises NotDifferentiableError like ``adjoint``,
+    and where a path crosses a node of ``overrides``, whose tangent nobody gave.
     """
     wrt = [x for x, _ in pairs]
     order = expand_for_derivative(graph, wrt, of, forward=True)
@@ -38,6 +40,9 @@ def tangent(
     for node in path_nodes(order, wrt, of):
         operands = [dots.get(v) if v is not None else None for v in (*node.inputs, *node.captures)]
         if Trait.ZERO in opdef(node.op).traits or all(d is None for d in operands):
+            continue
+        if node.key in overrides:
+            refusals.append((node, "its adjoint is overridden, so forward mode has no rule for it"))
             continue
         b.origin = graph.new_origin(pass_name, (node,))
         b.prefix = node.label
@@ -93,7 +98,7 @@ def _linear(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[T
     for x, x_dot in zip(node.inputs, dots, strict=False):
         is_operand = x is not None and x.type.dtype.is_float
         inputs.append(x_dot if x_dot is not None else b.zero(x) if is_operand and x is not None else x)
-    if not node.outputs[0] or not node.outputs[0].type.dtype.is_float:
+    if not any(v is not None and v.type.dtype.is_float for v in node.outputs):
         return [None] * len(node.outputs)
     made = b.add_node(node.op, inputs, node.attributes, outputs=len(node.outputs))
     return list(made.outputs)
