@@ -2,6 +2,7 @@
 
 from flowgrad import _checkout as _checkout  # isort: skip
 from flowgrad.ir.errors import FlowgradError as FlowgradError
+from flowgrad.ir.ops.registry import op as op
 from flowgrad.model import Model as Model
 from flowgrad.model import load as load
 from flowgrad.transforms.derivatives import grad as grad
@@ -9,5 +10,13 @@ from flowgrad.transforms.derivatives import hvp as hvp
 from flowgrad.transforms.derivatives import jvp as jvp
 from flowgrad.transforms.derivatives import value_and_grad as value_and_grad
 from flowgrad.transforms.derivatives import vjp as vjp
+from flowgrad.transforms.editing import compose as compose
+from flowgrad.transforms.editing import guided as guided
+from flowgrad.transforms.editing import override_adjoint as override_adjoint
+from flowgrad.transforms.editing import pick as pick
+from flowgrad.transforms.editing import stop_gradient as stop_gradient
+from flowgrad.transforms.editing import straight_through as straight_through
+from flowgrad.transforms.editing import unbatch as unbatch
+from flowgrad.transforms.gradcheck import gradcheck as gradcheck
 
 __version__ = "0.1.0"

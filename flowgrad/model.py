@@ -56,10 +56,13 @@ class Model:
         self.graph = graph
         self.roles: dict[Role, str] = dict(roles or {})
         self.notes: tuple[str, ...] = tuple(notes)
+        self.overrides: dict[int, Any] = {}
 
     def with_graph(self, graph: Graph) -> Model:
         """Return a model of ``graph`` with the roles and notes of this one."""
-        return Model(graph, self.roles, self.notes)
+        other = Model(graph, self.roles, self.notes)
+        other.overrides = dict(self.overrides)
+        return other
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 

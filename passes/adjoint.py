@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from flowgrad.ir.builder import Builder
@@ -122,25 +122,28 @@ def adjoint(
     *,
     zero: Zero = "error",
     pass_name: str = "adjoint",
+    overrides: Mapping[int, Any] | None = None,
 ) -> list[Value | None]:
     """Append to ``graph`` the cotangents of ``wrt`` for the outputs and cotangents in ``seeds``.
 
     Returns one value per entry of ``wrt``: of exactly its type, or None where no path leads to it. Reverse
     accumulation: x_bar = sum over the users of x of (dy/dx)^T y_bar. Raises NotDifferentiableError, naming every
-    offending op with a path, before it returns anything.
+    offending op with a path, before it returns anything. ``overrides`` maps node keys to other adjoint rules.
     """
-    return _Reverse(graph, seeds, wrt, pass_name).run(zero)
+    return _Reverse(graph, seeds, wrt, pass_name, overrides or {}).run(zero)
 
 
 class _Reverse:
-    def __init__(self, graph: Graph, seeds: Sequence[tuple[Value, Value]], wrt: Sequence[Value], pass_name: str) -> None:
+    def __init__(self, graph: Graph, seeds: Sequence[tuple[Value, Value]], wrt: Sequence[Value], pass_name: str,
+                 overrides: Mapping[int, Any]) -> None:
         self.graph = graph
+        self.overrides = overrides
         self.wrt = list(wrt)
         self.seeds = list(seeds)
         self.b = DerivativeBuilder(graph)
         self.pass_name = pass_name
-        self.order = expand_for_derivative(graph, wrt, [y for y, _ in seeds])
-        self.active = active_values(self.order, wrt)
+        self.order = expand_for_derivative(graph, wrt, [y for y, _ in seeds], keep=overrides)
+        self.active = active_values(self.order, wrt, overrides)
         self.named = {y_bar for _, y_bar in seeds}
         self.bars: dict[Value, list[Value]] = {}
         self.refusals: list[tuple[Node, str]] = []
@@ -169,7 +172,8 @@ class _Reverse:
         self.b.wanted = tuple(v in self.active for v in operands)
         bars = [None if v is None else self._collect(v) if v in self.bars else self._absent(v) for v in node.outputs]
         bars += [None] * (len(definition.outputs) - len(bars))
-        contributions = apply_adjoint(self.b, definition, node, bars)
+        contributions = apply_override(self.b, self.overrides[node.key], node, bars) if node.key in self.overrides \
+            else apply_adjoint(self.b, definition, node, bars)
         for x, x_bar in zip(operands, contributions, strict=True):
             self._contribute(node, definition, x, x_bar)
 
@@ -234,6 +238,14 @@ def apply_adjoint(b: DerivativeBuilder, definition: OpDef, node: Node, bars: Seq
     return [Refusal("it has no derivative rule")] * count
 
 
+def apply_override(b: DerivativeBuilder, rule: Any, node: Node, bars: Sequence[Value | None]) -> list[Any]:
+    """Return what a user's rule says in place of the op's own; None stands for zero."""
+    result = rule(b, node, *[bar for bar in bars[: len(node.outputs)]])
+    items = list(result) if isinstance(result, (tuple, list)) else [result]
+    items += [None] * (len(node.inputs) + len(node.captures) - len(items))
+    return [NO_GRADIENT if item is None else item for item in items]
+
+
 def accumulate(b: DerivativeBuilder, parts: Sequence[Value]) -> Value:
     """Return the sum of cotangents of one value, at a cost linear in what they hold."""
     groups: dict[str, list[Value]] = {}
@@ -250,13 +262,13 @@ def accumulate(b: DerivativeBuilder, parts: Sequence[Value]) -> Value:
     return b.Add(*rest) if len(rest) == 2 else b.Sum(*rest)  # type: ignore[no-any-return]
 
 
-def active_values(order: Sequence[Node], wrt: Sequence[Value]) -> set[Value]:
+def active_values(order: Sequence[Node], wrt: Sequence[Value], overrides: Collection[int] = ()) -> set[Value]:
     """Return the float values that depend differentiably on ``wrt``, ``wrt`` included."""
     active = set(wrt)
     for node in order:
         if not any(v in active for v in (*node.inputs, *node.captures) if v is not None):
             continue
-        if Trait.ZERO not in opdef(node.op).traits:
+        if Trait.ZERO not in opdef(node.op).traits or node.key in overrides:
             active.update(v for v in node.outputs if v is not None and v.type.dtype.is_float)
     return active
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import PassError
@@ -65,15 +65,16 @@ def lacks_rule(node: Node, forward: bool = False) -> bool:
 
 
 def expand_for_derivative(
-    graph: Graph, wrt: Sequence[Value], of: Sequence[Value], *, forward: bool = False
+    graph: Graph, wrt: Sequence[Value], of: Sequence[Value], *, forward: bool = False, keep: Collection[int] = ()
 ) -> list[Node]:
-    """Expand the nodes on a path from ``wrt`` to ``of`` that only their expansion can differentiate.
+    """Expand the nodes on a path from ``wrt`` to ``of`` that only their expansion can differentiate, except the
+    keys in ``keep``.
 
     Returns the topological order of the graph that results.
     """
     order = graph.nodes()
     while True:
-        chosen = [n for n in path_nodes(order, wrt, of) if lacks_rule(n, forward)]
+        chosen = [n for n in path_nodes(order, wrt, of) if lacks_rule(n, forward) and n.key not in keep]
         if not chosen:
             return order
         for node in chosen:

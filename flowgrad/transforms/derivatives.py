@@ -10,10 +10,10 @@ from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.model import Model, Role
 from flowgrad.passes.adjoint import Zero, adjoint
 from flowgrad.passes.tangent import tangent
-from flowgrad.transforms.selection import Names, find_of, find_scalar, find_value, find_wrt
+from flowgrad.transforms.selection import Names, Of, Pick, find_of, find_scalar, find_value, find_wrt
 
 
-def vjp(model: Model, of: Names | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:
+def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:
     """Return a model of the vector-Jacobian product: cotangents in, gradients out.
 
     Each y in ``of`` (default: all float outputs) gets a new input ``y_grad`` of its type; the outputs are the original
@@ -32,38 +32,41 @@ def vjp(model: Model, of: Names | None = None, wrt: Names = "inputs", keep: Name
     return task.finish()
 
 
-def grad(model: Model, of: str | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:
+def grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:
     """Return a model of the gradient of a scalar: outputs ``x_grad`` for each x in ``wrt``, then those in ``keep``.
 
     ``of`` is the scalar (default: the only scalar output). Raises like ``vjp``, and InputError if ``of`` has more than one
     element.
     """
-    task = _Task(model)
-    kept = [(name, find_value(task.graph, name)) for name in ([keep] if isinstance(keep, str) else keep)]
-    name, y = find_scalar(task.graph, of)
-    task.drop_outputs()
-    task.gradients([(name, y, task.one(y))], find_wrt(task.graph, wrt), zero)
-    for kept_name, value in kept:
-        task.graph.add_output(value, task.output_name(kept_name))
-    return task.finish()
+    return _scalar_gradient(model, of, wrt, keep, zero, with_value=False)
 
 
-def value_and_grad(model: Model, of: str | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error"
+def value_and_grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error"
                    ) -> Model:
     """Return a model of a scalar and its gradient: outputs the value, ``x_grad`` for each x, then those in ``keep``.
 
     Raises like ``grad``.
     """
-    name, _ = find_scalar(model.graph, of)
-    names = [name, *([keep] if isinstance(keep, str) else keep)]
-    result = grad(model, of, wrt, names, zero=zero)
-    entries = result.graph.output_entries
-    value = next(e for e in entries if e.name == name)
-    result.graph.reorder_outputs([value, *(e for e in entries if e is not value)])
-    return result
+    return _scalar_gradient(model, of, wrt, keep, zero, with_value=True)
 
 
-def jvp(model: Model, of: Names | None = None, wrt: Names = "inputs") -> Model:
+def _scalar_gradient(
+    model: Model, of: str | Pick | None, wrt: Names, keep: Names, zero: Zero, *, with_value: bool
+) -> Model:
+    task = _Task(model)
+    kept = [(name, find_value(task.graph, name)) for name in ([keep] if isinstance(keep, str) else keep)]
+    name, y = find_scalar(task.graph, of)
+    wrt_values = find_wrt(task.graph, wrt)
+    task.drop_outputs()
+    if with_value:
+        task.graph.add_output(y, name)
+    task.gradients([(name, y, task.one(y))], wrt_values, zero)
+    for kept_name, value in kept:
+        task.graph.add_output(value, task.output_name(kept_name))
+    return task.finish()
+
+
+def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs") -> Model:
     """Return a model of the Jacobian-vector product: tangents in, tangents out.
 
     Each x in ``wrt`` gets a new input ``x_tangent`` of its type; the outputs are the original ones, then ``y_tangent`` =
@@ -79,12 +82,13 @@ def jvp(model: Model, of: Names | None = None, wrt: Names = "inputs") -> Model:
         x_dot = task.graph.add_input(task.graph.unique_name(f"{x.name}_tangent"), x.type)
         task.roles["tangent", "", x.name] = x_dot.name
         pairs.append((x, x_dot))
-    for (name, y), y_dot in zip(values, tangent(task.graph, pairs, [v for _, v in values]), strict=True):
+    for (name, y), y_dot in zip(values, tangent(task.graph, pairs, [v for _, v in values],
+                                                         overrides=model.overrides), strict=True):
         task.add_derivative(("tangent", name, ""), f"{name}_tangent", y, y_dot, name, "wrt")
     return task.finish()
 
 
-def hvp(model: Model, of: str | None = None, wrt: Names = "inputs", *, zero: Zero = "error") -> Model:
+def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, zero: Zero = "error") -> Model:
     """Return a model of the Hessian-vector product: forward over reverse.
 
     Inputs gain ``x_tangent`` for each x in ``wrt``; the outputs are the value, ``x_grad`` for each x, then ``x_hvp`` =
@@ -102,7 +106,8 @@ def hvp(model: Model, of: str | None = None, wrt: Names = "inputs", *, zero: Zer
         x_dot = task.graph.add_input(task.graph.unique_name(f"{w}_tangent"), x.type)
         task.roles["tangent", "", w] = x_dot.name
         pairs.append((x, x_dot))
-    for (w, _), g, dot in zip(wrt_values, gradients, tangent(task.graph, pairs, gradients), strict=True):
+    for (w, _), g, dot in zip(wrt_values, gradients, tangent(task.graph, pairs, gradients,
+                                                                    overrides=model.overrides), strict=True):
         task.add_derivative(("hvp", name, w), f"{w}_hvp", g, dot, name, w)
     return task.finish()
 
@@ -149,7 +154,8 @@ class _Task:
         """Run the adjoint and add one output for each of ``wrt``."""
         for value in (*(y for _, y, _ in seeds), *wrt):
             self.graph.pin(value)
-        found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero)
+        found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero,
+                        overrides=self.model.overrides)
         of = ",".join(name for name, _, _ in seeds)
         for x, x_bar in zip(wrt, found, strict=True):
             self.add_derivative(("grad", of, x.name), f"{x.name}_grad", x, x_bar, of, x.name)

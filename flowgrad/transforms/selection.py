@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import CONSTANT, PARAMETER, Graph, Value
+from flowgrad.ir.types import INT64, Type
 from flowgrad.transforms.parameters import parameters
 
+
+@dataclass(frozen=True)
+class Pick:
+    """The sum of one picked entry along the last axis of a value: see ``pick``."""
+
+    value: str
+    index: str | int
+
+
 Names = str | Sequence[str]
+Of = str | Pick | Sequence[str | Pick]
 
 
 def find_value(graph: Graph, name: str) -> Value:
@@ -67,7 +80,7 @@ def _matches(graph: Graph, item: str) -> list[Value]:
     return found
 
 
-def find_of(graph: Graph, of: Names | None) -> list[tuple[str, Value]]:
+def find_of(graph: Graph, of: Of | None) -> list[tuple[str, Value]]:
     """Return (name, value) for what is differentiated; None stands for all float outputs.
 
     Raises InputError for what is unknown or not a float.
@@ -77,14 +90,36 @@ def find_of(graph: Graph, of: Names | None) -> list[tuple[str, Value]]:
         if not pairs:
             raise InputError(f"{graph.name!r} has no float output", code="of")
         return pairs
-    pairs = [(name, find_value(graph, name)) for name in _as_list(of)]
+    pairs = [_named(graph, item) for item in ([of] if isinstance(of, (str, Pick)) else of)]
     for name, value in pairs:
         if not value.type.dtype.is_float:
             raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")
     return pairs
 
 
-def find_scalar(graph: Graph, of: str | None) -> tuple[str, Value]:
+def _named(graph: Graph, item: str | Pick) -> tuple[str, Value]:
+    if isinstance(item, Pick):
+        value = picked(graph, item)
+        return value.name, value
+    return item, find_value(graph, item)
+
+
+def picked(graph: Graph, wanted: Pick) -> Value:
+    """Append the scalar that a Pick stands for and return it."""
+    value = find_value(graph, wanted.value)
+    b = Builder(graph, prefix=value.name, origin=graph.new_origin("pick", (value.producer,)))
+    if isinstance(wanted.index, int):
+        return b.ReduceSum(b.Gather(value, b.scalar(wanted.index, INT64), axis=-1), keepdims=0)  # type: ignore[no-any-return]
+    shape = value.shape
+    existing = next((v for v in graph.inputs if v.name == wanted.index), None)
+    if existing is not None and existing.type.dtype != INT64:
+        raise InputError(f"input {wanted.index!r} is {existing.type!r}, expected int64", code="dtype")
+    index = existing or graph.add_input(graph.unique_name(wanted.index), Type(INT64, shape[:-1]))
+    chosen = b.GatherElements(value, b.Unsqueeze(index, [-1]), axis=-1)
+    return b.ReduceSum(chosen, keepdims=0)  # type: ignore[no-any-return]
+
+
+def find_scalar(graph: Graph, of: str | Pick | None) -> tuple[str, Value]:
     """Return (name, value) of the scalar to differentiate: ``of``, or the only scalar output.
 
     Raises InputError, naming the ways to get a scalar, if it has more than one element.

@@ -1,0 +1,136 @@
+"""Transforms that change what is differentiated: picked scalars, stopped gradients, other adjoint rules, composition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.inline import inline
+from flowgrad.ir.types import Type, merge_types
+from flowgrad.model import Model
+from flowgrad.transforms.selection import Names, Pick, find_value
+
+Rule = Callable[..., Any]
+
+
+def pick(value: str, index: str | int = "target") -> Pick:
+    """Return a scalar to differentiate: the sum of one picked entry along the last axis of ``value``.
+
+    With a name, ``index`` becomes an int64 input of the shape of ``value`` without its last axis (an input of that name
+    is used if there is one); with a number, that entry is picked everywhere.
+    """
+    return Pick(value, index)
+
+
+def stop_gradient(model: Model, names: Names) -> Model:
+    """Return a model through whose values ``names`` no derivative passes. InputError for an unknown name."""
+    graph = model.graph.copy()
+    b = Builder(graph)
+    for name in [names] if isinstance(names, str) else names:
+        value = find_value(graph, name)
+        b.prefix, b.origin = value.name, graph.new_origin("stop_gradient", (value.producer,))
+        stopped = b.StopGradient(value)
+        graph.replace_uses(value, stopped, only=lambda n, made=stopped.producer: n is not made)  # type: ignore[misc]
+    return model.with_graph(graph)
+
+
+def straight_through(b: Any, node: Node, y_bar: Value) -> Any:
+    """An adjoint rule for ``override_adjoint``: x_bar = y_bar, as if the op were the identity."""
+    return (y_bar, *[None] * (len(node.inputs) - 1))
+
+
+def guided(b: Any, node: Node, y_bar: Value) -> Any:
+    """An adjoint rule for ``override_adjoint`` on Relu: only positive cotangents pass, where the input was positive."""
+    zero = b.filled(0, y_bar)
+    passes = b.And(b.Greater(node.input(0), zero), b.Greater(y_bar, zero))
+    return (b.Where(passes, y_bar, zero),)
+
+
+def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = ()) -> Model:
+    """Return a model whose nodes of ``op``, or those that make the values ``names``, have another adjoint rule.
+
+    ``rule(b, node, *y_bars)`` returns one cotangent, or None for zero, per input: ``straight_through``, ``guided``, or
+    your own. The override lives in the Model, not in files: differentiate first, then save. Tangents are refused there.
+    Raises InputError if nothing matches.
+    """
+    chosen = {find_value(model.graph, n).producer.key for n in ([names] if isinstance(names, str) else names)}
+    chosen |= {n.key for n in model.graph.nodes() if op and n.op == op}
+    if not chosen:
+        raise InputError(f"no node of op {op!r}{suggestion(op, {n.op for n in model.graph.nodes()})}", code="name")
+    result = model.with_graph(model.graph)
+    result.overrides = {**model.overrides, **dict.fromkeys(chosen, rule)}
+    return result
+
+
+def compose(first: Model, second: Model, wires: Mapping[str, str]) -> Model:
+    """Return ``second`` fed by ``first``: ``wires`` maps outputs of ``first`` to inputs of ``second``.
+
+    The inputs are those of ``first``, then the unwired ones of ``second``; the outputs those of ``second``, then the
+    unwired ones of ``first``. Raises InputError for unknown names, ValidationError for types that conflict.
+    """
+    graph = first.graph.copy()
+    outputs = {e.name: e for e in graph.output_entries}
+    inputs = {v.name: v for v in second.graph.inputs}
+    mapping: dict[Value, Value] = {}
+    for source, target in wires.items():
+        if source not in outputs:
+            raise InputError(f"no output {source!r} in the first model{suggestion(source, outputs)}", code="name")
+        if target not in inputs:
+            raise InputError(f"no input {target!r} in the second model{suggestion(target, inputs)}", code="name")
+        value = outputs[source].input(0)
+        merge_types(value.type, inputs[target].type)
+        mapping[inputs[target]] = value
+    for name, value in inputs.items():
+        if value not in mapping:
+            mapping[value] = graph.add_input(graph.unique_name(name), value.type)
+    b = Builder(graph)
+    entries = second.graph.output_entries
+    found = inline(b, second.graph, mapping, [e.input(0) for e in entries])
+    kept = [e for e in graph.output_entries if e.name not in wires]
+    for entry in graph.output_entries:
+        if entry.name in wires:
+            graph.remove(entry)
+    taken = {e.name for e in kept}
+    added = [graph.add_output(v, _free(e.name, taken)) for e, v in zip(entries, found, strict=True)]
+    graph.reorder_outputs([*added, *kept])
+    return first.with_graph(graph)
+
+
+def unbatch(model: Model, axis: int = 0) -> Model:
+    """Return a model of one sample: every input and output loses its batch axis, which inside has the extent 1.
+
+    Inputs of rank 0 stay as they are. Raises InputError if an output does not have the axis, or a fixed extent there.
+    """
+    graph = Graph(model.graph.name)
+    graph.metadata = dict(model.graph.metadata)
+    b = Builder(graph)
+    mapping: dict[Value, Value] = {}
+    for value in model.graph.inputs:
+        shape = value.type.shape
+        if not shape:
+            mapping[value] = graph.add_input(value.name, value.type)
+            continue
+        if isinstance(shape[axis], int) and shape[axis] != 1:
+            raise InputError(f"input {value.name!r} has a fixed batch extent {shape[axis]}", code="shape")
+        at = axis % len(shape)
+        one = graph.add_input(value.name, Type(value.type.dtype, shape[:at] + shape[at + 1:]))
+        mapping[value] = b.add("Unsqueeze", [one, [at]], outputs=[graph.unique_name(f"{value.name}_batch")])
+    entries = model.graph.output_entries
+    for entry, value in zip(entries, inline(b, model.graph, mapping, [e.input(0) for e in entries]), strict=True):
+        extent = value.shape[axis] if value.type.rank else 1
+        if isinstance(extent, int) and extent != 1:
+            raise InputError(f"output {entry.name!r} has the extent {extent} along axis {axis}, not the batch's", code="shape")
+        graph.add_output(b.Squeeze(value, [axis]) if value.type.rank else value, entry.name)
+    return model.with_graph(graph)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    free, count = name, 0
+    while free in taken:
+        count += 1
+        free = f"{name}_{count}"
+    taken.add(free)
+    return free
