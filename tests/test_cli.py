@@ -1,0 +1,135 @@
+"""The commands as a user types them: output, exit codes, no traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.tools.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*words: object) -> int:
+    return main([str(w) for w in words])
+
+
+def test_run_makes_seeded_inputs(capsys: Capture) -> None:
+    assert run("run", DATA / "mlp.onnx", "--input-shapes", "x:5,4", "--seed", "3") == 0
+    first = capsys.readouterr()
+    assert "x       float32[5,4]" in first.out
+    assert "loss" in first.out
+    assert "engine numpy" in first.err
+    assert run("run", DATA / "mlp.onnx", "--input-shapes", "x:5,4", "--seed", "3") == 0
+    assert capsys.readouterr().out == first.out
+
+
+def test_run_reads_and_writes_arrays(tmp_path: Path, capsys: Capture) -> None:
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    np.savez(tmp_path / "in.npz", x=x)
+    np.save(tmp_path / "t.npy", np.array([0, 1]))
+    code = run("run", DATA / "mlp.onnx", "--inputs", tmp_path / "in.npz", "--inputs", f"target={tmp_path / 't.npy'}",
+               "--outputs", "loss", "--save-outputs", tmp_path / "out.npz", "--json")
+    assert code == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["outputs"]) == ["loss"]
+    expected = fg.load(DATA / "mlp.onnx")(x=x, target=np.array([0, 1]))["loss"]
+    with np.load(tmp_path / "out.npz") as saved:
+        assert saved["loss"] == expected
+
+
+def test_check_numerics_is_exit_code_1(tmp_path: Path, capsys: Capture) -> None:
+    np.save(tmp_path / "x.npy", np.full((2, 4), np.nan, np.float32))
+    assert run("run", DATA / "mlp.onnx", "--inputs", f"x={tmp_path / 'x.npy'}", "--check-numerics") == 1
+    assert "not finite: loss, logits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["grad.onnx", "grad.msgpack", "grad.ir"])
+def test_grad_writes_every_form(tmp_path: Path, capsys: Capture, target: str) -> None:
+    assert run("grad", DATA / "mlp.onnx", tmp_path / target, "--of", "loss", "--wrt", "params") == 0
+    noted = capsys.readouterr()
+    assert noted.out == ""
+    assert "4 gradients: w1_grad b1_grad w2_grad b2_grad" in noted.err
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((3, 4)).astype(np.float32), "target": np.array([0, 1, 2])}
+    expected = fg.value_and_grad(fg.load(DATA / "mlp.onnx"), "loss", "params")(feeds)
+    got = fg.load(tmp_path / target)(feeds)
+    for name, array in expected.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-5, atol=1e-6)
+    assert run("grad", DATA / "mlp.onnx", tmp_path / target, "--of", "loss") == 0
+    assert "replacing the old file" in capsys.readouterr().err
+
+
+def test_grad_prints_text(capsys: Capture) -> None:
+    assert run("grad", DATA / "mlp.onnx", "--of", "loss", "--wrt", "w*", "-q") == 0
+    assert "from adjoint(" in capsys.readouterr().out
+
+
+def test_inspect(capsys: Capture) -> None:
+    assert run("inspect", DATA / "loop.onnx", "--params") == 0
+    out = capsys.readouterr().out
+    assert "Loop 1" in out
+    assert "in   w: float32[3,3]" in out
+    assert run("inspect", DATA / "loop.onnx", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ops"]["Loop"] == 1
+
+
+def test_gradcheck(capsys: Capture) -> None:
+    assert run("gradcheck", DATA / "mlp.onnx", "--of", "loss", "--wrt", "params", "--input-shapes", "x:3,4") == 0
+    out = capsys.readouterr().out
+    assert "reverse w1" in out
+    assert "forward b2" in out
+    assert "FAILED" not in out
+
+
+def test_opt_lists_and_runs_passes(tmp_path: Path, capsys: Capture) -> None:
+    assert run("opt", "--list") == 0
+    assert "cse" in capsys.readouterr().out
+    assert run("opt", DATA / "mlp.onnx", tmp_path / "o.onnx", "--passes", "fold,cse,dce", "--check") == 0
+    assert (tmp_path / "o.onnx").stat().st_size > 0
+
+
+BAD: list[tuple[Sequence[str], int, str]] = [
+    (["run", "missing.onnx"], 3, "cannot read 'missing.onnx'"),
+    (["run", "{data}/make.py"], 3, "LoadError"),
+    (["run", "{data}/mlp.onnx", "--input-shapes", "y:1"], 2, "no input 'y'"),
+    (["run", "{data}/mlp.onnx", "--input-shapes", "x:one"], 2, "--input-shapes takes"),
+    (["run", "{data}/mlp.onnx", "--outputs", "los"], 2, "did you mean 'loss'"),
+    (["run", "{data}/mlp.onnx", "--inputs", "x"], 2, "--inputs takes"),
+    (["run", "{data}/mlp.onnx", "--engine", "cuda"], 8, "cuda"),
+    (["grad", "{data}/mlp.onnx", "--of", "logits"], 2, "not a scalar"),
+    (["grad", "{data}/mlp.onnx", "--of", "loss", "--wrt", "w9"], 2, "w9"),
+    (["grad", "{data}/mlp.onnx", "out.pdf", "--of", "loss"], 2, "cannot tell the form"),
+    (["grad", "{data}/mlp.onnx", "/nowhere/out.onnx", "--of", "loss"], 7, "SaveError"),
+    (["opt", "{data}/mlp.onnx", "--passes", "folt"], 2, "did you mean 'fold'"),
+    (["frobnicate"], 2, "invalid choice"),
+    ([], 2, "required"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "says"), BAD, ids=[" ".join(b[0])[:40] or "nothing" for b in BAD])
+def test_bad_use_is_one_message_and_a_code(words: Sequence[str], code: int, says: str, capsys: Capture) -> None:
+    assert run(*[w.format(data=DATA) for w in words]) == code
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_a_saved_gradient_runs_without_onnx(tmp_path: Path) -> None:
+    path = tmp_path / "g.msgpack"
+    fg.value_and_grad(fg.load(DATA / "mlp.onnx"), "loss", "params").save(path)
+    code = ("import sys; from flowgrad.tools.run import main; code = main([sys.argv[1], '-q']);"
+            "print([m for m in ('onnx', 'numba', 'dask') if m in sys.modules]); sys.exit(code)")
+    result = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "w1_grad" in result.stdout

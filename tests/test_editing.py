@@ -1,0 +1,99 @@
+"""Transforms that change what is differentiated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError, NotDifferentiableError
+from flowgrad.ir.graph import Graph
+from flowgrad.ir.types import FLOAT64, Dim, Type
+from flowgrad.model import Model
+
+DATA = Path(__file__).parent / "data"
+
+
+def network() -> Model:
+    return fg.load(DATA / "mlp.onnx").astype("float64")
+
+
+def rectified() -> Model:
+    graph = Graph("rectified")
+    x = graph.add_input("x", Type(FLOAT64, (Dim.named("N"), 3)))
+    b = Builder(graph)
+    hidden = b.add("Relu", [x], outputs=["hidden"])
+    graph.add_output(b.ReduceSum(b.Mul(hidden, np.array([1.0, -2.0, 3.0])), keepdims=0), "y")
+    return Model(graph)
+
+
+def test_pick_differentiates_the_chosen_class() -> None:
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((4, 4)), np.array([0, 2, 1, 2])
+    picked = fg.grad(network(), fg.pick("logits", index="chosen"), "x")
+    assert [i.name for i in picked.inputs] == ["x", "target", "chosen"]
+    got = picked(x=x, target=target, chosen=target)["x_grad"]
+    seeds = np.eye(3)[target]
+    expected = fg.vjp(network(), "logits", "x")(x=x, target=target, logits_grad=seeds)["x_grad"]
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    first = fg.grad(network(), fg.pick("logits", index=1), "x")(x=x, target=target)["x_grad"]
+    one = np.tile(np.eye(3)[1], (4, 1))
+    np.testing.assert_allclose(
+        first, fg.vjp(network(), "logits", "x")(x=x, target=target, logits_grad=one)["x_grad"], rtol=1e-12)
+
+
+def test_stop_gradient_lets_the_value_through_and_no_derivative() -> None:
+    model = fg.stop_gradient(network(), "hidden_in")
+    feeds = {"x": np.ones((2, 4)), "target": np.array([0, 1])}
+    assert model(feeds)["loss"] == network()(feeds)["loss"]
+    with pytest.raises(NotDifferentiableError, match="StopGradient"):
+        fg.grad(model, "loss", "w1")
+    assert fg.grad(model, "loss", "w2")(feeds)["w2_grad"].any()
+    assert "StopGradient" not in {n.op_type for n in model.to_onnx().graph.node}
+
+
+def test_override_adjoint() -> None:
+    x = np.array([[-1.0, 2.0, 3.0], [1.0, 1.0, -1.0]])
+    plain = fg.grad(rectified(), "y", "x")(x=x)["x_grad"]
+    np.testing.assert_array_equal(plain, np.where(x > 0, [1.0, -2.0, 3.0], 0.0))
+    through = fg.override_adjoint(rectified(), fg.straight_through, op="Relu")
+    np.testing.assert_array_equal(fg.grad(through, "y", "x")(x=x)["x_grad"], np.tile([1.0, -2.0, 3.0], (2, 1)))
+    guided = fg.override_adjoint(rectified(), fg.guided, names="hidden")
+    np.testing.assert_array_equal(fg.grad(guided, "y", "x")(x=x)["x_grad"], np.where(x > 0, [1.0, 0.0, 3.0], 0.0))
+    with pytest.raises(NotDifferentiableError, match="overridden"):
+        fg.jvp(guided, "y", "x")
+    with pytest.raises(InputError, match="no node of op"):
+        fg.override_adjoint(rectified(), fg.guided, op="Rely")
+
+
+def test_compose_feeds_one_model_into_another() -> None:
+    both = fg.compose(network(), rectified(), {"logits": "x"})
+    assert [i.name for i in both.inputs] == ["x", "target"]
+    assert [o.name for o in both.outputs] == ["y", "loss"]
+    feeds = {"x": np.full((2, 4), 0.3), "target": np.array([0, 1])}
+    inner = network()(feeds)["logits"]
+    assert both(feeds)["y"] == pytest.approx(rectified()(x=inner)["y"])
+    assert fg.grad(both, "y", "x")(feeds)["x_grad"].shape == (2, 4)
+    with pytest.raises(InputError, match="did you mean 'logits'"):
+        fg.compose(network(), rectified(), {"logit": "x"})
+
+
+def test_unbatch_takes_the_batch_axis_out() -> None:
+    graph = network().graph.copy()
+    graph.remove(next(e for e in graph.output_entries if e.name == "loss"))
+    single = fg.unbatch(Model(graph))
+    assert [i.shape for i in single.inputs] == [(4,), ()]
+    x = np.linspace(-1, 1, 4)
+    got = single(x=x, target=np.array(1))["logits"]
+    np.testing.assert_allclose(got, network()(x=x[None], target=np.array([1]))["logits"][0], rtol=1e-12)
+
+
+def test_keep_and_inner_names_survive_optimisation() -> None:
+    gradient = fg.grad(network(), "loss", "hidden", keep="hidden_in").optimized()
+    feeds: dict[str, Any] = {"x": np.ones((2, 4)), "target": np.array([0, 1])}
+    assert set(gradient(feeds)) == {"hidden_grad", "hidden_in"}
+    assert "hidden" in gradient.graph.values
