@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.ir.errors import RunError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op
+from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, like_first, op
 from flowgrad.ir.types import BOOL, Dim, DimLike, Type
 
 BROADCASTS = (Trait.BROADCASTS, Trait.ELEMENTWISE)
@@ -52,6 +52,17 @@ def _is_never_zero(x: Value) -> bool:
     test = condition.producer if condition is not None else producer
     is_guard = test.op == "Equal" and test.inputs[0] is other and chosen is not None and chosen.constant is not None
     return is_guard and chosen is not None and bool(np.all(chosen.constant != 0))
+
+
+def slope(definition: OpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register ``rule(b, node, v) = v * dy/dx`` of an op of one input, for both modes."""
+
+    def register(rule: Callable[..., Any]) -> Callable[..., Any]:
+        definition.adjoint(rule)
+        definition.tangent(rule)
+        return rule
+
+    return register
 
 
 def _is_symbolic(*arrays: Array) -> bool:

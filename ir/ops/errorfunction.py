@@ -8,7 +8,7 @@ import numpy as np
 
 from flowgrad.ir.graph import Array
 
-BLOCK = 4096
+ROWS, BLOCK = 5, 8192
 """Elements computed at a time, so that all scratch rows stay in the L1 and L2 caches."""
 
 # Rational approximations in double precision (S. Moshier, Cephes): erf(x) = x T(x^2) / U(x^2) for |x| <= 1,
@@ -22,6 +22,11 @@ P = (2.46196981473530512524e-10, 5.64189564831068821977e-1, 7.463210564422699126
      5.57535335369399327526e2)
 Q = (1.32281951154744992508e1, 8.67072140885989742329e1, 3.54937778887819891062e2, 9.75708501743205489753e2,
      1.82390916687909736289e3, 2.24633760818710981792e3, 1.65666309194161350182e3, 5.57535340817727675546e2)
+
+# erf(x) = x A(x^2) / B(x^2) in single precision for |x| <= 4, beyond which it rounds to 1 (Eigen).
+A = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04,
+     -2.95459980854025e-03, -1.60960333262415e-02)
+B = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02)
 
 
 def _polynomial(coefficients: Sequence[float], x: Array, out: Array, *, monic: bool = False) -> None:
@@ -38,22 +43,24 @@ def _polynomial(coefficients: Sequence[float], x: Array, out: Array, *, monic: b
 
 
 def erf_into(x: Array, out: Array, work: Array | None = None) -> None:
-    """Write erf(x) to ``out``; ``work`` is float64 scratch of shape (5, BLOCK), allocated if not given."""
-    scratch = np.empty((5, min(BLOCK, max(x.size, 1)))) if work is None else work
+    """Write erf(x) to ``out``; ``work`` is float64 scratch of shape (ROWS, BLOCK), allocated if not given."""
+    scratch = np.empty((ROWS, min(BLOCK, max(x.size, 1)))) if work is None else work
     width = scratch.shape[1]
     source = x.reshape(-1)
     target = out.reshape(-1) if out.flags.c_contiguous else np.empty(out.size, out.dtype)
+    single = x.dtype == np.float32 and target.dtype == np.float32
+    narrow = scratch.view(np.float32)
     for start in range(0, x.size, width):
-        piece = source[start : start + width]
-        rows = scratch[:, : piece.size]
-        _erf_block(piece, rows)
-        np.copyto(target[start : start + width], rows[0], casting="same_kind")
+        piece, place = source[start : start + width], target[start : start + width]
+        if single:
+            _erf_block_single(piece, place, narrow[:, : piece.size])
+        else:
+            _erf_block(piece, place, scratch[:, : piece.size])
     if not out.flags.c_contiguous:
         np.copyto(out, target.reshape(out.shape))
 
 
-def _erf_block(x: Array, rows: Array) -> None:
-    """Write erf of ``x`` to ``rows[0]``, using the others."""
+def _erf_block(x: Array, out: Array, rows: Array) -> None:
     square, size, outer, inner, divisor = rows
     np.absolute(x, out=size)
     np.minimum(size, 6.0, out=size)  # erf is 1 to the last bit from there on; NaN stays
@@ -72,4 +79,15 @@ def _erf_block(x: Array, rows: Array) -> None:
     is_inner = square.view(np.bool_)[: x.size]  # the squares are no longer needed
     np.less_equal(size, 1.0, out=is_inner)
     np.copyto(outer, inner, where=is_inner)
-    np.copysign(outer, x, out=rows[0])
+    np.copysign(outer, x, out=out, casting="same_kind")
+
+
+def _erf_block_single(x: Array, out: Array, rows: Array) -> None:
+    clamped, square, top, bottom, _ = rows
+    np.maximum(x, -4, out=clamped)
+    np.minimum(clamped, 4, out=clamped)
+    np.multiply(clamped, clamped, out=square)
+    _polynomial(A, square, top)
+    _polynomial(B, square, bottom)
+    np.divide(top, bottom, out=top)
+    np.multiply(top, clamped, out=out)

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise import BROADCASTS, guarded, zero
-from flowgrad.ir.ops.errorfunction import BLOCK, erf_into
+from flowgrad.ir.ops.elementwise import BROADCASTS, guarded, slope, zero
+from flowgrad.ir.ops.errorfunction import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, op
 from flowgrad.ir.types import FLOAT64, Type, broadcast_shapes
 
@@ -21,12 +21,11 @@ UNARY = (Trait.ELEMENTWISE,)
 def scaled_by_reciprocal(definition: OpDef, divisor: Callable[[Any, Node], Value]) -> None:
     """Register dy/dx = 1 / divisor in both modes, such that a zero cotangent stays zero where the divisor is 0."""
 
-    def adjoint(b: Any, node: Node, y_bar: Value) -> Any:
-        return b.Div(y_bar, guarded(b, divisor(b, node)))
+    def rule(b: Any, node: Node, v: Value) -> Any:
+        return b.Div(v, guarded(b, divisor(b, node)))
 
-    adjoint.__doc__ = divisor.__doc__
-    definition.adjoint(adjoint)
-    definition.tangent(adjoint)
+    rule.__doc__ = divisor.__doc__
+    slope(definition)(rule)
 
 
 # ---- powers, exponentials -----------------------------------------------------------------------------------------------
@@ -77,14 +76,11 @@ def reciprocal(x: Array, *, out: Array | None = None) -> Array:
     return np.divide(1.0, x, out=out, dtype=x.dtype)
 
 
-def _reciprocal_rule(b: Any, node: Node, y_bar: Value) -> Any:
+@slope(reciprocal)
+def _(b: Any, node: Node, y_bar: Value) -> Any:
     """dy/dx = -1 / x^2."""
     x = guarded(b, node.input(0))
     return b.Neg(b.Div(b.Div(y_bar, x), x))
-
-
-reciprocal.adjoint(_reciprocal_rule)
-reciprocal.tangent(_reciprocal_rule)
 
 
 @op("Pow", since=12, outputs=("Z",), traits=BROADCASTS)
@@ -135,8 +131,8 @@ def _power_rule(b: Any, node: Node, v: Value) -> Value:
     if p == 2.0:
         return b.Mul(v, b.Mul(x, 2.0))  # type: ignore[no-any-return]
     if p > 1:
-        slope = b.Pow(x, b.Sub(wide, one))
-        return b.Mul(b.Mul(v, wide), slope if p.is_integer() else _bounded(b, slope))  # type: ignore[no-any-return]
+        steep = b.Pow(x, b.Sub(wide, one))
+        return b.Mul(b.Mul(v, wide), steep if p.is_integer() else _bounded(b, steep))  # type: ignore[no-any-return]
     # below 1 the slope is infinite at 0: dividing by x^(1-p) keeps a zero cotangent zero
     return b.Div(b.Mul(v, wide), guarded(b, _numbers(b, b.Pow(x, b.Sub(one, wide)))))  # type: ignore[no-any-return]
 
@@ -331,7 +327,7 @@ def erf(x: Array, *, out: Array | None = None, work: Sequence[Array] | None = No
 
 @erf.work
 def _(node: Node) -> list[Type]:
-    return [Type(FLOAT64, (5, BLOCK))]
+    return [Type(FLOAT64, (ROWS, BLOCK))]
 
 
 @erf.partials

@@ -1,1 +1,141 @@
-"""The random operators."""
+"""Random operators. A ``seed`` makes a node draw the same numbers in every run; without one the run's generator draws."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.elementwise import guarded, select
+from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
+from flowgrad.ir.types import BOOL, Type, dtype_of
+
+RANDOM = (Trait.RANDOM, Trait.ZERO)
+
+
+def _generator(seed: float | int | None, rng: np.random.Generator) -> np.random.Generator:
+    """Return the generator that a node draws from: its own if it has a seed (any number), else the run's."""
+    if seed is None:
+        return rng
+    return np.random.default_rng(int.from_bytes(struct.pack("<d", float(seed)), "little"))
+
+
+# ---- Dropout ------------------------------------------------------------------------------------------------------------
+
+
+@op("Dropout", since=12, outputs=("output", "mask"), required_outputs=1, traits=(Trait.RANDOM,))
+def dropout(
+    data: Array, ratio: Array | None = None, training_mode: Array | None = None, *, seed: int | None = None,
+    rng: np.random.Generator
+) -> tuple[Array, Array]:
+    rate = 0.5 if ratio is None else float(ratio.reshape(()))
+    if training_mode is None or not training_mode.reshape(()) or rate == 0:
+        return data, np.ones(data.shape, bool)
+    mask = _generator(seed, rng).random(data.shape) >= rate
+    kept = data * data.dtype.type(1 / (1 - rate)) if rate < 1 else data
+    return np.where(mask, kept, data.dtype.type(0)), mask
+
+
+@dropout.types
+def _(node: Node) -> list[Type]:
+    data = node.input(0).type
+    return [data, data.with_dtype(BOOL)]
+
+
+@dropout.adjoint
+def _(b: Any, node: Node, output_bar: Value, mask_bar: None) -> Any:
+    """data_bar = output_bar / (1 - ratio) where the mask of this very run kept the element, else 0."""
+    ratio = refuse("the derivative with respect to a dropout ratio is that of a distribution, not of a sample")
+    return [_dropped(b, node, output_bar), ratio, NO_GRADIENT][: len(node.inputs)]
+
+
+@dropout.tangent
+def _(b: Any, node: Node, data_dot: Value | None, ratio_dot: Value | None = None, mode_dot: None = None) -> Any:
+    """output_dot = data_dot / (1 - ratio) where the mask kept the element, else 0."""
+    if ratio_dot is not None:
+        return refuse("the derivative with respect to a dropout ratio is that of a distribution, not of a sample")
+    return [None if data_dot is None else _dropped(b, node, data_dot), None]
+
+
+def _dropped(b: Any, node: Node, v: Value) -> Value:
+    data, ratio, training = [*node.inputs, None, None][:3]
+    if training is None or (training.constant is not None and not training.constant.reshape(())):
+        return v
+    dtype = v.type.dtype
+    rate = b.scalar(0.5, dtype) if ratio is None else b.cast_like(ratio, v)
+    active = b.Where(training, rate, b.scalar(0, dtype))  # at inference nothing is dropped nor scaled
+    kept = select(b, b.residual(node, "mask"), v)
+    return b.Div(kept, guarded(b, b.Sub(b.scalar(1, dtype), active)))  # type: ignore[no-any-return]
+
+
+# ---- draws --------------------------------------------------------------------------------------------------------------
+
+
+def _draw_type(node: Node) -> Type:
+    return Type(dtype_of(attr(node, "dtype")), tuple(attr(node, "shape")))
+
+
+def _draw_type_like(node: Node) -> Type:
+    dtype, like = attr(node, "dtype"), node.input(0).type
+    return like if dtype is None else like.with_dtype(dtype_of(dtype))
+
+
+@op("RandomNormal", outputs=("output",), traits=RANDOM)
+def random_normal(*, shape: Sequence[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0,
+                  seed: float | None = None, rng: np.random.Generator) -> Array:
+    return _generator(seed, rng).normal(mean, scale, tuple(shape)).astype(dtype_of(dtype).numpy)
+
+
+@op("RandomUniform", outputs=("output",), traits=RANDOM)
+def random_uniform(*, shape: Sequence[int], dtype: int = 1, low: float = 0.0, high: float = 1.0,
+                   seed: float | None = None, rng: np.random.Generator) -> Array:
+    return _generator(seed, rng).uniform(low, high, tuple(shape)).astype(dtype_of(dtype).numpy)
+
+
+@op("RandomNormalLike", outputs=("output",), traits=RANDOM)
+def random_normal_like(x: Array, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0,
+                       seed: float | None = None, rng: np.random.Generator, to_dtype: Any = None) -> Array:
+    return _generator(seed, rng).normal(mean, scale, x.shape).astype(to_dtype)
+
+
+@op("RandomUniformLike", outputs=("output",), traits=RANDOM)
+def random_uniform_like(x: Array, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0,
+                        seed: float | None = None, rng: np.random.Generator, to_dtype: Any = None) -> Array:
+    return _generator(seed, rng).uniform(low, high, x.shape).astype(to_dtype)
+
+
+@op("Bernoulli", since=15, outputs=("output",), traits=RANDOM)
+def bernoulli(x: Array, *, dtype: int | None = None, seed: float | None = None, rng: np.random.Generator,
+              to_dtype: Any = None) -> Array:
+    return (_generator(seed, rng).random(x.shape) < x).astype(to_dtype)
+
+
+@op("Multinomial", since=7, outputs=("output",), traits=RANDOM)
+def multinomial(x: Array, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None,
+                rng: np.random.Generator) -> Array:
+    """Draw class indices; each row of ``x`` holds unnormalised log-probabilities."""
+    rows, classes = x.shape
+    drawn = _generator(seed, rng).random((rows, sample_size))
+    if not rows or not classes:
+        return np.zeros((rows, sample_size), dtype_of(dtype).numpy)
+    weights = np.exp(x - x.max(axis=1, keepdims=True), dtype=np.float64)
+    upper = np.cumsum(weights, axis=1)
+    offset = np.arange(rows)[:, None]  # row r occupies [r, r + 1) of one long sorted table
+    table = (upper / upper[:, -1:] + offset).ravel()
+    found = np.searchsorted(table, (drawn + offset).ravel(), side="right").reshape(drawn.shape) - offset * classes
+    return np.clip(found, 0, classes - 1).astype(dtype_of(dtype).numpy)
+
+
+for _definition in (random_normal, random_uniform):
+    _definition.types(_draw_type)
+for _definition in (random_normal_like, random_uniform_like, bernoulli):
+    _definition.types(_draw_type_like)
+
+
+@multinomial.types
+def _(node: Node) -> Type:
+    shape = node.input(0).type.shape
+    return Type(dtype_of(attr(node, "dtype")), None if shape is None else (shape[0], int(attr(node, "sample_size"))))

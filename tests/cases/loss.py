@@ -1,7 +1,38 @@
-"""Rows for the loss operators."""
+"""Rows for the classification losses."""
 
 from __future__ import annotations
 
-from tests.op_cases import Case
+import itertools
+from typing import Any
 
-CASES: list[Case] = []
+from tests.op_cases import Case, In, fixed, normal, positive
+
+LABELS = fixed([2, 0, 1, 2], "int64")
+MAPS = fixed([[[0, 2], [1, 1]], [[2, 2], [0, 1]]], "int64")
+WITH_IGNORED = fixed([2, -1, 1, 0], "int64")
+NLL, SCE = "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"
+
+
+def rows(op: str, name: str, inputs: list[In], **attributes: Any) -> list[Case]:
+    return [Case(op, inputs, {**attributes, "reduction": r}, name=f"{name}-{r}") for r in ("mean", "sum", "none")]
+
+
+CASES: list[Case] = [
+    case
+    for op in (NLL, SCE)
+    for case in itertools.chain(
+        rows(op, "plain", [normal(4, 3), LABELS]),
+        rows(op, "weighted", [normal(4, 3), LABELS, positive(3)]),
+        rows(op, "maps", [normal(2, 3, 2, 2), MAPS, positive(3)]),
+        rows(op, "ignored", [normal(4, 3), WITH_IGNORED], ignore_index=-1),
+        rows(op, "ignored-weighted", [normal(2, 3, 2, 2), MAPS, positive(3)], ignore_index=2),
+        rows(op, "int32", [normal(4, 3), fixed([2, 0, 1, 2], "int32")]),
+        rows(op, "float32", [normal(4, 3, dtype="float32"), LABELS]),
+    )
+] + [
+    Case(SCE, [normal(4, 3), LABELS, positive(3)], {"reduction": r}, outputs=2, name=f"log-prob-{r}")
+    for r in ("mean", "none")
+] + [
+    Case(SCE, [fixed([[1e4, 0.0, -1e4], [0.0, 1e4, 1e4]]), fixed([1, 0], "int64")], name="far-apart", smooth=False,
+         note="rounding of large numbers"),
+]

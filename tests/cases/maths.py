@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
+from flowgrad.ir.graph import Array
 from tests.op_cases import Case, away, const, fixed, held, normal, positive
 
 SPECIAL = [-7.0, -1.0, -0.0, 0.0, 1e-300, 0.3, 1.0, 6.5, 30.0, float("inf"), -float("inf"), float("nan")]
 INSIDE = {"low": -0.9, "high": 0.9}
 
+
+
+def exact_erf(x: Array) -> Array:
+    """The error function of the C library: the reference computes it in single precision."""
+    return np.asarray([math.erf(v) for v in x.ravel().tolist()], x.dtype).reshape(x.shape)
+
+
+ERF: dict[str, Any] = {"reference": False, "expected": exact_erf}
 EVERYWHERE = [
     Case(name, [normal(3, 4)]) for name in
-    ("Exp", "Sin", "Cos", "Tan", "Atan", "Sinh", "Cosh", "Asinh", "Erf")
+    ("Exp", "Sin", "Cos", "Tan", "Atan", "Sinh", "Cosh", "Asinh")
 ]
 ON_DOMAIN = [
     Case("Sqrt", [positive(3, 4)]),
@@ -24,7 +36,7 @@ ON_DOMAIN = [
 ]
 EDGES = [
     Case(name, [fixed(SPECIAL)], name="edges", smooth=False, note="poles, infinities and NaN")
-    for name in ("Sqrt", "Exp", "Log", "Reciprocal", "Sin", "Atan", "Erf", "Asinh", "Acosh", "Atanh")
+    for name in ("Sqrt", "Exp", "Log", "Reciprocal", "Sin", "Atan", "Asinh", "Acosh", "Atanh")
 ]
 POWERS = [
     *(Case("Pow", [away(3, 4, gap=0.5), const(p)], name=f"constant-{p}") for p in (0.0, 1.0, 2.0, 3.0, -1.0, -2.0, 4.0)),
@@ -38,11 +50,13 @@ POWERS = [
     Case("Pow", [normal(0, 3), const(3.0)], name="empty"),
 ]
 DTYPES = [
-    Case("Erf", [normal(2, 3, dtype="float32")], name="float32"),
-    Case("Erf", [normal(2, 3, dtype="float16")], name="float16"),
-    Case("Erf", [normal()], name="rank0"),
-    Case("Erf", [normal(0, 2)], name="empty"),
-    Case("Erf", [fixed(np.linspace(-7, 7, 9001))], name="blocks", smooth=False, note="more than a block of elements"),
+    Case("Erf", [normal(3, 4)], **ERF),
+    Case("Erf", [normal(2, 3, dtype="float32")], name="float32", **ERF),
+    Case("Erf", [normal(2, 3, dtype="float16")], name="float16", **ERF),
+    Case("Erf", [normal()], name="rank0", **ERF),
+    Case("Erf", [normal(0, 2)], name="empty", **ERF),
+    Case("Erf", [fixed(np.linspace(-7, 7, 20_001))], name="blocks", smooth=False, note="several blocks", **ERF),
+    Case("Erf", [fixed(SPECIAL)], name="edges", smooth=False, note="infinities and NaN", **ERF),
     Case("Exp", [normal(3, dtype="float16")], name="half"),
     Case("Reciprocal", [away(3, dtype="float32")], name="float32"),
 ]

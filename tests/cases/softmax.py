@@ -1,7 +1,21 @@
-"""Rows for the softmax operators."""
+"""Rows for softmax and its relatives."""
 
 from __future__ import annotations
 
-from tests.op_cases import Case
+from tests.op_cases import Case, distinct, fixed, normal
 
-CASES: list[Case] = []
+LARGE = [[1e4, 1e4 - 1, -1e4], [-float("inf"), 0.0, 1.0], [300.0, 300.0, 300.0]]
+
+CASES: list[Case] = [
+    *(Case(name, [normal(3, 4)]) for name in ("Softmax", "LogSoftmax")),
+    *(Case(name, [normal(2, 3, 4)], {"axis": 1}, name="axis1") for name in ("Softmax", "LogSoftmax", "Hardmax")),
+    *(Case(name, [normal(2, 3, 4)], {"axis": -3}, name="axis-3") for name in ("Softmax", "LogSoftmax", "Hardmax")),
+    *(Case(name, [fixed(LARGE)], name="large", smooth=False, note="infinite and far apart")
+      for name in ("Softmax", "LogSoftmax")),
+    *(Case(name, [normal(3)], name="vector") for name in ("Softmax", "LogSoftmax")),
+    *(Case(name, [normal(0, 3)], name="empty") for name in ("Softmax", "LogSoftmax", "Hardmax")),
+    *(Case(name, [normal(3, 4, dtype="float16")], name="half") for name in ("Softmax", "LogSoftmax")),
+    *(Case(name, [normal(3, 4, dtype="float32")], name="float32") for name in ("Softmax", "LogSoftmax")),
+    Case("Hardmax", [distinct(3, 4)]),
+    Case("Hardmax", [fixed([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])], name="ties"),
+]
