@@ -1,7 +1,13 @@
-"""Rows for the norm operators."""
+"""Rows for the normalizations."""
 
 from __future__ import annotations
 
-from tests.op_cases import Case
+from tests.op_cases import Case, normal, positive
 
-CASES: list[Case] = []
+CASES: list[Case] = [
+    Case("BatchNormalization", [normal(3, 2, 4, 3), normal(2), normal(2), normal(2), positive(2)]),
+    Case("BatchNormalization", [normal(3, 2, 4), normal(2), normal(2), normal(2), positive(2)],
+         dict(training_mode=1, epsilon=1e-3, momentum=0.7), outputs=3, name="training"),
+    Case("BatchNormalization", [normal(5, 2), normal(2), normal(2), normal(2), positive(2)],
+         dict(training_mode=1), name="training-rank2"),
+]
