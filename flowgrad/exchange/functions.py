@@ -125,7 +125,5 @@ def type_proto(type_: Type, keep_names: bool = False) -> onnx.TypeProto:
         if isinstance(dim, int):
             entry.dim_value = dim
         elif keep_names and not any(n.startswith("_d") for n in dim.names()):
-            (only,) = dim.terms[0][0] if len(dim.terms) == 1 and len(dim.terms[0][0]) == 1 else (None,)
-            plain = isinstance(only, str) and dim.terms[0][1] == 1
-            entry.dim_param = only if plain else repr(dim)
+            entry.dim_param = repr(dim)
     return proto

@@ -319,7 +319,7 @@ class Importer:
             raise UnsupportedError(f"{node.op_type} in this form is not supported", code="op",
                                    where=node.name or next(iter(node.output), ""))
         opsets = {domain_of(o.domain): o.version for o in proto.opset_import}
-        function = Function(self.reader.function(proto), opsets, {a.name: a for a in proto.attribute_proto})
+        function = Function(self.reader.function(proto, strict=False), opsets, {a.name: a for a in proto.attribute_proto})
         if plain is not None:
             self._bodies[node.op_type, version] = function
         return function

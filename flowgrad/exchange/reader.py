@@ -115,9 +115,10 @@ def _functions(model: ModelProto, regions: RegionReader, opsets: Mapping[str, in
 
 def _metadata(model: ModelProto) -> dict[str, str]:
     found = {p.key: p.value for p in model.metadata_props}
-    fields = {"producer_name": model.producer_name, "producer_version": model.producer_version,
-              "domain": model.domain, "doc_string": model.doc_string, "graph_doc_string": model.graph.doc_string,
+    fields = {"domain": model.domain, "doc_string": model.doc_string, "graph_doc_string": model.graph.doc_string,
               "model_version": str(model.model_version) if model.model_version else ""}
+    if model.producer_name != PRODUCER:
+        fields |= {"producer_name": model.producer_name, "producer_version": model.producer_version}
     return found | {f"onnx.{k}": v for k, v in fields.items() if v}
 
 

@@ -77,13 +77,17 @@ class RegionReader:
                 region.hoisted.append((id(region), name))
         return region
 
-    def function(self, proto: onnx.FunctionProto) -> Region:
-        """Return the region of a function body, which may use nothing from outside."""
+    def function(self, proto: onnx.FunctionProto, strict: bool = True) -> Region:
+        """Return the region of a function body, which may use nothing from outside.
+
+        Unless ``strict``, outputs that nothing defines are let pass: the standard leaves out those not asked for.
+        """
         region = Region(proto.name, list(proto.node), list(proto.input), list(proto.output))
         self._finish(region, 0, hoists=False)
-        if region.free:
-            raise ValidationError(f"nothing defines {region.free[0]!r} in function {proto.name!r}", code="dangling",
-                                  where=region.free[0])
+        missing = [n for n in region.free if strict or n not in region.outputs]
+        if missing:
+            raise ValidationError(f"nothing defines {missing[0]!r} in function {proto.name!r}", code="dangling",
+                                  where=missing[0])
         return region
 
     def _initializers(self, proto: GraphProto) -> dict[str, Array]:

@@ -1,0 +1,125 @@
+"""Which opset a node needs, and how its attributes look there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto
+
+from flowgrad import ir
+from flowgrad.exchange.attributes import attribute_of
+from flowgrad.exchange.functions import schema_of
+from flowgrad.ir.errors import SaveError
+from flowgrad.ir.graph import Graph, Node, same_array
+from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.registry import REQUIRED, opdef
+from flowgrad.ir.types import DType
+
+LOWEST_STAMP = 18
+
+_VALUES_SINCE = {
+    ("Pad", "mode", "wrap"): 19,
+    ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
+    ("GridSample", "mode", "linear"): 20,
+    ("GridSample", "mode", "cubic"): 20,
+}
+"""Values of attributes that came after the attribute."""
+
+_TYPE_NAMES = {"float32": "float", "float64": "double", "float8_e4m3fn": "float8e4m3fn",
+               "float8_e4m3fnuz": "float8e4m3fnuz", "float8_e5m2": "float8e5m2", "float8_e5m2fnuz": "float8e5m2fnuz",
+               "float8_e8m0fnu": "float8e8m0", "float4_e2m1fn": "float4e2m1"}
+
+
+class Stamps:
+    """Finds opsets and remembers them by the form of the node."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], int] = {}
+
+    def lowest(self, graph: Graph) -> int:
+        """Return the lowest opset that is right for every node of ``graph``, 18 at least. Raises SaveError."""
+        return max((self.of(n) for _, n in graph.walk()), default=LOWEST_STAMP)
+
+    def of(self, node: Node) -> int:
+        """Return the lowest opset, from 18 on, in which this node says what it means."""
+        form = _form(node)
+        if form not in self._known:
+            self._known[form] = _lowest(node)
+        return self._known[form]
+
+
+def _form(node: Node) -> tuple[Any, ...]:
+    attributes = tuple(sorted((k, v if isinstance(v, str) else _is_default(node, k)) for k, v in node.attributes.items()))
+    return (node.op, attributes, tuple(v and v.type.dtype for v in node.inputs), tuple(v and v.type.dtype for v in node.outputs))
+
+
+def _is_default(node: Node, name: str) -> bool:
+    return _same(node.attributes[name], opdef(node.op).attributes.get(name, REQUIRED))
+
+
+def _lowest(node: Node) -> int:
+    first = max(LOWEST_STAMP, opdef(node.op).since)
+    for (op, name, value), since in _VALUES_SINCE.items():
+        if node.op == op and opdef(op).attribute(node, name) == value:
+            first = max(first, since)
+    for version in range(first, ir.OPSET + 1):
+        schema = schema_of(node.op, version)
+        if schema is not None and (version == first or schema.since_version == version) and _fits(node, schema):
+            return version
+    types = ", ".join("-" if v is None else v.type.dtype.name for v in node.inputs)
+    raise SaveError(f"no opset up to {ir.OPSET} has {node.op} in this form for ({types})", code="opset",
+                    where=describe(node))
+
+
+def _fits(node: Node, schema: Any) -> bool:
+    if schema.deprecated or len(node.inputs) > schema.max_input or len(node.outputs) > schema.max_output:
+        return False
+    if any(k not in schema.attributes and not _is_default(node, k) for k in node.attributes):
+        return False
+    inputs = _typed(node.inputs, schema.inputs)
+    outputs = _typed(node.outputs, schema.outputs)
+    return all(f"tensor({_TYPE_NAMES.get(t.name, t.name)})" in formal.types for t, formal in (*inputs, *outputs))
+
+
+def _typed(values: Iterable[Any], formals: Any) -> list[tuple[DType, Any]]:
+    return [(v.type.dtype, formals[min(i, len(formals) - 1)]) for i, v in enumerate(values) if v is not None]
+
+
+def attributes_of(node: Node, opset: int) -> list[AttributeProto]:
+    """Return the attributes of a node as protos in an opset: those at a default it shares are left out if absent."""
+    schema, definition = schema_of(node.op, opset), opdef(node.op)
+    protos = []
+    for name, default in definition.attributes.items():
+        declared = schema.attributes.get(name)
+        if declared is None:
+            continue
+        given = node.attributes.get(name)
+        if given is None and default not in (None, REQUIRED) and not _same(_schema_default(declared), default):
+            given = default
+        if given is not None:
+            protos.append(attribute_of(name, given, int(declared.type.value)))
+    return protos
+
+
+def _schema_default(attribute: Any) -> Any:
+    proto = attribute.default_value
+    if not proto.name:
+        return None
+    value = onnx.helper.get_attribute_value(proto)
+    return value.decode() if isinstance(value, bytes) else tuple(value) if isinstance(value, list) else value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and same_array(a, b)
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return bool(np.float32(a) == np.float32(b))
+    return bool(a == b)
+
+
+def ir_version_for(opset: int) -> int:
+    """Return the lowest IR version that may import an opset."""
+    return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
