@@ -7,7 +7,7 @@ from typing import Any
 
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import PassError
-from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
+from flowgrad.ir.graph import CONSTANT, ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
@@ -32,6 +32,7 @@ def tangent(
     order = expand_for_derivative(graph, wrt, of, forward=True)
     active = active_values(order, wrt)
     b = DerivativeBuilder(graph)
+    b.independent = all(x_dot.producer.op in ENTRIES for _, x_dot in pairs)
     dots: dict[Value, Value] = {}
     for x, x_dot in pairs:
         dots[x] = b.Add(dots[x], x_dot) if x in dots else x_dot
@@ -196,12 +197,12 @@ def _mirror_residuals(b: DerivativeBuilder, node: Node, twin: Node, inside: dict
 
 
 def _check_transposed(scratch: Graph, node: Node, wanted: Sequence[Value], bars: Sequence[Value]) -> None:
-    """Check that the transposed rule uses y_bar through Shape only: any other use means it is not linear in it."""
+    """Check that the transposed rule needs y_bar for its shape only: any other use means it is not linear in it."""
     keys = {v.producer.key for v in wanted}
     for user in reversed(scratch.nodes()):
-        if user.key not in keys:
-            continue
+        if user.key not in keys or user.op in ("Shape", "Size"):
+            continue  # what only shapes depend on may be computed from y, which has the shape of y_bar
         keys.update(v.producer.key for v in (*user.inputs, *user.captures) if v is not None)
-        if user.op != "Shape" and any(v in bars for v in (*user.inputs, *user.captures)):
+        if any(v in bars for v in (*user.inputs, *user.captures)):
             raise PassError(f"the adjoint rule of {node.op} is not linear in its cotangent ({describe(user)})", code="rule",
                             where=describe(node))
