@@ -1,0 +1,178 @@
+"""Specialisation: concrete types for every value that the extents of the inputs decide, and integers folded.
+
+Type rules are run again on twins of the nodes: nodes that belong to no graph, with static types. A node whose
+extents only the run can tell is *open*: it ends what can be known, and its users wait for the next segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowgrad.ir.errors import InputError
+from flowgrad.ir.evaluate import call_node
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.infer import describe, infer, symbolic_value
+from flowgrad.ir.limits import Limits
+from flowgrad.ir.ops.registry import Trait
+from flowgrad.ir.types import Dim, Type
+from flowgrad.runtime.snapshot import ABSENT, Record, Snapshot, constant_twin
+
+FOLDED_BYTES = 1 << 16
+"""Results of at most this many bytes, of constants alone, are computed once per key."""
+
+_NO_RANDOM = np.random.default_rng(0)
+
+
+@dataclass(slots=True, frozen=True)
+class Step:
+    """One node to run: its record and its twin. ``open`` marks one whose extents the run has to tell."""
+
+    record: Record
+    twin: Node
+    open: bool
+
+
+class Knowledge:
+    """What is known of the values so far: a twin for every value with a static type, None for the others."""
+
+    def __init__(self, snapshot: Snapshot, limits: Limits) -> None:
+        self.snapshot = snapshot
+        self.limits = limits
+        self.twins: list[Value | None] = [None] * len(snapshot)
+        for number, twin in snapshot.constant_twins.items():
+            self.twins[number] = twin
+        self.pending: Sequence[Record] = snapshot.records
+
+    def copy(self) -> Knowledge:
+        """Return an independent copy, to go on with other extents."""
+        other = Knowledge.__new__(Knowledge)
+        other.snapshot, other.limits = self.snapshot, self.limits
+        other.twins, other.pending = list(self.twins), self.pending
+        return other
+
+    def advance(self) -> list[Step]:
+        """Return the steps that can run with what is known now; the rest stays pending."""
+        steps: list[Step] = []
+        waiting: list[Record] = []
+        twins = self.twins
+        for record in self.pending:
+            if any(n != ABSENT and twins[n] is None for n in (*record.inputs, *record.captures)):
+                waiting.append(record)
+                continue
+            step = self._step(record)
+            if step is not None:
+                steps.append(step)
+        self.pending = waiting
+        return steps
+
+    def _step(self, record: Record) -> Step | None:
+        node = self.twin(record)
+        types = infer(node)
+        is_open = False
+        outputs: list[Value | None] = []
+        for index, number in enumerate(record.outputs):
+            type_ = types[index] if index < len(types) else None
+            if number == ABSENT or type_ is None or not type_.is_static:
+                is_open = is_open or number != ABSENT
+                outputs.append(None)
+                continue
+            check_tensor(type_, self.limits, node)
+            outputs.append(Value(self.snapshot.names[number], type_, node, index))
+        node.outputs = tuple(outputs)
+        if not is_open and (folded := self._folded(record, node)) is not None:
+            for number, array in zip(record.outputs, folded, strict=True):
+                if number != ABSENT:
+                    self.twins[number] = constant_twin(self.snapshot.names[number], array)
+            return None
+        if is_open:
+            # All outputs wait, so that a step belongs to one segment alone; names are for messages.
+            declared = self.snapshot.types
+            node.outputs = tuple(None if n == ABSENT else Value(self.snapshot.names[n], declared[n], node, i)
+                                 for i, n in enumerate(record.outputs))
+            return Step(record, node, True)
+        for number, value in zip(record.outputs, outputs, strict=True):
+            if number != ABSENT:
+                self.twins[number] = value
+        return Step(record, node, False)
+
+    def twin(self, record: Record) -> Node:
+        """Return a node like that of ``record``, on the twins of its inputs."""
+        node = Node(record.node.key, record.node.op)
+        node.name = record.node.name
+        node.attributes = dict(record.attributes)
+        node.subgraphs = dict(record.subgraphs)
+        node.inputs = tuple(None if n == ABSENT else self.twins[n] for n in record.inputs)
+        node.captures = tuple(v for n in record.captures if (v := self.twins[n]) is not None)
+        node.outputs = (None,) * len(record.outputs)
+        return node
+
+    def _folded(self, record: Record, node: Node) -> list[Array | None] | None:
+        """Return the outputs of ``node`` if they are integers known from extents, or small and constant."""
+        traits = record.definition.traits
+        if record.subgraphs or Trait.RANDOM in traits:
+            return None
+        if len(node.outputs) == 1 and node.outputs[0] is not None:
+            value = node.outputs[0]
+            value.symbolic = symbolic_value(node, value.type)
+            if value.symbolic is not None and all(isinstance(x, int) for x in value.symbolic.flat):
+                return [_integers(value.symbolic, value.type)]
+        if any(v is not None and v.constant is None for v in node.inputs):
+            return None
+        if sum(nbytes(v.type) for v in node.outputs if v is not None) > FOLDED_BYTES:
+            return None
+        results = call_node(node, [None if v is None else v.constant for v in node.inputs], (), _NO_RANDOM)
+        results += [None] * (len(node.outputs) - len(results))
+        return [None if v is None else r for v, r in zip(node.outputs, results, strict=True)]
+
+
+def _integers(symbolic: Array, type_: Type) -> Array:
+    return np.array(symbolic.tolist(), dtype=np.int64).astype(type_.dtype.numpy).reshape(type_.static_shape)
+
+
+def nbytes(type_: Type) -> int:
+    """Return the bytes of a tensor of a static type, as a Python integer that cannot overflow."""
+    total = type_.dtype.itemsize
+    for extent in type_.static_shape:
+        total *= extent
+    return total
+
+
+def check_tensor(type_: Type, limits: Limits, node: Node) -> None:
+    """Raise LimitError if a tensor of this type is larger than ``limits`` allow."""
+    size = nbytes(type_)
+    if size > limits.tensor_bytes:
+        limits.check("tensor_bytes", size, describe(node))
+
+
+def bind_dims(names: Sequence[str], types: Sequence[Type], shapes: Sequence[Sequence[int]]) -> Mapping[str, int]:
+    """Return the extent of every named dim of the inputs; InputError where two inputs disagree on one."""
+    env: dict[str, int] = {}
+    owners: dict[str, str] = {}
+    composite: list[tuple[str, Dim, int]] = []
+    for name, type_, shape in zip(names, types, shapes, strict=True):
+        for dim, extent in zip(type_.shape or (), shape, strict=False):
+            if not isinstance(dim, Dim):
+                continue
+            symbol = _only_name(dim)
+            if symbol is None:
+                composite.append((name, dim, extent))
+            elif env.setdefault(symbol, extent) != extent:
+                raise InputError(f"inputs {owners[symbol]!r} and {name!r} disagree on the extent {symbol!r}: "
+                                 f"{env[symbol]} and {extent}", code="shape")
+            else:
+                owners.setdefault(symbol, name)
+    for name, dim, extent in composite:
+        if dim.names() <= set(env) and dim.evaluate(env) != extent:
+            raise InputError(f"input {name!r} has extent {extent} where {dim!r} = {dim.evaluate(env)} is expected",
+                             code="shape")
+    return env
+
+
+def _only_name(dim: Dim) -> str | None:
+    (monomial, coefficient), *rest = dim.terms
+    if rest or coefficient != 1 or len(monomial) != 1 or not isinstance(monomial[0], str):
+        return None
+    return monomial[0]
