@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import normal_axis
-from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
-from flowgrad.ir.types import Type
+from flowgrad.ir.ops.operands import extents, joined, known_dims, normal_axis, reshape_to
+from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
+from flowgrad.ir.types import INT64, UNKNOWN, Type
 
 
 @op("Gather", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.SHAPE_ARITHMETIC))
@@ -36,3 +37,285 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     """x_bar = zeros, to which the parts of y_bar are added at their indices."""
     x, indices = node.input(0), node.input(1)
     return b.GatherGrad(b.shape(x), y_bar, indices, axis=attr(node, "axis")), NO_GRADIENT
+
+
+# ---- GatherElements and ScatterElements ---------------------------------------------------------------------------------
+
+
+def element_index(indices: Array, axis: int) -> tuple[Array, ...]:
+    """Return the NumPy index whose place along ``axis`` is ``indices``, and elsewhere where it stands."""
+    grids: list[Array] = list(np.ogrid[tuple(slice(n) for n in indices.shape)])
+    grids[axis] = indices
+    return tuple(grids)
+
+
+@op("GatherElements", since=13, outputs=("output",), traits=(Trait.LINEAR,))
+def gather_elements(data: Array, indices: Array, *, axis: int = 0) -> Array:
+    return data[element_index(indices, axis)]
+
+
+@gather_elements.types
+def _(node: Node) -> Type:
+    return Type(node.input(0).type.dtype, node.input(1).type.shape)
+
+
+@gather_elements.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = zeros, to which y_bar is added at its places."""
+    x, indices = node.input(0), node.input(1)
+    return b.ScatterElements(b.zeros_like(x), indices, y_bar, axis=attr(node, "axis"), reduction="add"), NO_GRADIENT
+
+
+Reducer = Callable[..., Any]
+_AT: dict[str, Reducer] = {
+    "add": np.add.at, "mul": np.multiply.at, "max": np.maximum.at, "min": np.minimum.at,
+}
+
+
+def _scattered(data: Array, index: Any, updates: Array, reduction: str, out: Array | None) -> Array:
+    if out is None:
+        result = data.copy()
+    else:
+        result = out
+        if result is not data:
+            np.copyto(result, data)
+    if reduction == "none":
+        result[index] = updates
+    else:
+        _AT[reduction](result, index, updates)
+    return result
+
+
+@op("ScatterElements", since=18, outputs=("output",))
+def scatter_elements(
+    data: Array, indices: Array, updates: Array, *, axis: int = 0, reduction: str = "none", out: Array | None = None
+) -> Array:
+    return _scattered(data, element_index(indices, axis), updates, reduction, out)
+
+
+@op("ScatterND", since=18, outputs=("output",))
+def scatter_nd(
+    data: Array, indices: Array, updates: Array, *, reduction: str = "none", out: Array | None = None
+) -> Array:
+    return _scattered(data, tuple(np.moveaxis(indices, -1, 0)), updates, reduction, out)
+
+
+scatter_elements.types(like_first)
+scatter_nd.types(like_first)
+
+
+def _read(b: Any, node: Node, value: Value) -> Value:
+    """Return the elements of ``value`` at the places that ``node`` writes, in the shape of its updates."""
+    if node.op == "ScatterND":
+        return b.GatherND(value, node.input(1))  # type: ignore[no-any-return]
+    return b.GatherElements(value, node.input(1), axis=attr(node, "axis"))  # type: ignore[no-any-return]
+
+
+def _write(b: Any, node: Node, value: Value, updates: Value, reduction: str) -> Value:
+    """Return ``value`` with ``updates`` at the places that ``node`` writes."""
+    axis = {} if node.op == "ScatterND" else {"axis": attr(node, "axis")}
+    return b.add(node.op, [value, node.input(1), updates], {**axis, "reduction": reduction})  # type: ignore[no-any-return]
+
+
+def _scatter_adjoint(b: Any, node: Node, y_bar: Value) -> Any:
+    """Each reduction has its own rule; without one, what is overwritten gets nothing (indices may not be equal then)."""
+    data, updates = node.input(0), node.input(2)
+    reduction = attr(node, "reduction")
+    if reduction == "add":
+        return y_bar, NO_GRADIENT, _read(b, node, y_bar)
+    if reduction == "none":
+        return _write(b, node, y_bar, b.zeros_like(updates), "none"), NO_GRADIENT, _read(b, node, y_bar)
+    if reduction == "mul":
+        factors = _write(b, node, b.filled(1, data), updates, "mul")
+        return b.Mul(y_bar, factors), NO_GRADIENT, refuse("the updates of a multiplying scatter may repeat and be zero")
+    return _extreme_adjoint(b, node, y_bar)
+
+
+def _extreme_adjoint(b: Any, node: Node, y_bar: Value) -> Any:
+    """Data and updates that are equal to the result share its cotangent equally."""
+    data, updates, y = node.input(0), node.input(2), node.output()
+    dtype = y.type.dtype
+    kept, chosen = b.Equal(data, y), b.Equal(updates, _read(b, node, y))
+    ties = _write(b, node, b.Cast(kept, to=dtype.onnx), b.Cast(chosen, to=dtype.onnx), "add")
+    share = b.Div(y_bar, b.Max(ties, 1.0))
+    zero = b.scalar(0, dtype)
+    return b.Where(kept, share, zero), NO_GRADIENT, b.Where(chosen, _read(b, node, share), zero)
+
+
+def _scatter_tangent(b: Any, node: Node, x_dot: Value | None, indices_dot: Any, u_dot: Value | None) -> Any:
+    """Linear in data and updates together, except for a product or an extreme."""
+    data, updates = node.input(0), node.input(2)
+    reduction = attr(node, "reduction")
+    if reduction == "mul" and u_dot is not None:
+        return refuse("the updates of a multiplying scatter may repeat and be zero")
+    if reduction == "mul":
+        return b.Mul(x_dot, _write(b, node, b.filled(1, data), updates, "mul"))
+    x_dot = b.zeros_like(data) if x_dot is None else x_dot
+    u_dot = b.zeros_like(updates) if u_dot is None else u_dot
+    if reduction in ("none", "add"):
+        return _write(b, node, x_dot, u_dot, reduction)
+    return _extreme_tangent(b, node, x_dot, u_dot)
+
+
+def _extreme_tangent(b: Any, node: Node, x_dot: Value, u_dot: Value) -> Value:
+    data, updates, y = node.input(0), node.input(2), node.output()
+    dtype, zero = y.type.dtype, b.scalar(0, y.type.dtype)
+    kept, chosen = b.Equal(data, y), b.Equal(updates, _read(b, node, y))
+    ties = _write(b, node, b.Cast(kept, to=dtype.onnx), b.Cast(chosen, to=dtype.onnx), "add")
+    total = _write(b, node, b.Where(kept, x_dot, zero), b.Where(chosen, u_dot, zero), "add")
+    return b.Div(total, b.Max(ties, 1.0))  # type: ignore[no-any-return]
+
+
+for _scatter in (scatter_elements, scatter_nd):
+    _scatter.adjoint(_scatter_adjoint)
+    _scatter.tangent(_scatter_tangent)
+
+
+# ---- GatherND -----------------------------------------------------------------------------------------------------------
+
+
+@op("GatherND", since=13, outputs=("output",), traits=(Trait.LINEAR,))
+def gather_nd(data: Array, indices: Array, *, batch_dims: int = 0) -> Array:
+    parts = tuple(np.moveaxis(indices, -1, 0))
+    if not batch_dims:
+        return data[parts]
+    batch = np.ogrid[tuple(slice(n) for n in indices.shape[:batch_dims])]
+    rest = (1,) * (indices.ndim - 1 - batch_dims)
+    return data[(*(g.reshape(g.shape + rest) for g in batch), *parts)]
+
+
+@gather_nd.types
+def _(node: Node) -> Type:
+    x, indices, batch = node.input(0).type, node.input(1).type, attr(node, "batch_dims")
+    if x.shape is None or indices.shape is None or not isinstance(indices.shape[-1], int):
+        return x.with_shape(None)
+    return x.with_shape((*indices.shape[:-1], *x.shape[batch + indices.shape[-1] :]))
+
+
+@gather_nd.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = zeros, to which the parts of y_bar are added at their indices."""
+    x = node.input(0)
+    indices = _with_batch(b, node.input(1), attr(node, "batch_dims"))
+    return b.ScatterND(b.zeros_like(x), indices, y_bar, reduction="add"), NO_GRADIENT
+
+
+def _with_batch(b: Any, indices: Value, batch_dims: int) -> Value:
+    """Return indices that count the batch axes too."""
+    if not batch_dims:
+        return indices
+    rank = len(indices.shape)
+    outer = joined(b, [*extents(b, indices, 0, rank - 1), b.ints([1])])
+    grids = []
+    for axis in range(batch_dims):
+        ramp = b.Range(np.int64(0), b.Squeeze(b.extent(indices, axis), [0]), np.int64(1))
+        column = b.Reshape(ramp, b.ints([-1, *[1] * (rank - 1 - axis)]))
+        grids.append(b.Expand(column, outer))
+    return b.Concat(*grids, b.Cast(indices, to=INT64.onnx), axis=-1)  # type: ignore[no-any-return]
+
+
+# ---- OneHot, NonZero, Compress, Unique ----------------------------------------------------------------------------------
+
+
+@op("OneHot", since=11, outputs=("output",))
+def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> Array:
+    extent = int(np.asarray(depth).reshape(-1)[0])
+    at = axis + indices.ndim + 1 if axis < 0 else axis
+    places = indices.astype(np.int64)
+    places = np.expand_dims(np.where(places < 0, places + extent, places), at)
+    ramp = np.arange(extent).reshape([-1 if i == at else 1 for i in range(indices.ndim + 1)])
+    return np.asarray(values[(places == ramp).astype(np.intp)])
+
+
+@one_hot.types
+def _(node: Node) -> Type:
+    indices, depth, values = (node.input(i) for i in range(3))
+    if indices.type.shape is None:
+        return values.type.with_shape(None)
+    known = known_dims(depth)
+    at = normal_axis(attr(node, "axis"), len(indices.shape) + 1)
+    return values.type.with_shape((*indices.shape[:at], UNKNOWN if known is None else known[0], *indices.shape[at:]))
+
+
+@one_hot.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """off_bar = the sum of y_bar off the places, on_bar = its sum at them."""
+    hot = b.OneHot(node.input(0), node.input(1), np.array([False, True]), axis=attr(node, "axis"))
+    zero = b.scalar(0, y_bar.type.dtype)
+    parts = [b.ReduceSum(b.Where(hot, zero, y_bar), keepdims=0), b.ReduceSum(b.Where(hot, y_bar, zero), keepdims=0)]
+    return NO_GRADIENT, NO_GRADIENT, b.Concat(*(b.Unsqueeze(p, [0]) for p in parts), axis=0)
+
+
+@one_hot.tangent
+def _(b: Any, node: Node, indices_dot: Any, depth_dot: Any, values_dot: Value | None) -> Any:
+    """Linear in the values; piecewise constant in the indices."""
+    if values_dot is None:
+        return None
+    return b.OneHot(node.input(0), node.input(1), values_dot, axis=attr(node, "axis"))
+
+
+@op("NonZero", since=13, traits=(Trait.ZERO,))
+def non_zero(X: Array) -> Array:
+    if X.ndim == 0:
+        return np.zeros((0, int(bool(X))), np.int64)
+    return np.stack(np.nonzero(X)).astype(np.int64, copy=False)
+
+
+@non_zero.types
+def _(node: Node) -> Type:
+    rank = node.input(0).type.rank
+    return Type(INT64, (UNKNOWN if rank is None else rank, UNKNOWN))
+
+
+@op("Compress", since=11, outputs=("output",), traits=(Trait.LINEAR,))
+def compress(input: Array, condition: Array, *, axis: int | None = None) -> Array:
+    return np.compress(condition, input, axis)
+
+
+@compress.types
+def _(node: Node) -> Type:
+    x, axis = node.input(0).type, attr(node, "axis")
+    if axis is None:
+        return x.with_shape((UNKNOWN,))
+    if x.shape is None:
+        return x
+    at = normal_axis(axis, len(x.shape))
+    return x.with_shape((*x.shape[:at], UNKNOWN, *x.shape[at + 1 :]))
+
+
+@compress.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = zeros with y_bar at the places where the condition holds."""
+    x, axis = node.input(0), attr(node, "axis")
+    places = b.Reshape(b.NonZero(node.input(1)), b.ints([-1]))
+    if axis is not None:
+        return b.GatherGrad(b.shape(x), y_bar, places, axis=axis), NO_GRADIENT
+    flat = b.GatherGrad(b.Reshape(b.Size(x), b.ints([1])), y_bar, places)
+    return reshape_to(b, flat, x), NO_GRADIENT
+
+
+@op("Unique", since=11, outputs=("Y", "indices", "inverse_indices", "counts"), required_outputs=1,
+    traits=(Trait.NON_DIFFERENTIABLE,))
+def unique(X: Array, *, axis: int | None = None, sorted: int = 1) -> tuple[Array, Array, Array, Array]:
+    """Return the distinct elements (or slices along ``axis``), their first places, where each went, and how often."""
+    values, first, inverse, counts = np.unique(X, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+    inverse = inverse.reshape(-1)
+    if not sorted:
+        order = np.argsort(first, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        values = np.take(values, order, axis or 0)
+        first, counts, inverse = first[order], counts[order], place[inverse]
+    return values, *(np.asarray(a, np.int64) for a in (first, inverse, counts))  # type: ignore[return-value]
+
+
+@unique.types
+def _(node: Node) -> list[Type]:
+    x, axis = node.input(0).type, attr(node, "axis")
+    vectors = [Type(INT64, (UNKNOWN,))] * 3
+    if axis is None:
+        return [x.with_shape((UNKNOWN,)), *vectors]
+    if x.shape is None:
+        return [x, *vectors]
+    at = normal_axis(axis, len(x.shape))
+    return [x.with_shape((*x.shape[:at], UNKNOWN, *x.shape[at + 1 :])), *vectors]

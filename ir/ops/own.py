@@ -10,8 +10,20 @@ import numpy as np
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
-from flowgrad.ir.ops.operands import expand_to, int_list, known_dims, known_ints, known_length, unknown_shape
-from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
+from flowgrad.ir.ops.operands import (
+    expand_to,
+    extents,
+    int_list,
+    joined,
+    known_dims,
+    known_ints,
+    known_length,
+    normal_axes,
+    reshape_to,
+    unknown_shape,
+)
+from flowgrad.ir.ops.reduce import reduced_axes
+from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.ops.shape import slice_tuple
 from flowgrad.ir.types import Type
 
@@ -170,7 +182,73 @@ def _(b: Any, nodes: Sequence[Node]) -> Value:
     """One node for each axis, with the pieces of all."""
     by_axis: dict[int, list[Node]] = {}
     for node in nodes:
-        by_axis.setdefault(attr(node, "axis") % len(node.output().shape), []).append(node)
+        axis, rank = attr(node, "axis"), node.output().type.rank
+        by_axis.setdefault(axis if rank is None else axis % rank, []).append(node)
     parts = [b.add("GatherGrad", [group[0].input(0), *(v for n in group for v in n.inputs[1:])], {"axis": axis})
              for axis, group in by_axis.items()]
     return parts[0] if len(parts) == 1 else b.Sum(*parts)  # type: ignore[no-any-return]
+
+
+# ---- ProdOfOthers -------------------------------------------------------------------------------------------------------
+
+
+@op("ProdOfOthers", since=18, own=True)
+def prod_of_others(x: Array, axes: Array | None = None, *, noop_with_empty_axes: int = 0) -> Array:
+    """Return, for every element, the product of the others along ``axes`` (all axes if absent)."""
+    chosen = reduced_axes(axes, noop_with_empty_axes)
+    last = list(range(x.ndim)) if chosen is None else [a % x.ndim for a in chosen]
+    order = [*(i for i in range(x.ndim) if i not in last), *last]
+    moved = x.transpose(order)
+    rows = moved.reshape((*moved.shape[: x.ndim - len(last)], int(np.prod(moved.shape[x.ndim - len(last):], dtype=int))))
+    before, after = np.ones_like(rows), np.ones_like(rows)
+    np.cumprod(rows[..., :-1], axis=-1, out=before[..., 1:])
+    np.cumprod(rows[..., :0:-1], axis=-1, out=after[..., -2::-1] if rows.shape[-1] > 1 else after[..., :0])
+    return np.multiply(before, after, out=before).reshape(moved.shape).transpose(np.argsort(order))
+
+
+@prod_of_others.types
+def _(node: Node) -> Type:
+    return node.input(0).type
+
+
+@prod_of_others.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """y_i = prod of x_j, j != i: x_bar_k = sum over i != k of y_bar_i times the product of x_j, j != i, j != k.
+
+    Takes n x n numbers for n factors: only second and higher derivatives of products meet it.
+    """
+    x, axes = node.input(0), node.inputs[1] if len(node.inputs) > 1 else None
+    known = known_ints(axes) if axes is not None else []
+    if known is None or x.type.rank is None:
+        return refuse("the axes of a product are known only at run time: it has a first derivative only")
+    if not known and attr(node, "noop_with_empty_axes"):
+        return b.zeros_like(x), NO_GRADIENT
+    rank = x.type.rank
+    last = normal_axes(known, rank) if known else list(range(rank))
+    order = [*(i for i in range(rank) if i not in last), *last]
+    moved = b.Transpose(x, perm=order)
+    outer = extents(b, moved, 0, rank - len(last))
+    inner = b.Reshape(b.ReduceProd(joined(b, extents(b, moved, rank - len(last), rank))), b.ints([1]))
+    rows = b.Reshape(moved, joined(b, [*outer, inner]), allowzero=1)
+    bars = b.Reshape(b.Transpose(y_bar, perm=order), b.shape(rows))
+    ramp = b.Range(np.int64(0), b.Squeeze(b.extent(rows, -1), [0]), np.int64(1))
+    same = b.Equal(b.Unsqueeze(ramp, [1]), ramp)
+    without_k = b.Where(same, b.scalar(1, x.type.dtype), b.Unsqueeze(rows, [-2]))
+    others = b.ProdOfOthers(without_k, b.ints([-1]))
+    terms = b.Where(same, b.scalar(0, x.type.dtype), b.Mul(others, b.Unsqueeze(bars, [-2])))
+    x_bar = reshape_to(b, b.ReduceSum(terms, [-1], keepdims=0), moved)
+    return b.Transpose(x_bar, perm=[order.index(i) for i in range(rank)]), NO_GRADIENT
+
+
+@prod_of_others.expansion
+def _(b: Any, node: Node) -> Value:
+    """The product over x where x != 0; with one zero only at the zero itself, with more nowhere."""
+    x, *axes = node.inputs
+    one, zero = b.scalar(1, x.type.dtype), b.scalar(0, x.type.dtype)  # type: ignore[union-attr]
+    noop = attr(node, "noop_with_empty_axes")
+    at_zero = b.Equal(x, zero)
+    nonzero = b.Where(at_zero, one, x)
+    product = b.add("ReduceProd", [nonzero, *axes], {"noop_with_empty_axes": noop})
+    zeros = b.add("ReduceSum", [b.Where(at_zero, one, zero), *axes], {"noop_with_empty_axes": noop})
+    alone = b.Where(b.And(at_zero, b.Equal(zeros, one)), product, zero)
+    return b.Where(b.Equal(zeros, zero), b.Div(product, nonzero), alone)  # type: ignore[no-any-return]

@@ -49,6 +49,17 @@ def ints(*numbers: int) -> Any:
     return const(list(numbers), "int64")
 
 
+def others(x: Array, axes: Array | None = None, noop_with_empty_axes: int = 0) -> Array:
+    """The product of the other elements, one by one."""
+    chosen = None if axes is None and not noop_with_empty_axes else () if axes is None else tuple(axes)
+    result = np.empty_like(x)
+    for place in np.ndindex(x.shape):
+        rest = x.copy()
+        rest[place] = 1
+        result[place] = np.broadcast_to(np.prod(rest, axis=chosen, keepdims=True), x.shape)[place]
+    return result
+
+
 CASES: list[Case] = [
     Case("SumTo", [normal(2, 3, 4), ints(3, 1)], expected=unbroadcast),
     Case("SumTo", [normal(2, 3), fixed([3], "int64")], expected=unbroadcast, name="run-time"),
@@ -58,6 +69,12 @@ CASES: list[Case] = [
     Case("SliceGrad", [ints(5, 6), normal(2, 6), ints(1), ints(3), ints(0), ints(1)], outputs=["y"], expected=placed_slices),
     Case("SliceGrad", [fixed([5, 6], "int64"), normal(3, 2), ints(4, 1), ints(-9, 5), ints(0, 1), ints(-2, 2),
                        normal(5, 6), ints(0), ints(9), ints(1), ints(1)], outputs=["y"], expected=placed_slices, name="two"),
+    Case("ProdOfOthers", [normal(2, 4), ints(1)], expected=others),
+    Case("ProdOfOthers", [normal(2, 3, 2), ints(-1, 0)], expected=others, name="two-axes"),
+    Case("ProdOfOthers", [normal(2, 2)], expected=others, name="all"),
+    Case("ProdOfOthers", [fixed([[0.0, 2.0, 3.0], [0.0, 0.0, 1.5]]), ints(1)], expected=others, name="zeros"),
+    Case("ProdOfOthers", [normal(2, 2), fixed([0], "int64")], expected=others, refuses=True, name="run-time"),
+    Case("ProdOfOthers", [normal(3, 0), ints(1)], expected=others, name="empty"),
     Case("GatherGrad", [ints(4, 3), normal(3, 3), const([1, -1, 1], "int64")], outputs=["y"], expected=placed_rows),
     Case("GatherGrad", [fixed([4, 3], "int64"), normal(4, 2, 2), fixed([[0, 2], [1, 1]], "int64"), normal(4),
                         const(-3, "int64")], {"axis": 1}, outputs=["y"], expected=placed_rows, name="two"),

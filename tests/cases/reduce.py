@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from tests.op_cases import Case, const, fixed, normal
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.op_cases import Case, In, away, const, distinct, fixed, normal, positive
 
 AXES = const([1], "int64")
 RUN_TIME = fixed([-1, 0], "int64")
 NONE = const([], "int64")
+
+REDUCTIONS: list[tuple[str, Callable[..., In]]] = [
+    ("ReduceMean", normal), ("ReduceMax", distinct), ("ReduceMin", distinct), ("ReduceL1", away), ("ReduceL2", away),
+    ("ReduceSumSquare", normal), ("ReduceLogSum", positive), ("ReduceLogSumExp", normal), ("ReduceProd", normal),
+]
 
 CASES: list[Case] = [
     Case("ReduceSum", [normal(3, 4, 2), AXES]),
@@ -23,4 +32,36 @@ CASES: list[Case] = [
     Case("ReduceSum", [normal(3, 0, 2), AXES], {"keepdims": 0}, name="empty"),
     Case("ReduceSum", [normal()], name="scalar"),
     Case("ReduceSum", [fixed([[1, 2], [3, 4]], "int32"), AXES], name="int32"),
+    *(Case(op, [spec(3, 4, 2), AXES], {"keepdims": 0}) for op, spec in REDUCTIONS),
+    *(Case(op, [spec(3, 4)], name="all") for op, spec in REDUCTIONS),
+    *(Case(op, [spec(3, 4), RUN_TIME], {"keepdims": 0}, name="run-time", second=op != "ReduceProd")
+      for op, spec in REDUCTIONS),
+    *(Case(op, [spec(3, 2), NONE], {"noop_with_empty_axes": 1}, name="noop") for op, spec in REDUCTIONS),
+    *(Case(op, [spec(0, 3), AXES], name="empty-rows") for op, spec in REDUCTIONS),
+    Case("ReduceMean", [normal(0, 3)], reference=False, smooth=False, name="of-nothing", note="the mean is nan"),
+    Case("ReduceMean", [fixed([[1, 2], [3, 5]], "int32"), AXES], name="int32"),
+    Case("ReduceMax", [fixed([[True, False], [False, False]]), AXES], name="bool"),
+    Case("ReduceMin", [fixed([[1, 2], [3, 5]], "int8"), AXES], name="int8"),
+    Case("ReduceMax", [normal(2, 0), AXES], smooth=False, name="of-nothing", note="-inf"),
+    Case("ReduceProd", [fixed([[0.0, 2.0, 3.0], [0.0, 1.5, 0.0]]), AXES], name="zeros"),
+    Case("ReduceProd", [fixed([0.0, 2.0]), const([0], "int64")], {"keepdims": 0}, name="zero-factor"),
+    Case("ReduceLogSumExp", [fixed([[1000.0, 999.0], [-1000.0, -1001.0]]), AXES], name="large"),
+    Case("ReduceLogSumExp", [fixed([[-np.inf, -np.inf], [0.0, -np.inf]]), AXES], smooth=False, name="infinite",
+         reference=False, note="no differences at -inf"),
+    Case("ReduceL2", [fixed([[0.0, 0.0], [3.0, 4.0]]), AXES], smooth=False, name="zero", note="a kink"),
+    Case("ArgMax", [distinct(3, 4)]),
+    Case("ArgMax", [fixed([[1.0, 3.0, 3.0], [2.0, 2.0, 1.0]])], {"axis": -1, "keepdims": 0, "select_last_index": 1},
+         name="last"),
+    Case("ArgMin", [fixed([[3, 1, 1], [2, 2, 1]], "int32")], {"axis": 1}),
+    Case("CumSum", [normal(3, 4), const(1, "int64")]),
+    Case("CumSum", [normal(3, 4), const(-2, "int32")], {"exclusive": 1}, name="exclusive"),
+    Case("CumSum", [normal(3, 4), fixed(0, "int64")], {"reverse": 1}, name="reverse"),
+    Case("CumSum", [normal(3, 4), const(1, "int64")], {"reverse": 1, "exclusive": 1}, name="both"),
+    Case("CumSum", [normal(0), const(0, "int64")], {"exclusive": 1}, name="empty"),
+    Case("TopK", [distinct(3, 5), const([2], "int64")], outputs=2),
+    Case("TopK", [distinct(5, 2), fixed([3], "int64")], {"axis": 0, "largest": 0}, outputs=2, name="run-time-smallest"),
+    Case("TopK", [distinct(3, 5), const([2], "int64")], outputs=["values"], name="values-only"),
+    Case("TopK", [fixed([[1.0, 2.0, 2.0, 1.0]]), const([3], "int64")], outputs=2, smooth=False, name="ties",
+         note="a kink", expected=lambda x, k, **_: (np.array([[2.0, 2.0, 1.0]]), np.array([[1, 2, 0]]))),
+    Case("TopK", [distinct(3, 5), const([0], "int64")], outputs=2, name="none"),
 ]

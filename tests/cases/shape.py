@@ -25,7 +25,7 @@ CASES: list[Case] = [
     Case("Flatten", [normal(3, 4, 2)], {"axis": 0}, name="all"),
     Case("Flatten", [normal(3, 4, 2)], {"axis": -1}, name="last"),
     Case("Flatten", [normal()], {"axis": 0}, name="scalar"),
-    Case("Flatten", [normal(0, 4, 2)], {"axis": 2}, name="empty"),
+    Case("Flatten", [normal(0, 4, 2)], {"axis": 2}, reference=False, name="empty"),
     Case("Squeeze", [normal(1, 3, 1)]),
     Case("Squeeze", [normal(1, 3, 1), ints(-1)], name="last"),
     Case("Squeeze", [normal(1, 3, 1), ints(2, 0, run_time=True)], name="run-time"),
