@@ -1,0 +1,214 @@
+"""Canonical forms of what moves elements: reshapes, transposes, broadcasts, slices, and what types say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import FlowgradError
+from flowgrad.ir.graph import CONSTANT, Node, Value
+from flowgrad.ir.infer import draft, infer
+from flowgrad.ir.ops.registry import Trait, attr, find_op
+from flowgrad.ir.types import Shape
+from flowgrad.passes.rewrite import no_match, rewrite, rules_in
+
+REORDERING_FREE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+"""Ops that keep elements in order and only group them otherwise."""
+
+
+def ints(value: Value | None) -> list[int] | None:
+    """Return the integers that a constant holds, or a value that types determine; None if only the run can tell."""
+    if value is None:
+        return None
+    if value.constant is not None:
+        return [int(n) for n in value.constant.reshape(-1).tolist()]
+    if value.symbolic is not None and all(isinstance(n, (int, np.integer)) for n in value.symbolic.flat):
+        return [int(n) for n in value.symbolic.reshape(-1).tolist()]
+    return None
+
+
+def same_type(a: Value, b: Value) -> bool:
+    """Return whether two values surely have the same shape and dtype."""
+    return a.type.shape is not None and a.type == b.type
+
+
+# ---- what changes nothing -----------------------------------------------------------------------------------------------
+
+
+@rewrite("Reshape(%x, %s)", "Expand(%x, %s)", "Flatten(%x)", "Squeeze(%x, %s?)", "Unsqueeze(%x, %s)",
+         "SumTo(%x, %s)")
+def drop_same_shape(b: Builder, node: Node, x: Value) -> Any:
+    """What keeps the order of elements and gives the shape that x has is x."""
+    return x if same_type(x, node.output()) else no_match(f"{x.type!r} becomes {node.output().type!r}")
+
+
+@rewrite("Slice(%x, %starts, %ends, %axes?, %steps?)")
+def drop_whole_slice(b: Builder, node: Node, x: Value, steps: Value | None) -> Any:
+    """A slice with steps of 1 that takes as many elements as there are takes all."""
+    if steps is not None and (ints(steps) is None or any(n != 1 for n in ints(steps) or ())):
+        return no_match("the steps are not 1")
+    return x if same_type(x, node.output()) else no_match("it takes a part, or only the run can tell")
+
+
+@rewrite("Transpose(%x)")
+def drop_still_transpose(b: Builder, node: Node, x: Value) -> Any:
+    """A permutation that moves nothing is none."""
+    perm = permutation(node)
+    return x if perm is not None and perm == sorted(perm) else no_match("it moves axes")
+
+
+@rewrite("Concat(%x)")
+def drop_single_concat(b: Builder, x: Value) -> Any:
+    """The concatenation of one tensor is that tensor."""
+    return x
+
+
+@rewrite("ReduceSum|ReduceMean|ReduceMax|ReduceMin|ReduceProd(%x, %axes?)")
+def drop_empty_reduction(b: Builder, node: Node, x: Value, axes: Value | None) -> Any:
+    """A reduction along no axis is x."""
+    if not attr(node, "noop_with_empty_axes") or (axes is not None and ints(axes) != []):
+        return no_match("it reduces, or only the run can tell")
+    return x
+
+
+# ---- chains -------------------------------------------------------------------------------------------------------------
+
+
+@rewrite("Reshape(%y, %s)", "Flatten(%y)", "Squeeze(%y, %s?)", "Unsqueeze(%y, %s)")
+def return_to_shape(b: Builder, node: Node, y: Value) -> Any:
+    """Regrouping elements and then going back is nothing."""
+    if y.producer.op not in REORDERING_FREE:
+        return no_match(f"%{y.name} does not regroup elements")
+    x = y.producer.input(0)
+    return x if same_type(x, node.output()) else no_match(f"{x.type!r} becomes {node.output().type!r}")
+
+
+@rewrite("Reshape(Reshape|Squeeze|Unsqueeze(%x, %a?), %s)", "Reshape(Flatten(%x), %s)", shared=True)
+def join_reshapes(b: Builder, node: Node, x: Value, s: Value) -> Any:
+    """Of two reshapes in a row the second decides, unless its shape copies extents of the first by zeros."""
+    wanted = s.constant
+    if wanted is None:
+        return no_match("the shape is known only at run time, and a 0 in it would copy an extent")
+    if np.all(wanted != 0) or attr(node, "allowzero"):
+        return b.Reshape(x, s, allowzero=attr(node, "allowzero"))
+    if not node.output().type.is_static or 0 in node.output().type.static_shape:
+        return no_match("the shape copies extents of what comes between")
+    return b.Reshape(x, list(node.output().type.static_shape))
+
+
+@rewrite("Transpose(Transpose(%x))", shared=True)
+def join_transposes(b: Builder, node: Node, x: Value) -> Any:
+    """Two permutations are one."""
+    first, second = permutation(node.input(0).producer), permutation(node)
+    if first is None or second is None:
+        return no_match("the rank is not known")
+    perm = [first[axis] for axis in second]
+    return x if perm == sorted(perm) else b.Transpose(x, perm=perm)
+
+
+@rewrite("Expand(Expand(%x, %a), %s)", shared=True)
+def join_expands(b: Builder, node: Node, x: Value, s: Value) -> Any:
+    """Of two broadcasts in a row the second suffices if it alone gives the shape."""
+    if _shape_of("Expand", [x, s], node) != node.output().type.shape:
+        return no_match("both are needed, or only the run can tell")
+    return b.Expand(x, s)
+
+
+@rewrite("Concat(*%parts)")
+def undo_split(b: Builder, node: Node, parts: Sequence[Value]) -> Any:
+    """The parts of a Split, put together again in order, are what was split."""
+    split = parts[0].producer if parts else node
+    if split.op != "Split" or list(split.outputs) != list(parts):
+        return no_match("these are not all parts of one Split, in order")
+    whole = split.input(0)
+    rank = whole.type.rank
+    if rank is None or attr(split, "axis") % rank != attr(node, "axis") % rank:
+        return no_match("the axes differ")
+    return whole if same_type(whole, node.output()) else no_match("the types differ")
+
+
+def permutation(node: Node) -> list[int] | None:
+    """Return the permutation of a Transpose, None if it is the default and the rank is not known."""
+    perm = attr(node, "perm")
+    if perm is not None:
+        return [int(axis) for axis in perm]
+    rank = node.input(0).type.rank
+    return None if rank is None else list(range(rank))[::-1]
+
+
+# ---- broadcasts ---------------------------------------------------------------------------------------------------------
+
+
+@rewrite("<BROADCASTS>(*%operands)")
+def drop_redundant_expand(b: Builder, node: Node, operands: Sequence[Value | None]) -> Any:
+    """An operand need not be broadcast beforehand where the op broadcasts it to the same shape."""
+    shape = node.output().type.shape
+    for index, operand in enumerate(operands):
+        if operand is None or operand.producer.op != "Expand" or shape is None:
+            continue
+        inputs = [*operands[:index], operand.producer.input(0), *operands[index + 1:]]
+        if _shape_of(node.op, inputs, node) == shape:
+            return b.add(node.op, inputs, node.attributes)
+    return no_match("no operand is an Expand that the op makes needless")
+
+
+def _shape_of(op: str, inputs: Sequence[Value | None], node: Node) -> Shape | None:
+    """Return the shape that an op with other inputs would give."""
+    try:
+        found = infer(draft(op, inputs, node.attributes, count=len(node.outputs)))[0]
+    except FlowgradError:
+        return None
+    return None if found is None else found.shape
+
+
+@rewrite("SumTo(%x, %s)")
+def decide_sum_to(b: Builder, node: Node, x: Value, s: Value) -> Any:
+    """SumTo along axes that types tell is a ReduceSum."""
+    wide, narrow = x.type.shape, node.output().type.shape
+    if wide is None or narrow is None or len(wide) < len(narrow):
+        return no_match("the rank is not known")
+    leading = len(wide) - len(narrow)
+    inner = []
+    for axis, (w, n) in enumerate(zip(wide[leading:], narrow, strict=True), leading):
+        if w == n or (isinstance(n, int) and n != 1):
+            continue
+        if n != 1:
+            return no_match(f"only the run can tell whether axis {axis} is summed")
+        inner.append(axis)
+    if not leading and not inner:
+        return no_match("the types differ only in what is known of them")
+    summed = b.ReduceSum(x, [*range(leading), *inner], keepdims=1 if inner else 0)
+    return b.Squeeze(summed, list(range(leading))) if leading and inner else summed
+
+
+# ---- shapes as values -----------------------------------------------------------------------------------------------------
+
+
+@rewrite("Shape(%x)", "Size(%x)")
+def decide_shape(b: Builder, node: Node) -> Any:
+    """A shape that types tell is a constant."""
+    known = ints(node.output())
+    if known is None:
+        return no_match("only the run can tell")
+    return b.graph.add_constant(np.asarray(known, np.int64).reshape(node.output().type.static_shape))
+
+
+@rewrite("Shape(%x)", "Size(%x)")
+def shape_of_operand(b: Builder, node: Node, x: Value) -> Any:
+    """The shape of an elementwise result is that of an operand of the same shape: the result itself may not be needed."""
+    producer = x.producer
+    definition = find_op(producer.op)
+    if definition is None or Trait.ELEMENTWISE not in definition.traits:
+        return no_match(f"%{x.name} is not elementwise")
+    for operand in producer.inputs:
+        if operand is not None and x.type.shape is not None and operand.type.shape == x.type.shape and (
+            operand.producer.op != CONSTANT
+        ):
+            return b.add(node.op, [operand], node.attributes)
+    return no_match("no operand has the same shape")
+
+
+RULES = rules_in(globals())

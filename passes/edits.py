@@ -1,0 +1,76 @@
+"""Edits that several passes share: batched substitution, removal of dead nodes, walks over closed subgraphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from flowgrad.ir.graph import ENTRIES, LITERAL, PARAMETER, Graph, Node, Value
+from flowgrad.ir.ops.registry import Trait, opdef
+
+
+def all_graphs(graph: Graph) -> list[Graph]:
+    """Return ``graph`` and all its subgraphs, every subgraph before the graph that holds it."""
+    found = [graph]
+    for current in found:
+        for node in current.nodes():
+            found += node.subgraphs.values()
+    return found[::-1]
+
+
+def fingerprint(graph: Graph) -> tuple[int, ...]:
+    """Return the versions of a graph and its subgraphs: they differ after every edit."""
+    return tuple(g.version for g in all_graphs(graph))
+
+
+def substitute(graph: Graph, mapping: Mapping[Value, Value]) -> None:
+    """Let the users of every key of ``mapping`` use its value instead, editing each user once."""
+    users: dict[Node, None] = {}
+    for old in mapping:
+        users.update(dict.fromkeys(old.uses.values()))
+    for node in users:
+        inputs = [v if v is None else mapping.get(v, v) for v in node.inputs]
+        graph.set_inputs(node, inputs, [mapping.get(v, v) for v in node.captures])
+
+
+def is_dead(node: Node) -> bool:
+    """Return whether nobody uses any output of an op node."""
+    return not any(v is not None and v.uses for v in node.outputs)
+
+
+def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = False) -> list[Node]:
+    """Remove those of ``nodes`` that are dead, then what only they used (constants excepted); return them."""
+    removed: list[Node] = []
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.key not in graph.dag or node.op in ENTRIES or not is_dead(node):
+            continue
+        if keep_random and is_random(node):
+            continue
+        operands = [v for v in (*node.inputs, *node.captures) if v is not None]
+        graph.remove(node)
+        removed.append(node)
+        stack += [v.producer for v in dict.fromkeys(operands) if not v.uses]
+    return removed
+
+
+def is_removable_constant(node: Node) -> bool:
+    """Return whether a Constant entry may go: nobody uses it, and it is no parameter."""
+    return not node.output().uses and node.role != PARAMETER
+
+
+def is_literal(value: Value) -> bool:
+    """Return whether ``value`` is a constant without a role that a user could name."""
+    return value.constant is not None and value.producer.role == LITERAL
+
+
+def is_random(node: Node) -> bool:
+    """Return whether a node draws random numbers, itself or in its subgraphs."""
+    if Trait.RANDOM in opdef(node.op).traits:
+        return True
+    return any(Trait.RANDOM in opdef(n.op).traits for g in node.subgraphs.values() for _, n in g.walk())
+
+
+def recompute_of(node: Node) -> str:
+    """Return which recomputation a node belongs to: "" for a node of the forward pass proper."""
+    return str(node.metadata.get("recompute", node.attributes.get("recompute", "")))

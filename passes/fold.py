@@ -1,0 +1,121 @@
+"""The fold pass: computes beforehand what depends on constants alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flowgrad.ir.errors import FlowgradError
+from flowgrad.ir.evaluate import call_node
+from flowgrad.ir.graph import CONSTANT, INITIALIZER, INLINE_ELEMENTS, LITERAL, Array, Graph, Node, Value
+from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.passes.edits import all_graphs, is_random, remove_dead, substitute
+from flowgrad.passes.registry import pass_
+from flowgrad.passes.rewrite import permitted
+
+GROWTH = 65_536
+"""A result of more bytes than this is folded only if it is no larger than its operands."""
+
+BOUNDED = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression"})
+"""Ops whose extents depend on data, with results about as large as their operands."""
+
+
+@pass_("fold", kind="exact")
+def fold(graph: Graph, *, limit: int = 2**20) -> None:
+    """Replace what is computed from constants, or known from types, by constants of at most ``limit`` bytes.
+
+    Parameters are never folded, nor random nodes; a node that fails is left for the run to report.
+    """
+    for inner in all_graphs(graph):
+        _Folder(inner, limit).run()
+
+
+class _Folder:
+    def __init__(self, graph: Graph, limit: int) -> None:
+        self.graph = graph
+        self.limit = limit
+        self.known: dict[Value, Array] = {}  # what folded nodes computed and somebody still needs
+        self.weights: set[Value] = set()  # those of them that come from an initializer
+        self.left: dict[Value, int] = {}
+        self.folded: list[Node] = []
+        self.rng = np.random.default_rng(0)
+
+    def run(self) -> None:
+        for node in self.graph.nodes():
+            results = self.results(node)
+            if results is not None and permitted("fold", node):
+                self.take(node, results)
+                self.release(node)
+        mapping = {value: self.constant(value, array) for value, array in self.known.items()}
+        substitute(self.graph, mapping)
+        remove_dead(self.graph, self.folded[::-1])
+
+    def results(self, node: Node) -> Sequence[Array | None] | None:
+        """Return the outputs of a node that can be folded, else None."""
+        static = [None if v is None else _static_value(v) for v in node.outputs]
+        if all(v is None or a is not None for v, a in zip(node.outputs, static, strict=True)):
+            return None if is_random(node) else static
+        operands = [None if v is None else self.array(v) for v in node.inputs]
+        if node.captures or any(a is None and v is not None for a, v in zip(operands, node.inputs, strict=True)):
+            return None
+        if is_random(node) or not self.is_worth_it(node, operands):
+            return None
+        try:
+            results = call_node(node, operands, [], self.rng)
+        except FlowgradError:
+            return None  # the run reports it, if it ever gets there
+        return results if all(a is None or a.nbytes <= self.limit for a in results) else None
+
+    def array(self, value: Value) -> Array | None:
+        constant = value.constant
+        return constant if constant is not None else self.known.get(value)
+
+    def is_worth_it(self, node: Node, operands: Sequence[Array | None]) -> bool:
+        taken = sum(a.nbytes for a in operands if a is not None)
+        if Trait.NON_DIFFERENTIABLE in opdef(node.op).traits and node.subgraphs:
+            return False
+        total = 0
+        for value in node.outputs:
+            if value is None:
+                continue
+            if not value.type.is_static:
+                return node.op in BOUNDED and taken <= self.limit
+            total += int(np.prod(value.type.static_shape, dtype=object)) * value.type.dtype.itemsize
+        return total <= self.limit and (total <= GROWTH or total <= taken)
+
+    def take(self, node: Node, results: Sequence[Array | None]) -> None:
+        self.folded.append(node)
+        is_weight = any(v is not None and (v in self.weights or v.producer.role == INITIALIZER) for v in node.inputs)
+        for value, array in zip(node.outputs, results, strict=True):
+            if value is not None and array is not None and value.uses:
+                self.known[value] = array
+                self.left[value] = len(value.uses)
+                if is_weight:
+                    self.weights.add(value)
+
+    def release(self, node: Node) -> None:
+        """Forget an array when the last of its users is folded, so that no more than the frontier is held."""
+        for value in (*node.inputs, *node.captures):
+            if value is not None and value in self.left:
+                self.left[value] -= 1
+                if not self.left[value]:
+                    self.known.pop(value, None)
+
+    def constant(self, value: Value, array: Array) -> Value:
+        """Return the constant for ``value``, under its name unless it is a small literal."""
+        is_weight = value in self.weights and value.type.dtype.is_float and array.ndim > 0
+        if array.size <= INLINE_ELEMENTS and not is_weight:
+            return self.graph.add_constant(array)
+        name = value.name
+        self.graph.rename(value, self.graph.unique_name(f"{name}_folded"))
+        return self.graph.add_constant(array, name, INITIALIZER if is_weight else LITERAL)
+
+
+def _static_value(value: Value) -> Array | None:
+    """Return the array of an integer value that types determine."""
+    if value.producer.op == CONSTANT or value.symbolic is None or not value.type.dtype.is_integer:
+        return None
+    if any(not isinstance(n, (int, np.integer)) for n in value.symbolic.flat):
+        return None
+    return np.array(value.symbolic.tolist(), value.type.dtype.numpy).reshape(value.symbolic.shape)

@@ -1,0 +1,182 @@
+"""The pass manager: runs a pipeline on a copy, verifies, times and counts, and calls hooks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flowgrad.ir.bulk import bulk
+from flowgrad.ir.errors import FlowgradError, InputError, PassError
+from flowgrad.ir.graph import Graph
+from flowgrad.passes.edits import fingerprint
+from flowgrad.passes.pipeline import Stage, format_pipeline, parse_pipeline
+from flowgrad.passes.rewrite import Recorder, recording
+
+DEFAULT_PIPELINE = "stabilize,canonicalize,fold,cse,simplify,canonicalize,dce"
+"""What ``optimized()`` runs."""
+
+LEVELS = {0: "", 1: "canonicalize,fold,cse,dce", 2: DEFAULT_PIPELINE}
+"""The pipelines of -O0, -O1 and -O2."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass that ran: what it was given, what it did, how long it took."""
+
+    index: int
+    total: int
+    stage: Stage
+    changed: bool
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    applied: Mapping[str, int]
+    misses: Sequence[tuple[str, str, str]] = ()
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    def __str__(self) -> str:
+        done = f"{self.nodes_before} -> {self.nodes_after} nodes" if self.changed else "no change"
+        return f"{self.stage} ({self.index}/{self.total}): {done}, {self.seconds * 1e3:.1f} ms"
+
+    @property
+    def header(self) -> str:
+        """The line that stands above the graph when it is printed."""
+        return f"# ---- after {self} ----"
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pipeline made: the model (or graph) and one step per pass."""
+
+    model: Any
+    steps: tuple[Step, ...]
+
+    @property
+    def report(self) -> str:
+        """One line per pass, with the rules that fired most."""
+        return "\n".join(_report_line(step) for step in self.steps)
+
+    @property
+    def changed(self) -> bool:
+        return any(step.changed for step in self.steps)
+
+
+def _report_line(step: Step) -> str:
+    rules = ", ".join(f"{name} {count}" for name, count in list(step.applied.items())[:6])
+    line = f"{str(step):72} {rules}".rstrip()
+    return f"{line}  [{step.note}]" if step.note else line
+
+
+class Hook:
+    """Callbacks around passes; a hook overrides what it needs.
+
+    ``snapshot`` asks for ``previous``, a copy of the graph as it was before the pass.
+    """
+
+    snapshot = False
+
+    def before(self, stage: Stage, graph: Graph) -> None:
+        """Look at the graph before a pass."""
+
+    def after(self, step: Step, graph: Graph, previous: Graph | None) -> str | None:
+        """Look at the graph after a pass; a text that is returned becomes the note of the step."""
+        return None
+
+    def failed(self, stage: Stage, rest: Sequence[Stage], previous: Graph | None, error: BaseException) -> None:
+        """Look at a pass that raised; ``rest`` is the pipeline from that pass on."""
+
+
+@dataclass
+class PassManager:
+    """Runs a pipeline (a string, or a list of them) on a copy of a model or graph.
+
+    ``verify`` checks the graph before and after every pass (default: if FLOWGRAD_VERIFY is set), ``check`` holds every
+    pass to its kind on seeded inputs, values and gradients; ``verbose`` records why rules did not fire. Raises
+    InputError for an unknown pass or option.
+    """
+
+    pipeline: str | Iterable[str] = DEFAULT_PIPELINE
+    hooks: Sequence[Hook] = ()
+    verify: bool | None = None
+    check: bool = False
+    verbose: bool = False
+    stages: list[Stage] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stages = parse_pipeline(self.pipeline)
+        if self.verify is None:
+            self.verify = os.environ.get("FLOWGRAD_VERIFY", "0") not in ("", "0")
+
+    def __str__(self) -> str:
+        return format_pipeline(self.stages)
+
+    @bulk
+    def run(self, model: Any) -> PassResult:
+        """Run the pipeline; the caller's graph stays as it is.
+
+        Raises PassError where a pass breaks the graph or its promise; any other error of a pass passes through, after
+        the hooks have seen it.
+        """
+        source = model if isinstance(model, Graph) else getattr(model, "graph", None)
+        if not isinstance(source, Graph):
+            raise InputError(f"passes run on a Model or a Graph, not on {type(model).__name__}", code="type")
+        graph = source.copy()
+        hooks = [*self.hooks, *self._checks()]
+        if self.verify:
+            _verify(graph, "before the first pass")
+        steps: list[Step] = []
+        for index, stage in enumerate(self.stages):
+            steps.append(self._run_stage(index, stage, graph, hooks))
+        return PassResult(graph if source is model else model.with_graph(graph), tuple(steps))
+
+    def _checks(self) -> list[Hook]:
+        if not self.check:
+            return []
+        from flowgrad.passes.check import CheckKind
+
+        return [CheckKind()]
+
+    def _run_stage(self, index: int, stage: Stage, graph: Graph, hooks: Sequence[Hook]) -> Step:
+        for hook in hooks:
+            hook.before(stage, graph)
+        previous = graph.copy() if any(h.snapshot for h in hooks) else None
+        versions, nodes = fingerprint(graph), len(graph)
+        recorder = Recorder(verbose=self.verbose)
+        started = time.perf_counter()
+        try:
+            with recording(recorder):
+                stage.pass_.run(graph, **stage.options)
+            seconds = time.perf_counter() - started
+            if self.verify:
+                _verify(graph, f"after {stage}")
+            step = Step(index + 1, len(self.stages), stage, fingerprint(graph) != versions, seconds, nodes, len(graph),
+                        recorder.counts(), tuple(recorder.misses))
+            notes = [note for hook in hooks if (note := hook.after(step, graph, previous))]
+        except Exception as error:
+            for hook in hooks:
+                hook.failed(stage, self.stages[index:], previous, error)
+            raise
+        return replace(step, note="; ".join(notes))
+
+
+def _verify(graph: Graph, when: str) -> None:
+    from flowgrad.ir.verify import verify
+
+    try:
+        verify(graph)
+    except FlowgradError as error:
+        raise PassError(f"the graph is not valid {when}: {error}", code="verify", where=error.where) from error
+
+
+def run_pass(name: str, graph: Graph, **options: Any) -> None:
+    """Run one pass on ``graph`` itself. Raises InputError for an unknown pass or option."""
+    from flowgrad.passes.registry import find_pass
+
+    find_pass(name).run(graph, **options)

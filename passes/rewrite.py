@@ -1,0 +1,322 @@
+"""Local rewrites: a pattern that reads like the IR, a check that says why it did not fire, and a replacement.
+
+    @rewrite("Neg(Neg(%x))")
+    def drop_double_negation(b, x):
+        return x
+
+Interior nodes of a match have one user. The replacement takes over the names of what it replaces, and its origin records
+the rule and the matched nodes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import PassError, ValidationError
+from flowgrad.ir.graph import ENTRIES, INPUT, OUTPUT, Graph, Node, Value
+from flowgrad.ir.infer import describe
+from flowgrad.ir.types import Type, merge_types
+from flowgrad.passes.edits import all_graphs, is_dead, is_removable_constant, recompute_of, remove_dead
+from flowgrad.passes.patterns import Application, Match, matches, parse_pattern
+from flowgrad.passes.registry import Kind
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """What a rule returns when it must not fire, with the reason."""
+
+    reason: str
+
+
+def no_match(reason: str) -> Any:
+    """Return the verdict that a rule does not apply here, and why."""
+    return NoMatch(reason)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rewrite: patterns, and the function that checks a match and builds the replacement."""
+
+    name: str
+    patterns: tuple[Application, ...]
+    function: Callable[..., Any]
+    kind: Kind
+    wanted: tuple[str, ...]
+    shared: bool = False
+
+    def __call__(self, b: Builder, match: Match) -> Any:
+        """Return the replacement of the root's outputs, or a NoMatch."""
+        given = {name: match.root if name == "node" else match.bound[name] for name in self.wanted}
+        return self.function(b, **given)
+
+
+def rewrite(*patterns: str, kind: Kind = "exact", shared: bool = False) -> Callable[[Callable[..., Any]], Rule]:
+    """Make a rule of ``function(b, x, ...)``, whose parameters are variables of the patterns; ``node`` is the root.
+
+    It returns a value, a tuple of values (one per output of the root, None for an absent one) or ``no_match(reason)``.
+    Inner nodes of a match may have other users, and then stay, if ``shared``.
+    Raises ValidationError or UnsupportedError for a pattern that does not fit the op table.
+    """
+
+    def make(function: Callable[..., Any]) -> Rule:
+        parsed = tuple(parse_pattern(p) for p in patterns)
+        wanted = tuple(inspect.signature(function).parameters)[1:]
+        name = getattr(function, "__name__", "rule")
+        for text, pattern in zip(patterns, parsed, strict=True):
+            unbound = sorted(set(wanted) - set(pattern.variables()) - {"node"})
+            if unbound:
+                raise ValidationError(f"rule {name}: {text!r} does not bind {', '.join(unbound)}", code="pattern")
+        return Rule(name, parsed, function, kind, wanted, shared)
+
+    return make
+
+
+def rules_in(namespace: dict[str, Any]) -> list[Rule]:
+    """Return the rules of a module, in order of definition."""
+    return [r for r in namespace.values() if isinstance(r, Rule)]
+
+
+# ---- what happened ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One change that a pass made: the rule, and the node it began at."""
+
+    rule: str
+    node: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} at %{self.node}"
+
+
+@dataclass
+class Recorder:
+    """Counts the changes that passes make; with a ``limit``, permits no more than that many.
+
+    ``verbose`` also records the near misses: (rule, node, reason).
+    """
+
+    limit: int | None = None
+    verbose: bool = False
+    applied: list[Applied] = field(default_factory=list)
+    misses: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def permits(self) -> bool:
+        """Return whether another change may be made."""
+        return self.limit is None or len(self.applied) < self.limit
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each rule fired."""
+        return dict(Counter(a.rule for a in self.applied).most_common())
+
+
+_RECORDER: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[Recorder]:
+    """Let ``recorder`` watch, and limit, the passes that run inside the block."""
+    token = _RECORDER.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _RECORDER.reset(token)
+
+
+def permitted(rule: str, node: Node) -> bool:
+    """Ask whether a pass may make one more change, and record it if so."""
+    recorder = _RECORDER.get()
+    if recorder is None:
+        return True
+    if not recorder.permits():
+        return False
+    recorder.applied.append(Applied(rule, node.label))
+    return True
+
+
+# ---- the driver ---------------------------------------------------------------------------------------------------------
+
+
+class RewriteBuilder(Builder):
+    """A builder that notes what it made and records the origin when the first node is made."""
+
+    def __init__(self, graph: Graph, rule: Rule, match: Match) -> None:
+        super().__init__(graph, prefix=match.root.label)
+        self.rule = rule
+        self.match = match
+        self.made: list[Node] = []
+        self.first_key = graph._next_key
+
+    def add_node(self, op: str, inputs: Sequence[Any], *arguments: Any, **keywords: Any) -> Node:
+        """Add a node with the origin, and the recomputation, of the match."""
+        if not self.made:
+            self.origin = self.graph.new_origin(self.rule.name, self.match.nodes)
+        node = super().add_node(op, inputs, *arguments, **keywords)
+        if recompute_of(self.match.root):
+            node.metadata["recompute"] = recompute_of(self.match.root)
+        self.made.append(node)
+        return node
+
+    def discard(self) -> None:
+        """Remove what was made and is not used."""
+        remove_dead(self.graph, [n for n in reversed(self.made) if n.key in self.graph.dag and is_dead(n)])
+        for key in range(self.first_key, self.graph._next_key):
+            entry = self.graph.dag.nodes[key]["entry"] if key in self.graph.dag else None
+            if entry is not None and entry.op == "Constant" and is_removable_constant(entry):
+                self.graph.remove(entry)
+
+
+def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20) -> None:
+    """Apply ``rules`` to ``graph`` and its subgraphs until none fires.
+
+    Linear in nodes for rules that converge. Raises PassError, naming the rules that still fire, after ``cap``
+    applications per node.
+    """
+    table: dict[str, list[tuple[Rule, Application]]] = {}
+    for rule in rules:
+        for pattern in rule.patterns:
+            for op in pattern.ops:
+                table.setdefault(op, []).append((rule, pattern))
+    depth = max((p.depth for r in rules for p in r.patterns), default=1)
+    for inner in all_graphs(graph):
+        _Driver(inner, table, depth, cap).run()
+
+
+class _Driver:
+    def __init__(self, graph: Graph, table: dict[str, list[tuple[Rule, Application]]], depth: int, cap: int) -> None:
+        self.graph = graph
+        self.table = table
+        self.depth = depth
+        self.queue: deque[Node] = deque()
+        self.queued: set[int] = set()
+        self.left = 1000 + cap * len(graph)
+        self.recent: deque[str] = deque(maxlen=64)
+
+    def run(self) -> None:
+        for node in self.graph.nodes():
+            self.push(node)
+        while self.queue:
+            node = self.queue.popleft()
+            self.queued.discard(node.key)
+            if node.key in self.graph.dag:
+                self.visit(node)
+
+    def push(self, node: Node) -> None:
+        if node.op in self.table and node.key not in self.queued:
+            self.queued.add(node.key)
+            self.queue.append(node)
+
+    def visit(self, node: Node) -> None:
+        recorder = _RECORDER.get()
+        for rule, pattern in self.table[node.op]:
+            for match in matches(pattern, node, shared=rule.shared):
+                if recorder is not None and not recorder.permits():
+                    return
+                b = RewriteBuilder(self.graph, rule, match)
+                result = rule(b, match)
+                if isinstance(result, NoMatch):
+                    b.discard()
+                    if recorder is not None and recorder.verbose:
+                        recorder.misses.append((rule.name, node.label, result.reason))
+                    continue
+                permitted(rule.name, node)
+                self.commit(b, rule, match, result)
+                return
+
+    def commit(self, b: RewriteBuilder, rule: Rule, match: Match, result: Any) -> None:
+        self.recent.append(rule.name)
+        self.left -= 1
+        if self.left < 0:
+            firing = ", ".join(f"{name} ({n} of the last {len(self.recent)})" for name, n in Counter(self.recent).items())
+            raise PassError(f"rewriting does not come to an end; still firing: {firing}", code="fixpoint",
+                            where=describe(match.root))
+        root = match.root
+        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        around: dict[Node, None] = {}
+        operands = [v for n in match.nodes for v in (*n.inputs, *n.captures) if v is not None]
+        adopted: set[Value] = set()
+        for old, new in zip(list(root.outputs), results, strict=False):
+            if old is not None:
+                around.update(dict.fromkeys(old.uses.values()))
+                replace_value(self.graph, old, _checked(rule, root, old, new), b.made, adopted)
+        if len(results) < len(root.outputs) and not is_dead(root):
+            raise PassError(f"rule {rule.name} replaced {len(results)} of {len(root.outputs)} outputs", code="rule",
+                            where=describe(root))
+        _carry_names(root, b.made)
+        remove_dead(self.graph, match.nodes[::-1], keep_random=True)
+        b.discard()
+        for made in b.made:
+            if made.key in self.graph.dag:
+                self.push(made)
+        for value in operands:
+            if len(value.uses) == 1 and value.producer.key in self.graph.dag:
+                around.update(dict.fromkeys((value.producer, *value.uses.values())))
+        self.push_above(around)
+
+    def push_above(self, level: Iterable[Node]) -> None:
+        """Queue nodes that may match now, and those above them as deep as patterns go (inner values have one user)."""
+        for _ in range(self.depth):
+            level = [n for n in level if n.key in self.graph.dag]
+            for node in level:
+                self.push(node)
+            single = [v for n in level for v in n.outputs if v is not None and len(v.uses) == 1]
+            level = list(dict.fromkeys(n for v in single for n in v.uses.values()))
+
+
+def _checked(rule: Rule, root: Node, old: Value, new: Any) -> Value:
+    if not isinstance(new, Value):
+        raise PassError(f"rule {rule.name} returned {new!r} for %{old.name}", code="rule", where=describe(root))
+    _merged(rule, root, old.type, new.type)
+    return new
+
+
+def _merged(rule: Rule, root: Node, old: Type, new: Type) -> Type:
+    try:
+        return merge_types(old, new)
+    except ValidationError as error:
+        raise PassError(f"rule {rule.name} replaced {old!r} by {new!r}", code="rule", where=describe(root)) from error
+
+
+def _carry_names(root: Node, made: Sequence[Node]) -> None:
+    """Give the ONNX name and metadata of a replaced node to the node that now makes its output."""
+    last = made[-1] if made else None
+    if last is not None and not last.name:
+        last.name = root.name
+        last.metadata = {**root.metadata, **last.metadata}
+
+
+def replace_value(graph: Graph, old: Value, new: Value, made: Sequence[Node] = (), adopted: set[Value] | None = None
+                  ) -> Value:
+    """Let ``new`` stand for ``old`` everywhere; returns the value that survives.
+
+    A node in ``made`` takes over the value ``old`` itself. So does the producer of an inner value ``new`` where ``old``
+    is an output under its own name. Otherwise users of ``old`` turn to ``new``.
+    """
+    taken = set() if adopted is None else adopted
+    is_fresh = any(new.producer is n for n in made) and new not in taken
+    if is_fresh or _gives_name(old, new):
+        merged = merge_types(old.type, new.type)
+        graph.adopt(old, new)
+        graph.set_type(old, merged)
+        taken.add(old)
+        return old
+    if new.producer.op != INPUT and new.type.rank == old.type.rank:
+        graph.set_type(new, merge_types(new.type, old.type))
+    new.symbolic = old.symbolic if new.symbolic is None else new.symbolic
+    graph.replace_uses(old, new)
+    return new
+
+
+def _gives_name(old: Value, new: Value) -> bool:
+    if new.producer.op in ENTRIES or new.producer is old.producer:
+        return False
+    is_output = any(u.op == OUTPUT and u.name == old.name for u in old.uses.values())
+    return is_output and not any(u.op == OUTPUT for u in new.uses.values())
