@@ -53,7 +53,7 @@ def _(b: Any, node: Node, v: Value) -> Any:
 def leaky_relu(x: Array, *, alpha: float = _single(0.01), out: Array | None = None) -> Array:
     if alpha == 0:
         return np.maximum(x, 0, out=out)
-    scaled = np.multiply(x, alpha, out=out)
+    scaled = np.multiply(x, alpha, out=_buffer(x, out))
     return np.maximum(x, scaled, out=out) if alpha <= 1 else np.minimum(x, scaled, out=out)
 
 
@@ -65,7 +65,7 @@ def _(b: Any, node: Node, v: Value) -> Any:
 
 @op("PRelu", since=9, traits=BROADCASTS)
 def prelu(x: Array, slope: Array, *, out: Array | None = None) -> Array:
-    result = np.multiply(x, slope, out=out)
+    result = np.multiply(x, slope, out=_buffer(x, out))
     np.copyto(result, x, where=x >= 0)
     return result
 
@@ -97,7 +97,7 @@ def _(b: Any, node: Node, x_dot: Value | None, slope_dot: Value | None) -> Any:
 def thresholded_relu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
     result = _buffer(x, out)
     np.copyto(result, 0)
-    np.copyto(result, x, where=~(x <= alpha))  # NaN passes
+    np.copyto(result, x, where=x > alpha)
     return result
 
 
@@ -109,7 +109,7 @@ def _(b: Any, node: Node, v: Value) -> Any:
 
 @op("HardSigmoid", since=6, traits=UNARY)
 def hard_sigmoid(x: Array, *, alpha: float = _single(0.2), beta: float = 0.5, out: Array | None = None) -> Array:
-    result = np.multiply(x, alpha, out=out)
+    result = np.multiply(x, alpha, out=_buffer(x, out))
     np.add(result, beta, out=result)
     np.maximum(result, 0, out=result)
     return np.minimum(result, 1, out=result)
@@ -125,7 +125,7 @@ def _(b: Any, node: Node, v: Value) -> Any:
 
 @op("HardSwish", since=14, traits=UNARY)
 def hard_swish(x: Array, *, out: Array | None = None) -> Array:
-    result = np.multiply(x, 1 / 6, out=out)
+    result = np.multiply(x, 1 / 6, out=_buffer(x, out))
     np.add(result, 0.5, out=result)
     np.maximum(result, 0, out=result)
     np.minimum(result, 1, out=result)
@@ -162,7 +162,7 @@ def _(b: Any, node: Node, v: Value) -> Any:
 @op("Sigmoid", since=6, traits=UNARY)
 def sigmoid(x: Array, *, out: Array | None = None) -> Array:
     """1 / (1 + exp(-x)); where exp overflows the quotient is exactly 0."""
-    result = np.negative(x, out=out)
+    result = np.negative(x, out=_buffer(x, out))
     np.exp(result, out=result)
     np.add(result, 1, out=result)
     return np.divide(1, result, out=result)
@@ -296,7 +296,7 @@ def _(b: Any, node: Node) -> Any:
 
 @op("Swish", since=24, traits=UNARY)
 def swish(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
-    result = np.multiply(x, -alpha, out=out)
+    result = np.multiply(x, -alpha, out=_buffer(x, out))
     np.exp(result, out=result)
     np.add(result, 1, out=result)
     return np.divide(x, result, out=result)
@@ -383,8 +383,6 @@ def _tanh_argument(b: Any, x: Value) -> Value:
 def _(b: Any, node: Node) -> Any:
     """y = x / 2 (1 + erf(x / sqrt 2)), or with tanh in place of erf."""
     x = node.input(0)
-    if attr(node, "approximate") == "tanh":
-        t = b.Tanh(_tanh_argument(b, x))
-    else:
-        t = b.Erf(b.Mul(x, math.sqrt(0.5)))
+    is_tanh = attr(node, "approximate") == "tanh"
+    t = b.Tanh(_tanh_argument(b, x)) if is_tanh else b.Erf(b.Mul(x, math.sqrt(0.5)))
     return b.Mul(b.Mul(x, 0.5), b.Add(t, 1.0))

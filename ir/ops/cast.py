@@ -24,7 +24,7 @@ def converted(x: Array, to: np.dtype[Any], saturate: int, round_mode: str) -> Ar
         return x
     if x.dtype == object:
         return _from_strings(x, to)
-    if to == object:
+    if to.kind == "O":
         return x.astype(np.str_).astype(object)
     name = dtype_of(to).name
     if name == "float8_e8m0fnu":

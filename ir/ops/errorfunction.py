@@ -8,7 +8,7 @@ import numpy as np
 
 from flowgrad.ir.graph import Array
 
-ROWS, BLOCK = 5, 8192
+ROWS, BLOCK = 5, 16384
 """Elements computed at a time, so that all scratch rows stay in the L1 and L2 caches."""
 
 # Rational approximations in double precision (S. Moshier, Cephes): erf(x) = x T(x^2) / U(x^2) for |x| <= 1,
@@ -23,10 +23,9 @@ P = (2.46196981473530512524e-10, 5.64189564831068821977e-1, 7.463210564422699126
 Q = (1.32281951154744992508e1, 8.67072140885989742329e1, 3.54937778887819891062e2, 9.75708501743205489753e2,
      1.82390916687909736289e3, 2.24633760818710981792e3, 1.65666309194161350182e3, 5.57535340817727675546e2)
 
-# erf(x) = x A(x^2) / B(x^2) in single precision for |x| <= 4, beyond which it rounds to 1 (Eigen).
-A = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04,
-     -2.95459980854025e-03, -1.60960333262415e-02)
-B = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02)
+# erf(x) = 1 - exp(-x V(x)) for x >= 0 in single precision, where V is fitted to -log(erfc(x)) / x on [0, 3.95].
+V = (-9.256479643227067e-06, 0.00011764308874262497, -0.0006328430026769638, 0.0016670379554852843,
+     -0.0001604058052180335, -0.019153058528900146, 0.10277783125638962, 0.6366193890571594, 1.128379225730896)
 
 
 def _polynomial(coefficients: Sequence[float], x: Array, out: Array, *, monic: bool = False) -> None:
@@ -45,17 +44,14 @@ def _polynomial(coefficients: Sequence[float], x: Array, out: Array, *, monic: b
 def erf_into(x: Array, out: Array, work: Array | None = None) -> None:
     """Write erf(x) to ``out``; ``work`` is float64 scratch of shape (ROWS, BLOCK), allocated if not given."""
     scratch = np.empty((ROWS, min(BLOCK, max(x.size, 1)))) if work is None else work
-    width = scratch.shape[1]
     source = x.reshape(-1)
     target = out.reshape(-1) if out.flags.c_contiguous else np.empty(out.size, out.dtype)
     single = x.dtype == np.float32 and target.dtype == np.float32
-    narrow = scratch.view(np.float32)
+    rows, block = (scratch.view(np.float32), _erf_block_single) if single else (scratch, _erf_block)
+    width = rows.shape[1]
     for start in range(0, x.size, width):
-        piece, place = source[start : start + width], target[start : start + width]
-        if single:
-            _erf_block_single(piece, place, narrow[:, : piece.size])
-        else:
-            _erf_block(piece, place, scratch[:, : piece.size])
+        piece = source[start : start + width]
+        block(piece, target[start : start + width], rows[:, : piece.size])
     if not out.flags.c_contiguous:
         np.copyto(out, target.reshape(out.shape))
 
@@ -83,11 +79,11 @@ def _erf_block(x: Array, out: Array, rows: Array) -> None:
 
 
 def _erf_block_single(x: Array, out: Array, rows: Array) -> None:
-    clamped, square, top, bottom, _ = rows
-    np.maximum(x, -4, out=clamped)
-    np.minimum(clamped, 4, out=clamped)
-    np.multiply(clamped, clamped, out=square)
-    _polynomial(A, square, top)
-    _polynomial(B, square, bottom)
-    np.divide(top, bottom, out=top)
-    np.multiply(top, clamped, out=out)
+    size, result = rows[:2]
+    np.absolute(x, out=size)
+    np.minimum(size, 3.95, out=size)  # erf rounds to 1 from there on; NaN stays
+    _polynomial(V, size, result)
+    np.multiply(result, size, out=result)
+    np.negative(result, out=result)
+    np.expm1(result, out=result)
+    np.copysign(result, x, out=out)
