@@ -247,6 +247,13 @@ class Graph:
         self._next_dim += 1
         return Dim.named(f"_d{self._next_dim}")
 
+    def reserve_dims(self) -> None:
+        """Make sure that ``fresh_dim`` gives no name that a type of this graph has, after values were read from a file."""
+        types = {v.type for v in self.values.values()}
+        dims = {d for t in types for d in t.shape or () if isinstance(d, Dim)}
+        numbers = [int(n[2:]) for d in dims for n in d.names() if n[:2] == "_d" and n[2:].isdecimal() and len(n) < 20]
+        self._next_dim = max(numbers, default=self._next_dim)
+
     def resolve(self, type_: Type) -> Type:
         """Return ``type_`` with a fresh named dim for every UNKNOWN extent."""
         if type_.shape is None or all(d is not UNKNOWN for d in type_.shape):

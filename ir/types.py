@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -196,7 +196,7 @@ class Dim:
                 if isinstance(atom, str):
                     found.add(atom)
                 else:
-                    found |= atom[0].names() | (atom[1].names() if isinstance(atom[1], Dim) else frozenset())
+                    found.update(*(d.names() for d in atom if isinstance(d, Dim)))
         return frozenset(found)
 
     @property
@@ -219,7 +219,7 @@ class Dim:
 DimLike = int | Dim
 
 
-def is_dim(value: object) -> bool:
+def is_dim(value: object) -> TypeGuard[DimLike]:
     """Return whether ``value`` is an integer or a Dim."""
     return isinstance(value, (int, np.integer, Dim)) and not isinstance(value, bool)
 
@@ -465,7 +465,7 @@ def broadcast_dims(a: DimLike, b: DimLike) -> DimLike:
     """Return the extent that two broadcast extents have together, UNKNOWN where only the run can tell."""
     if a is UNKNOWN or b is UNKNOWN:
         known = b if a is UNKNOWN else a
-        return known if isinstance(known, int) and known != 1 else UNKNOWN  # type: ignore[no-any-return]
+        return known if isinstance(known, int) and known != 1 else UNKNOWN
     if a == b or b == 1:
         return a
     if a == 1:
@@ -474,7 +474,7 @@ def broadcast_dims(a: DimLike, b: DimLike) -> DimLike:
         raise ValidationError(f"extents {a} and {b} do not broadcast", code="shape")
     if isinstance(a, int):
         return a
-    return b if isinstance(b, int) else UNKNOWN  # type: ignore[no-any-return]
+    return b if isinstance(b, int) else UNKNOWN
 
 
 def broadcast_shapes(*shapes: Shape | None) -> Shape | None:
