@@ -89,6 +89,12 @@ def has_body(op: str, version: int) -> bool:
     return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
 
 
+def schema_defaults(op: str, version: int) -> dict[str, onnx.AttributeProto]:
+    """Return the attributes of an operator that have a default, as protos."""
+    schema = schema_of(op, version)
+    return {k: a.default_value for k, a in schema.attributes.items() if a.default_value.name}
+
+
 @functools.cache
 def plain_body(op: str, version: int) -> FunctionProto | None:
     """Return the body of an operator that needs to know no types, or None."""

@@ -13,7 +13,7 @@ from flowgrad.exchange.adapters import ADAPTERS, is_unknown, scan_over_batch, sl
 from flowgrad.exchange.attributes import constant_value, value_of
 from flowgrad.exchange.calls import Call, ImportBuilder
 from flowgrad.exchange.external import ExternalFolder
-from flowgrad.exchange.functions import Key, body_for, domain_of, has_body, key_of, plain_body
+from flowgrad.exchange.functions import Key, body_for, domain_of, has_body, key_of, plain_body, schema_defaults
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
 from flowgrad.exchange.tensors import element_type
 from flowgrad.ir.errors import FlowgradError, LimitError, UnsupportedError, ValidationError
@@ -319,7 +319,8 @@ class Importer:
             raise UnsupportedError(f"{node.op_type} in this form is not supported", code="op",
                                    where=node.name or next(iter(node.output), ""))
         opsets = {domain_of(o.domain): o.version for o in proto.opset_import}
-        function = Function(self.reader.function(proto, strict=False), opsets, {a.name: a for a in proto.attribute_proto})
+        defaults = schema_defaults(node.op_type, version) | {a.name: a for a in proto.attribute_proto}
+        function = Function(self.reader.function(proto, strict=False), opsets, defaults)
         if plain is not None:
             self._bodies[node.op_type, version] = function
         return function

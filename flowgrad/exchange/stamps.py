@@ -23,6 +23,8 @@ LOWEST_STAMP = 18
 _VALUES_SINCE = {
     ("Pad", "mode", "wrap"): 19,
     ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
+    ("AveragePool", "ceil_mode", 1): 22,  # before, a last window wholly in the padding counted
+    ("MaxPool", "ceil_mode", 1): 22,
     ("GridSample", "mode", "linear"): 20,
     ("GridSample", "mode", "cubic"): 20,
 }
@@ -99,7 +101,7 @@ def attributes_of(node: Node, opset: int) -> list[AttributeProto]:
         given = node.attributes.get(name)
         if given is None and default not in (None, REQUIRED) and not _same(_schema_default(declared), default):
             given = default
-        if given is not None:
+        if given is not None and not (isinstance(given, tuple) and given == default == ()):
             protos.append(attribute_of(name, given, int(declared.type.value)))
     return protos
 

@@ -250,4 +250,4 @@ class _Writer:
                 named = self.names.fresh(f"{named}_out")
                 proto.node.add(op_type="Identity", input=[self.names[value]], output=[named])
             seen.add(value)
-            proto.output.add(name=named, type=type_proto(value.type))
+            proto.output.add(name=named, type=type_proto(value.type.with_shape(None)))
