@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise import BROADCASTS, select, slope, zero
+from flowgrad.ir.ops.elementwise import BROADCASTS, computed, select, slope, zero
 from flowgrad.ir.ops.errorfunction import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.registry import Trait, attr, like_first, op
 from flowgrad.ir.types import FLOAT64, Type
@@ -32,7 +32,7 @@ def _scratch(x: Array, work: Work) -> Array:
 
 
 def _one_like_first(node: Node) -> list[Type]:
-    return [node.input(0).type]
+    return [computed(node.input(0).type)]
 
 
 # ---- piecewise linear ---------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
 @prelu.tangent
 def _(b: Any, node: Node, x_dot: Value | None, slope_dot: Value | None) -> Any:
     """y_dot = x_dot where x > 0, else slope x_dot + slope_dot x."""
-    x, factor = node.inputs
+    x, factor = node.input(0), node.input(1)
     nothing = zero(b, x)
     terms = [] if x_dot is None else [b.Mul(x_dot, factor)]
     terms += [] if slope_dot is None else [b.Mul(slope_dot, x)]
@@ -249,7 +249,14 @@ def _(b: Any, node: Node, v: Value) -> Any:
 
 @op("Softplus", since=1, traits=UNARY)
 def softplus(x: Array, *, out: Array | None = None, work: Work = None) -> Array:
-    """max(x, 0) + log(1 + exp(-|x|))."""
+    return _softplus(x, out, work)
+
+
+softplus.work(_one_like_first)
+
+
+def _softplus(x: Array, out: Array | None, work: Work) -> Array:
+    """Return max(x, 0) + log(1 + exp(-|x|)), which overflows nowhere."""
     result, positive = _buffer(x, out), _scratch(x, work)
     np.absolute(x, out=result)
     np.negative(result, out=result)
@@ -257,9 +264,6 @@ def softplus(x: Array, *, out: Array | None = None, work: Work = None) -> Array:
     np.log1p(result, out=result)
     np.maximum(x, 0, out=positive)
     return np.add(result, positive, out=result)
-
-
-softplus.work(_one_like_first)
 
 
 @softplus.partials
@@ -270,7 +274,7 @@ def _(b: Any, node: Node) -> Any:
 
 @op("Mish", since=18, traits=UNARY)
 def mish(x: Array, *, out: Array | None = None, work: Work = None) -> Array:
-    result = softplus.kernel(x, out=out, work=work)
+    result = _softplus(x, out, work)
     np.tanh(result, out=result)
     return np.multiply(result, x, out=result)
 
@@ -296,10 +300,14 @@ def _(b: Any, node: Node) -> Any:
 
 @op("Swish", since=24, traits=UNARY)
 def swish(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
-    result = np.multiply(x, -alpha, out=_buffer(x, out))
-    np.exp(result, out=result)
-    np.add(result, 1, out=result)
-    return np.divide(x, result, out=result)
+    return _swish(x, alpha, _buffer(x, out))
+
+
+def _swish(x: Array, alpha: float, out: Array) -> Array:
+    np.multiply(x, -alpha, out=out)
+    np.exp(out, out=out)
+    np.add(out, 1, out=out)
+    return np.divide(x, out, out=out)
 
 
 @swish.partials
@@ -324,13 +332,14 @@ def _gate(b: Any, x: Value, alpha: float) -> Value:
 
 @op("SwiGLU", since=28, traits=UNARY)
 def swiglu(a: Array, b: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
-    return np.multiply(swish.kernel(a, alpha=alpha), b, out=out)
+    result = _swish(a, alpha, _buffer(a, out))
+    return np.multiply(result, b, out=result)
 
 
 @swiglu.expansion
 def _(b: Any, node: Node) -> Any:
     """y = a sigmoid(alpha a) b."""
-    gated, factor = node.inputs
+    gated, factor = node.input(0), node.input(1)
     return b.Mul(b.Mul(gated, _gate(b, gated, float(attr(node, "alpha")))), factor)
 
 

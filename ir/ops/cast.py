@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.elementwise import float_info
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.types import Dim, DType, Type, dtype_of
 
@@ -30,7 +31,7 @@ def converted(x: Array, to: np.dtype[Any], saturate: int, round_mode: str) -> Ar
     if name == "float8_e8m0fnu":
         return _to_power_of_two(x, bool(saturate), round_mode)
     if name in SATURATING and saturate:
-        most = float(ml_dtypes.finfo(to).max)
+        most = float(float_info(to).max)
         wide = x if x.dtype.kind == "f" else x.astype(np.float32)
         return np.clip(wide, -most, most).astype(to)
     return x.astype(to)
@@ -69,11 +70,15 @@ def cast(x: Array, *, to: int, saturate: int = 1, round_mode: str = "up", to_dty
 def _written(x: Array, to: np.dtype[Any], saturate: int, round_mode: str, out: Array | None) -> Array:
     if out is None:
         return converted(x, to, saturate, round_mode)
-    if x.dtype.kind in "fiub" and to.kind in "fiub":
+    if _is_plain(x.dtype) and _is_plain(to):
         np.copyto(out, x, casting="unsafe")
     else:
         np.copyto(out, converted(x, to, saturate, round_mode))
     return out
+
+
+def _is_plain(dtype: np.dtype[Any]) -> bool:
+    return dtype.isbuiltin == 1 and dtype.kind in "fiub"
 
 
 @cast.types
@@ -104,7 +109,7 @@ def _symbolic(x: Value, to: DType) -> Array | None:
     known = x.symbolic
     if known is None or not (to.is_integer and x.type.dtype.is_integer):
         return None
-    limits = ml_dtypes.iinfo(to.numpy)
+    limits = ml_dtypes.iinfo(to.numpy)  # type: ignore[no-untyped-call]
     holds_extents = to.itemsize >= 4
     fits = all(holds_extents if isinstance(d, Dim) else limits.min <= d <= limits.max for d in known.flat)
     return known if fits else None

@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.ir.errors import RunError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, like_first, op
-from flowgrad.ir.types import BOOL, Dim, DimLike, Type
+from flowgrad.ir.types import BOOL, FLOAT32, Dim, DimLike, Type
 
 BROADCASTS = (Trait.BROADCASTS, Trait.ELEMENTWISE)
 SHAPES = (*BROADCASTS, Trait.SHAPE_ARITHMETIC)
@@ -30,6 +30,11 @@ def select(b: Any, condition: Value, x: Value) -> Value:
     return b.Where(condition, x, zero(b, x))  # type: ignore[no-any-return]
 
 
+def float_info(dtype: np.dtype[Any]) -> Any:
+    """Return the limits of a float type, NumPy's or narrower."""
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+
+
 def guarded(b: Any, divisor: Value) -> Value:
     """Return ``divisor`` with zeros replaced by the smallest number there is.
 
@@ -38,8 +43,9 @@ def guarded(b: Any, divisor: Value) -> Value:
     """
     if _is_never_zero(divisor):
         return divisor
-    tiny = float(ml_dtypes.finfo(divisor.type.dtype.numpy).smallest_subnormal)
-    return b.Where(b.Equal(divisor, 0.0), b.scalar(tiny, divisor.type.dtype), divisor)  # type: ignore[no-any-return]
+    dtype = divisor.type.dtype
+    tiny = float(float_info(dtype.numpy).smallest_subnormal)
+    return b.Where(b.Equal(divisor, 0.0), b.scalar(tiny, dtype), divisor)  # type: ignore[no-any-return]
 
 
 def _is_never_zero(x: Value) -> bool:
@@ -52,6 +58,12 @@ def _is_never_zero(x: Value) -> bool:
     test = condition.producer if condition is not None else producer
     is_guard = test.op == "Equal" and test.inputs[0] is other and chosen is not None and chosen.constant is not None
     return is_guard and chosen is not None and bool(np.all(chosen.constant != 0))
+
+
+def computed(type_: Type) -> Type:
+    """Return the type in which kernels see a value: floats narrower than 32 bits arrive as float32."""
+    narrow = type_.dtype.is_float and type_.dtype.itemsize < 4
+    return type_.with_dtype(FLOAT32) if narrow else type_
 
 
 def slope(definition: OpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -324,7 +336,7 @@ for _extremum in (maximum, minimum):
 @op("Clip", since=11, outputs=("output",), traits=(*BROADCASTS, Trait.SHAPE_ARITHMETIC))
 def clip(x: Array, low: Array | None = None, high: Array | None = None, *, out: Array | None = None) -> Array:
     bounded = _copied(x, out) if low is None else maximum.kernel(x, low, out=out)
-    return bounded if high is None else minimum.kernel(bounded, high, out=out)  # type: ignore[no-any-return]
+    return bounded if high is None else minimum.kernel(bounded, high, out=out)
 
 
 clip.types(like_first)
@@ -435,7 +447,7 @@ def is_inf(x: Array, *, detect_negative: int = 1, detect_positive: int = 1, out:
         return np.isinf(x, out=out)
     if detect_negative:
         return np.equal(x, -np.inf, out=out)
-    return np.equal(x, np.inf, out=out) if detect_positive else np.not_equal(x, x, out=out) & False
+    return np.equal(x, np.inf if detect_positive else np.nan, out=out)  # nothing equals NaN
 
 
 def _bool_like_first(node: Node) -> Type:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise import BROADCASTS, guarded, slope, zero
+from flowgrad.ir.ops.elementwise import BROADCASTS, float_info, guarded, slope, zero
 from flowgrad.ir.ops.errorfunction import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, op
 from flowgrad.ir.types import FLOAT64, Type, broadcast_shapes
@@ -54,7 +53,7 @@ def exp(x: Array, *, out: Array | None = None) -> Array:
 def _(b: Any, node: Node) -> Any:
     """dy/dx = y, bounded so that a zero cotangent stays zero where y overflows."""
     y = node.output()
-    most = float(ml_dtypes.finfo(y.type.dtype.numpy).max)
+    most = float(float_info(y.type.dtype.numpy).max)
     return (b.Clip(y, None, b.scalar(most, y.type.dtype)),)
 
 
@@ -139,7 +138,7 @@ def _power_rule(b: Any, node: Node, v: Value) -> Value:
 
 def _bounded(b: Any, x: Value) -> Value:
     """Return ``x`` with infinities and NaN as the largest number there is, so that 0 * x is 0."""
-    most = b.scalar(float(ml_dtypes.finfo(x.type.dtype.numpy).max), x.type.dtype)
+    most = b.scalar(float(float_info(x.type.dtype.numpy).max), x.type.dtype)
     return b.Clip(b.Where(b.IsNaN(x), most, x), b.Neg(most), most)  # type: ignore[no-any-return]
 
 

@@ -34,7 +34,7 @@ def dropout(
     rate = 0.5 if ratio is None else float(ratio.reshape(()))
     if training_mode is None or not training_mode.reshape(()) or rate == 0:
         return data, np.ones(data.shape, bool)
-    mask = _generator(seed, rng).random(data.shape) >= rate
+    mask = np.asarray(_generator(seed, rng).random(data.shape) >= rate)
     kept = data * data.dtype.type(1 / (1 - rate)) if rate < 1 else data
     return np.where(mask, kept, data.dtype.type(0)), mask
 
@@ -86,31 +86,31 @@ def _draw_type_like(node: Node) -> Type:
 @op("RandomNormal", outputs=("output",), traits=RANDOM)
 def random_normal(*, shape: Sequence[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0,
                   seed: float | None = None, rng: np.random.Generator) -> Array:
-    return _generator(seed, rng).normal(mean, scale, tuple(shape)).astype(dtype_of(dtype).numpy)
+    return np.asarray(_generator(seed, rng).normal(mean, scale, tuple(shape)), dtype_of(dtype).numpy)
 
 
 @op("RandomUniform", outputs=("output",), traits=RANDOM)
 def random_uniform(*, shape: Sequence[int], dtype: int = 1, low: float = 0.0, high: float = 1.0,
                    seed: float | None = None, rng: np.random.Generator) -> Array:
-    return _generator(seed, rng).uniform(low, high, tuple(shape)).astype(dtype_of(dtype).numpy)
+    return np.asarray(_generator(seed, rng).uniform(low, high, tuple(shape)), dtype_of(dtype).numpy)
 
 
 @op("RandomNormalLike", outputs=("output",), traits=RANDOM)
 def random_normal_like(x: Array, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0,
                        seed: float | None = None, rng: np.random.Generator, to_dtype: Any = None) -> Array:
-    return _generator(seed, rng).normal(mean, scale, x.shape).astype(to_dtype)
+    return np.asarray(_generator(seed, rng).normal(mean, scale, x.shape), to_dtype)
 
 
 @op("RandomUniformLike", outputs=("output",), traits=RANDOM)
 def random_uniform_like(x: Array, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0,
                         seed: float | None = None, rng: np.random.Generator, to_dtype: Any = None) -> Array:
-    return _generator(seed, rng).uniform(low, high, x.shape).astype(to_dtype)
+    return np.asarray(_generator(seed, rng).uniform(low, high, x.shape), to_dtype)
 
 
 @op("Bernoulli", since=15, outputs=("output",), traits=RANDOM)
 def bernoulli(x: Array, *, dtype: int | None = None, seed: float | None = None, rng: np.random.Generator,
               to_dtype: Any = None) -> Array:
-    return (_generator(seed, rng).random(x.shape) < x).astype(to_dtype)
+    return np.asarray(_generator(seed, rng).random(x.shape) < x, to_dtype)
 
 
 @op("Multinomial", since=7, outputs=("output",), traits=RANDOM)
@@ -126,7 +126,7 @@ def multinomial(x: Array, *, dtype: int = 6, sample_size: int = 1, seed: float |
     offset = np.arange(rows)[:, None]  # row r occupies [r, r + 1) of one long sorted table
     table = (upper / upper[:, -1:] + offset).ravel()
     found = np.searchsorted(table, (drawn + offset).ravel(), side="right").reshape(drawn.shape) - offset * classes
-    return np.clip(found, 0, classes - 1).astype(dtype_of(dtype).numpy)
+    return np.asarray(np.clip(found, 0, classes - 1), dtype_of(dtype).numpy)
 
 
 for _definition in (random_normal, random_uniform):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.elementwise import computed
 from flowgrad.ir.ops.registry import Trait, attr, like_first, op
 from flowgrad.ir.types import Type
 
@@ -16,7 +17,7 @@ Work = Sequence[Array] | None
 
 def _row_type(node: Node) -> list[Type]:
     """One number per row: the type of the input with extent 1 along the axis."""
-    type_ = node.input(0).type
+    type_ = computed(node.input(0).type)
     shape = list(type_.static_shape)
     shape[attr(node, "axis")] = 1
     return [type_.with_shape(shape)]
@@ -81,7 +82,7 @@ log_softmax.types(like_first)
 
 @log_softmax.work
 def _(node: Node) -> list[Type]:
-    return [*_row_type(node), node.input(0).type]
+    return [*_row_type(node), computed(node.input(0).type)]
 
 
 @log_softmax.adjoint

@@ -31,11 +31,11 @@ def exact_celu(x: Array, alpha: float = 1.0) -> Array:
 
 def exact_hard_swish(x: Array) -> Array:
     """With 1 / 6 in double precision."""
-    return x * np.clip(x / 6 + 0.5, 0, 1)
+    return np.asarray(x * np.clip(x / 6 + 0.5, 0, 1))
 
 
 def exact_mish(x: Array) -> Array:
-    return x * np.tanh(exact_softplus(x))
+    return np.asarray(x * np.tanh(exact_softplus(x)))
 
 
 def exact_gelu(x: Array, approximate: str = "none") -> Array:

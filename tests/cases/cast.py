@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tests.op_cases import Case, fixed, normal
 
 NUMBERS = [-300.7, -2.5, -1.0, -0.0, 0.0, 0.6, 1.0, 2.5, 100.2]
 WIDE = [-1e9, -500.0, -448.0, -0.3, 0.0, 0.017, 1.0, 17.0, 448.0, 470.0, 60000.0, 1e9, float("nan")]
-NAN_UNEQUAL = {"symbolic": False, "note": "NumPy does not take the NaN of narrow types as equal"}
+NAN_UNEQUAL: dict[str, Any] = {"symbolic": False, "note": "NumPy does not take the NaN of narrow types as equal"}
 INF = float("inf")
 
 FLOATS = [Case("Cast", [normal(3, 4)], {"to": 1}, name="to-float32", smooth=False,
