@@ -11,6 +11,7 @@ from flowgrad.ir.errors import FlowgradError, InputError, ResourceError, RunErro
 from flowgrad.ir.graph import CONSTANT, Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import OpDef, opdef
+from flowgrad.ir.ops.repetition import Subgraph
 from flowgrad.ir.types import DType, dtype_of
 
 Kernel = Callable[..., Any]
@@ -160,10 +161,10 @@ def fitted(result: Any, dtype: DType) -> Array:
     return array if array.dtype == dtype.numpy else array.astype(dtype.numpy)
 
 
-def _runner(graph: Graph, captures: Sequence[Array], rng: np.random.Generator) -> Callable[..., list[Array]]:
-    formals = graph.inputs
+def _runner(graph: Graph, captures: Sequence[Array], rng: np.random.Generator) -> Subgraph:
+    formals, wanted = graph.inputs, graph.outputs
 
     def run(*arrays: Array) -> list[Array]:
-        return run_values(graph, dict(zip(formals, (*arrays, *captures), strict=True)), graph.outputs, rng)
+        return run_values(graph, dict(zip(formals, (*arrays, *captures), strict=True)), wanted, rng)
 
-    return run
+    return Subgraph(graph, captures, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.bulk import bulk
@@ -13,6 +13,9 @@ from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
 from flowgrad.ir.types import Dim, DimLike
 from flowgrad.passes.expand import expand_for_derivative
+
+if TYPE_CHECKING:
+    from flowgrad.passes.bodies import BodyAdjoint, BodyTangent
 
 Zero = Literal["error", "allow"]
 
@@ -27,6 +30,9 @@ class DerivativeBuilder(Builder):
         self.residuals: list[Value] = []
         self.wanted: tuple[bool, ...] = ()
         """For rules of ops with subgraphs: which inputs, then which captures, need a cotangent."""
+        self.independent = False
+        """For tangent rules of ops with subgraphs: no tangent depends on a value of the graph, so that a forward node
+        can take tangents as inputs without a cycle."""
 
     def zero(self, like: Value) -> Value:
         """Return a symbolic zero of the type of ``like``."""
@@ -71,6 +77,19 @@ class DerivativeBuilder(Builder):
         if Trait.BILINEAR in traits:
             return any(v in self.zeros for v in floats[:2])
         return Trait.LINEAR in traits and bool(floats) and all(v in self.zeros for v in floats)
+
+    def body_adjoint(self, body: Graph, **options: Any) -> BodyAdjoint | Refusal:
+        """Return the forward and backward parts of a subgraph: see ``bodies.body_adjoint``."""
+        from flowgrad.passes.bodies import body_adjoint
+
+        return body_adjoint(body, **options)
+
+    def body_tangent(self, body: Graph, dotted: Collection[int], links: Sequence[tuple[int, int]] = ()
+                     ) -> BodyTangent | Refusal:
+        """Return a subgraph extended by its tangents: see ``bodies.body_tangent``."""
+        from flowgrad.passes.bodies import body_tangent
+
+        return body_tangent(body, dotted, links)
 
     def sum_to(self, value: Value, x: Value) -> Value:
         """Sum the axes of ``value`` along which ``x`` was broadcast, down to the shape of ``x``."""

@@ -1,0 +1,316 @@
+"""Bodies of If, Loop and Scan: their adjoints split into a forward and a backward part, and their tangents."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import NotDifferentiableError
+from flowgrad.ir.graph import CONSTANT, INPUT, Graph, Node, Value
+from flowgrad.ir.ops.registry import Refusal
+from flowgrad.ir.ops.reversal import free_output_name
+from flowgrad.passes.adjoint import active_values, adjoint
+from flowgrad.passes.edits import is_random, remove_dead
+from flowgrad.passes.expand import expand_for_derivative
+from flowgrad.passes.tangent import tangent
+
+Link = tuple[int, int]
+"""A state: its index among the inputs and among the outputs of a body."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the backward part gets a forward value from: an input that it is given again, or an output."""
+
+    is_input: bool
+    index: int
+
+
+@dataclass
+class BodyAdjoint:
+    """The two halves of a differentiated body.
+
+    ``forward`` has the outputs of the body, then tapes: values that ``backward`` needs. The inputs of ``backward`` are
+    the cotangents of the outputs in ``bars``, the values in ``sources``, then the captures in ``captures`` (indices
+    among the captures). ``cotangents`` maps input indices of the body to values of ``backward``. ``states`` are the
+    states (positions in ``links``) that carry a cotangent.
+    """
+
+    forward: Graph
+    backward: Graph
+    states: list[int]
+    bars: list[int]
+    sources: list[Source]
+    captures: list[int]
+    cotangents: dict[int, Value]
+
+
+@dataclass
+class BodyTangent:
+    """A body that computes tangents as well: the tangent inputs and outputs by the index of what they belong to."""
+
+    graph: Graph
+    inputs: dict[int, Value] = field(default_factory=dict)
+    outputs: dict[int, Value] = field(default_factory=dict)
+
+
+# ---- activity -----------------------------------------------------------------------------------------------------------
+
+
+def active_inputs(body: Graph, links: Sequence[Link], wanted: Collection[int]) -> set[int]:
+    """Return ``wanted`` and the inputs of those states that come to depend differentiably on them."""
+    order, inputs, outputs = body.nodes(), body.inputs, body.outputs
+    found = set(wanted)
+    while True:
+        active = active_values(order, [inputs[i] for i in found])
+        more = {i for i, o in links if i not in found and outputs[o] in active and inputs[i].type.dtype.is_float}
+        if not more:
+            return found
+        found |= more
+
+
+def useful_outputs(body: Graph, links: Sequence[Link], inputs: Collection[int], seeded: Collection[int]) -> set[int]:
+    """Return ``seeded`` and the outputs of those states that seeded outputs depend on in other iterations."""
+    order, formals, outputs = body.nodes(), body.inputs, body.outputs
+    active = active_values(order, [formals[i] for i in inputs])
+    found = set(seeded)
+    while True:
+        needed = {outputs[o] for o in found} & active
+        for node in reversed(order):
+            if any(v in needed for v in node.outputs if v is not None):
+                needed.update(v for v in (*node.inputs, *node.captures) if v is not None and v in active)
+        more = {o for i, o in links if o not in found and formals[i] in needed}
+        if not more:
+            return found
+        found |= more
+
+
+# ---- adjoint ------------------------------------------------------------------------------------------------------------
+
+
+def body_adjoint(
+    body: Graph,
+    *,
+    captures: int,
+    wanted: Collection[int],
+    seeded: Collection[int],
+    links: Sequence[Link] = (),
+    given: Collection[int] = (),
+    kept: Collection[int] = (),
+    changing: Collection[str] = (),
+    repeats: bool = True,
+) -> BodyAdjoint | Refusal:
+    """Return the forward and backward parts of a body with ``captures`` captures, or why there are none.
+
+    ``wanted`` are the inputs that cotangents are asked for, ``seeded`` the outputs that have one. The backward part is
+    given the inputs in ``given`` again and can have the outputs in ``kept``; everything else that it needs becomes a
+    tape. Values with a dim named in ``changing`` cannot be kept. With ``repeats``, what depends on captures alone is
+    computed again instead of being kept once per iteration.
+    """
+    inputs = active_inputs(body, links, wanted)
+    outputs = useful_outputs(body, links, inputs, seeded)
+    states = [k for k, (i, o) in enumerate(links) if i in inputs and o in outputs]
+    try:
+        split = _Split(body, captures, repeats)
+        split.differentiate(sorted(inputs), sorted(outputs), [links[k][1] for k in states])
+    except NotDifferentiableError as error:
+        return Refusal(f"its body is not differentiable: {error}")
+    split.find_sources(given, kept)
+    reason = split.unstackable(frozenset(changing))
+    if reason:
+        return Refusal(reason)
+    return split.parts(states)
+
+
+class _Split:
+    """The joint graph of a body and its adjoint on the way to being cut in two."""
+
+    def __init__(self, body: Graph, captures: int, repeats: bool) -> None:
+        self.joint = body.copy()
+        self.formals = self.joint.inputs
+        self.outputs = self.joint.outputs
+        self.first_capture = len(self.formals) - captures
+        self.repeats = repeats
+        self.bars: dict[int, Value] = {}
+        self.found: dict[int, Value] = {}
+        self.boundary = 0
+        self.copied: set[Node] = set()
+        self.sources: dict[Value, Source] = {}
+        self.tapes: list[Value] = []
+
+    def differentiate(self, inputs: Sequence[int], outputs: Sequence[int], states: Collection[int]) -> None:
+        """Append the adjoint for ``outputs``; the cotangents of ``states`` are inputs even where nothing uses them."""
+        joint = self.joint
+        wrt = [self.formals[i] for i in inputs]
+        active = active_values(joint.nodes(), wrt)
+        chosen = [o for o in outputs if o in states or self.outputs[o] in active]
+        expand_for_derivative(joint, wrt, [self.outputs[o] for o in chosen])
+        self.boundary = joint._next_key
+        for o in chosen:
+            y = self.outputs[o]
+            self.bars[o] = joint.add_input(joint.unique_name(f"{y.name or 'constant'}_bar"), y.type)
+        seeds = [(self.outputs[o], bar) for o, bar in self.bars.items() if self.outputs[o] in active]
+        found = adjoint(joint, seeds, wrt, zero="allow") if seeds else []
+        self.found = {i: bar for i, bar in zip(inputs, found, strict=bool(seeds)) if bar is not None}
+
+    def find_sources(self, given: Collection[int], kept: Collection[int]) -> None:
+        """Find the forward values that the backward part uses, and where each comes from."""
+        index = {v: i for i, v in enumerate(self.formals)}
+        output = {self.outputs[o]: o for o in sorted(kept, reverse=True)}
+        known = {*self.bars.values(), *self.formals[self.first_capture :]}
+        crossing, shapes = self._crossing(known)
+        for value in crossing:
+            if value in index and index[value] in given:
+                self.sources[value] = Source(True, index[value])
+            elif value in output:
+                self.sources[value] = Source(False, output[value])
+            else:
+                self._tape(value)
+        for shape in shapes:
+            if shape.input(0) in self.sources:
+                self.copied.add(shape)
+            else:
+                self._tape(shape.output())
+
+    def _crossing(self, known: set[Value]) -> tuple[list[Value], list[Node]]:
+        """Return the values that cross from the forward to the backward part, and Shape nodes of forward values."""
+        invariant = self._invariant_nodes() if self.repeats else set()
+        crossing: dict[Value, None] = {}
+        shapes: dict[Node, None] = {}
+        stack = [v for v in self.found.values()]
+        seen = set(stack)
+        while stack:
+            value = stack.pop()
+            node = value.producer
+            if node.op == CONSTANT or value in known:
+                continue
+            if node.op == INPUT or (node.key < self.boundary and node not in invariant):
+                crossing[value] = None
+                continue
+            if node.op == "Shape" and self._is_forward(node.input(0), invariant, known):
+                shapes[node] = None
+                continue
+            self.copied.add(node)
+            for operand in (*node.inputs, *node.captures):
+                if operand is not None and operand not in seen:
+                    seen.add(operand)
+                    stack.append(operand)
+        return list(crossing), list(shapes)
+
+    def _is_forward(self, value: Value, invariant: set[Node], known: set[Value]) -> bool:
+        node = value.producer
+        if node.op == CONSTANT or value in known:
+            return False
+        return node.op == INPUT or (node.key < self.boundary and node not in invariant)
+
+    def _invariant_nodes(self) -> set[Node]:
+        """Return the forward nodes that depend on captures and constants alone, and draw no random numbers."""
+        fixed = set(self.formals[self.first_capture :])
+        found: set[Node] = set()
+        for node in self.joint.nodes():
+            operands = [v for v in (*node.inputs, *node.captures) if v is not None]
+            is_fixed = node.key < self.boundary and all(v in fixed or v.producer.op == CONSTANT for v in operands)
+            if is_fixed and not is_random(node):
+                found.add(node)
+                fixed.update(v for v in node.outputs if v is not None)
+        return found
+
+    def _tape(self, value: Value) -> None:
+        self.sources[value] = Source(False, len(self.outputs) + len(self.tapes))
+        self.tapes.append(value)
+
+    def unstackable(self, changing: frozenset[str]) -> str:
+        """Return why a source cannot be kept for all iterations, or an empty string."""
+        for value, source in self.sources.items():
+            names = {n for d in value.type.shape or () if not isinstance(d, int) for n in d.names()}
+            if not source.is_input and names & changing:
+                return (f"%{value.name}: {value.type!r} in its body changes its shape from one iteration to the next, so "
+                        "what the backward pass needs cannot be stacked")
+        return ""
+
+    def parts(self, states: list[int]) -> BodyAdjoint:
+        """Cut the joint graph."""
+        backward, inputs, cotangents = self._backward()
+        captures = [i for i, v in inputs.items() if i >= self.first_capture and v.uses]
+        for i, v in inputs.items():
+            if not (i >= self.first_capture and v.uses):
+                backward.remove(v.producer)
+        order = [*(backward.value(v.name) for v in self.bars.values()), *self.source_inputs,
+                 *(inputs[i] for i in captures)]
+        backward.reorder_inputs(order)
+        return BodyAdjoint(
+            self._forward(), backward, states, list(self.bars), list(self.sources.values()),
+            [i - self.first_capture for i in captures], cotangents,
+        )
+
+    def _backward(self) -> tuple[Graph, dict[int, Value], dict[int, Value]]:
+        graph = self.joint.copy()
+        graph.name = f"{self.joint.name}_adjoint"
+        entries = graph.dag.nodes
+
+        def twin(value: Value) -> Value:
+            found: Value = entries[value.producer.key]["entry"].outputs[value.index]
+            return found
+
+        for entry in graph.output_entries:
+            graph.remove(entry)
+        cotangents = {i: twin(v) for i, v in self.found.items()}
+        kept = {entries[n.key]["entry"] for n in self.copied}
+        self.source_inputs: list[Value] = []
+        for value in self.sources:
+            old = twin(value)
+            new = graph.add_input(graph.unique_name(f"{value.name}_tape"), value.type)
+            new.symbolic = old.symbolic
+            graph.replace_uses(old, new, only=kept.__contains__)
+            cotangents = {i: new if v is old else v for i, v in cotangents.items()}
+            self.source_inputs.append(new)
+        for i, value in cotangents.items():
+            graph.add_output(value, f"{self.formals[i].name}_bar")
+        sweep(graph)
+        return graph, {i: twin(v) for i, v in enumerate(self.formals)}, cotangents
+
+    def _forward(self) -> Graph:
+        graph = self.joint
+        for value in self.tapes:
+            graph.add_output(value, free_output_name(graph, f"{value.name}_tape"))
+        sweep(graph)
+        for bar in self.bars.values():
+            graph.remove(bar.producer)
+        return graph
+
+
+def sweep(graph: Graph) -> None:
+    """Remove all nodes that no output needs, and unused constants; inputs stay."""
+    remove_dead(graph, reversed(graph.nodes()))
+    for value in graph.constants:
+        if not value.uses:
+            graph.remove(value.producer)
+
+
+# ---- tangent ------------------------------------------------------------------------------------------------------------
+
+
+def body_tangent(body: Graph, dotted: Collection[int], links: Sequence[Link] = ()) -> BodyTangent | Refusal:
+    """Return a body that takes tangents of the inputs in ``dotted`` as well, and returns those of its outputs.
+
+    A state that comes to depend on them gets tangents too: zeros where an iteration gives none.
+    """
+    result = BodyTangent(body.copy())
+    graph = result.graph
+    formals, outputs = graph.inputs, graph.outputs
+    for i in sorted(active_inputs(graph, links, dotted)):
+        x = formals[i]
+        result.inputs[i] = graph.add_input(graph.unique_name(f"{x.name}_dot"), x.type)
+    wanted = [o for o, y in enumerate(outputs) if y.type.dtype.is_float]
+    pairs = [(formals[i], x_dot) for i, x_dot in result.inputs.items()]
+    try:
+        found = tangent(graph, pairs, [outputs[o] for o in wanted])
+    except NotDifferentiableError as error:
+        return Refusal(f"its body is not differentiable: {error}")
+    result.outputs = {o: y_dot for o, y_dot in zip(wanted, found, strict=True) if y_dot is not None}
+    b = Builder(graph)
+    for i, o in links:
+        if i in result.inputs and o not in result.outputs:
+            result.outputs[o] = b.zeros_like(outputs[o])
+    return result
