@@ -22,9 +22,17 @@ _SPECIAL = ("inf", "-inf", "nan", "-nan")
 _PART: dict[str, np.dtype[Any]] = {"complex64": np.dtype(np.float32), "complex128": np.dtype(np.float64)}
 
 
-def stored_bytes(array: Array) -> bytes:
-    """Return the elements in C order, little-endian."""
-    return (array.byteswap() if sys.byteorder == "big" else array).tobytes()
+SUBBYTE = {"uint4": 15, "int4": 15, "float4_e2m1fn": 15, "uint2": 3, "int2": 3}
+"""The bits that count, of the dtypes that take a byte in NumPy and less in the standard."""
+
+
+def little_endian(array: Array) -> Array:
+    """Return the array in C order and little-endian, with no stray bits."""
+    whole = np.ascontiguousarray(array)
+    mask = SUBBYTE.get(dtype_of(array.dtype).name)
+    if mask is not None:
+        return (whole.view(np.uint8) & mask).view(whole.dtype)
+    return whole.byteswap() if sys.byteorder == "big" else whole
 
 
 def digest_of(array: Array) -> str:
@@ -34,7 +42,7 @@ def digest_of(array: Array) -> str:
     if array.dtype == object:
         digest.update(repr(array.ravel().tolist()).encode("utf-8", "surrogatepass"))
     else:
-        digest.update(stored_bytes(array))
+        digest.update(little_endian(array).tobytes())
     return digest.hexdigest()
 
 
