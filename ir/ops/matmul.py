@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
-from flowgrad.ir.types import UNKNOWN, Type, broadcast_shapes, merge_dims
+from flowgrad.ir.types import UNKNOWN, DimLike, Type, broadcast_dims, broadcast_shapes, merge_dims
 
 _NO_DIMS = (UNKNOWN, UNKNOWN)
 
@@ -125,7 +127,7 @@ def _(b: Any, node: Node, x_dot: Value | None, w_dot: Value | None, c_dot: Value
     """Y_dot = alpha (A'_dot B' + A' B'_dot) + beta C_dot."""
     x, w = node.inputs[:2]
     attributes = dict(node.attributes)
-    parts = [(x_dot, w)] if x_dot is not None else []
+    parts: list[tuple[Value | None, Value | None]] = [(x_dot, w)] if x_dot is not None else []
     parts += [(x, w_dot)] if w_dot is not None else []
     if not parts:
         beta = attr(node, "beta")
@@ -137,3 +139,143 @@ def _(b: Any, node: Node, x_dot: Value | None, w_dot: Value | None, c_dot: Value
     for left, right in parts[1:]:
         total = b.Add(total, b.add("Gemm", [left, right], attributes))
     return total
+
+
+# ---- Einsum -------------------------------------------------------------------------------------------------------------
+
+
+def einsum_labels(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """Return the labels of each operand and of the result, one letter an axis, letters in the place of the dots.
+
+    Raises ValidationError where the equation does not fit the ranks.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(ranks):
+        raise ValidationError(f"the equation {equation!r} is for {len(terms)} operands, not {len(ranks)}", code="einsum")
+    free = [c for c in string.ascii_letters if c not in equation]
+    width = max((r - len(t) + 3 for t, r in zip(terms, ranks, strict=True) if "..." in t), default=0)
+    if width > len(free):
+        raise ValidationError(f"the equation {equation!r} has too many axes", code="einsum")
+    dots = "".join(free[: max(width, 0)])
+    if not arrow:
+        letters = left.replace("...", "")
+        right = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) - {","} if letters.count(c) == 1))
+    found = [_without_dots(t, dots, r) for t, r in zip(terms, ranks, strict=True)]
+    result = right.replace("...", dots)
+    if len(set(result)) != len(result) or not set(result) <= set("".join(found)):
+        raise ValidationError(f"the result of the equation {equation!r} repeats or invents a label", code="einsum")
+    return found, result
+
+
+def _without_dots(term: str, dots: str, rank: int) -> str:
+    count = rank - len(term) + 3
+    found = term.replace("...", dots[len(dots) - count :] if count > 0 else "")
+    if len(found) != rank or not all(c in string.ascii_letters for c in found):
+        raise ValidationError(f"the labels {term!r} do not fit the rank {rank}", code="einsum")
+    return found
+
+
+@op("Einsum", since=12, outputs=("Output",))
+def einsum(*Inputs: Array, equation: str) -> Array:
+    terms, result = einsum_labels(equation, [x.ndim for x in Inputs])
+    if len(Inputs) == 2 and Inputs[0].dtype.kind == "f" and _is_contraction(terms, result, Inputs):
+        return _contracted(terms, result, *Inputs)
+    return np.asarray(np.einsum(f"{','.join(terms)}->{result}", *Inputs, optimize=len(Inputs) > 1))
+
+
+def _is_contraction(terms: Sequence[str], result: str, arrays: Sequence[Array]) -> bool:
+    """Return whether a matrix product can do it: no diagonals, no lone sums, no broadcast labels."""
+    a, b = terms
+    extents = {**dict(zip(a, arrays[0].shape, strict=True))}
+    agrees = all(extents.get(c, n) == n for c, n in zip(b, arrays[1].shape, strict=True))
+    alone = set(a) ^ set(b)
+    return agrees and len(set(a)) == len(a) and len(set(b)) == len(b) and alone <= set(result)
+
+
+def _contracted(terms: Sequence[str], result: str, x: Array, y: Array) -> Array:
+    a, b = terms
+    batch = [c for c in a if c in b and c in result]
+    inner = [c for c in a if c in b and c not in result]
+    rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
+    extents = {**dict(zip(a, x.shape, strict=True)), **dict(zip(b, y.shape, strict=True))}
+
+    def sizes(*groups: Sequence[str]) -> list[int]:
+        return [int(np.prod([extents[c] for c in group], dtype=np.int64)) for group in groups]
+
+    left = x.transpose([a.index(c) for c in (*batch, *rows, *inner)]).reshape(*sizes(batch, rows, inner))
+    right = y.transpose([b.index(c) for c in (*batch, *inner, *columns)]).reshape(*sizes(batch, inner, columns))
+    made = [*batch, *rows, *columns]
+    return np.matmul(left, right).reshape([extents[c] for c in made]).transpose([made.index(c) for c in result])
+
+
+@einsum.types
+def _(node: Node) -> Type:
+    types = [v.type for v in node.inputs if v is not None]
+    if any(t.shape is None for t in types):
+        return types[0].with_shape(None)
+    terms, result = _labels(node)
+    extents: dict[str, DimLike] = {}
+    for term, type_ in zip(terms, types, strict=True):
+        for label, extent in zip(term, type_.shape or (), strict=True):
+            extents[label] = broadcast_dims(extents.get(label, 1), extent)
+    return types[0].with_shape([extents[c] for c in result])
+
+
+def _labels(node: Node) -> tuple[list[str], str]:
+    return einsum_labels(attr(node, "equation"), [len(v.shape) for v in node.inputs if v is not None])
+
+
+@einsum.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """The cotangent of an operand is the product of y_bar and the other operands, summed over all other labels.
+
+    Labels that only this operand has are broadcast back; a diagonal is written to zeros.
+    """
+    operands = [v for v in node.inputs if v is not None]
+    if any(v.type.rank is None for v in operands):
+        return refuse("the rank of an operand is not known")
+    terms, result = _labels(node)
+    return [_operand_bar(b, y_bar, operands, terms, result, k) for k in range(len(operands))]
+
+
+def _operand_bar(b: Any, y_bar: Value, operands: Sequence[Value], terms: Sequence[str], result: str, k: int) -> Value:
+    x, term = operands[k], terms[k]
+    others = [(v, t) for i, (v, t) in enumerate(zip(operands, terms, strict=True)) if i != k]
+    known = set(result).union(*(t for _, t in others))
+    labels = "".join(c for c in dict.fromkeys(term) if c in known)
+    equation = f"{','.join([result, *(t for _, t in others)])}->{labels}"
+    bar = y_bar if not others and result == labels else b.Einsum(y_bar, *(v for v, _ in others), equation=equation)
+    missing = [i for i, c in enumerate(term) if c not in known or c in term[:i]]
+    if missing:
+        bar = b.Unsqueeze(bar, missing)
+    if bar.type.shape != x.type.shape:  # an extent of 1 of either side may stand for any
+        bar = b.sum_to(b.Expand(bar, b.shape(x)), x)
+    return _on_diagonal(b, bar, x, term)
+
+
+def _on_diagonal(b: Any, bar: Value, x: Value, term: str) -> Value:
+    """Return ``bar`` where axes with the same label have the same index, else 0."""
+    rank = len(term)
+    zero = b.scalar(0, bar.type.dtype)
+    for axis, label in enumerate(term):
+        if label in term[:axis]:
+            first, second = _index_grid(b, x, term.index(label), rank), _index_grid(b, x, axis, rank)
+            bar = b.Where(b.Equal(first, second), bar, zero)
+    return bar
+
+
+def _index_grid(b: Any, x: Value, axis: int, rank: int) -> Value:
+    ramp = b.Range(np.int64(0), b.Squeeze(b.extent(x, axis), [0]), np.int64(1))
+    return b.Reshape(ramp, b.ints([-1 if i == axis else 1 for i in range(rank)]))  # type: ignore[no-any-return]
+
+
+@einsum.tangent
+def _(b: Any, node: Node, *dots: Value | None) -> Any:
+    """The sum over the operands of the same product with one tangent in its place."""
+    parts = []
+    for k, x_dot in enumerate(dots):
+        if x_dot is not None:
+            operands = [x_dot if i == k else v for i, v in enumerate(node.inputs)]
+            parts.append(b.add("Einsum", operands, dict(node.attributes)))
+    return None if not parts else parts[0] if len(parts) == 1 else b.Sum(*parts)
