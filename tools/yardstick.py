@@ -1,0 +1,51 @@
+"""An adapter for suites of ONNX models that call ``run(model, inputs)`` and ``grad(model, inputs, cotangents)``.
+
+Inputs are aligned with the graph inputs that have no initializer (None for an empty optional one), cotangents with the
+graph outputs (None for one that takes no part). What the product refuses is passed on as NotImplementedError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import NotDifferentiableError, UnsupportedError
+from flowgrad.ir.graph import Array
+from flowgrad.model import Model, load
+from flowgrad.transforms.derivatives import vjp
+
+
+def run(model: Any, inputs: Sequence[Any]) -> list[Array]:
+    """Return the outputs of an onnx.ModelProto in order."""
+    loaded = load(model)
+    outputs = loaded(_feeds(loaded, model, inputs))
+    return [outputs[o.name] for o in model.graph.output]
+
+
+def grad(model: Any, inputs: Sequence[Any], cotangents: Sequence[Any]) -> dict[str, Array]:
+    """Return the gradient of sum_k <output_k, cotangent_k> for every float input, by name."""
+    loaded = load(model)
+    feeds = _feeds(loaded, model, inputs)
+    seeds = {o.name: np.asarray(ct) for o, ct in zip(model.graph.output, cotangents, strict=True) if ct is not None}
+    wrt = [v.name for v in loaded.graph.inputs if v.type.dtype.is_float and v.name in feeds]
+    try:
+        joint = vjp(loaded, list(seeds), wrt, zero="allow")
+    except NotDifferentiableError as error:
+        raise NotImplementedError(str(error)) from error
+    results = joint({**feeds, **{joint.roles["cotangent", name, ""]: ct for name, ct in seeds.items()}})
+    return {w: results[name] for (role, _, w), name in joint.roles.items() if role == "grad"}
+
+
+def _feeds(loaded: Model, model: Any, inputs: Sequence[Any]) -> dict[str, Array]:
+    fixed = {i.name for i in model.graph.initializer}
+    names = [i.name for i in model.graph.input if i.name not in fixed]
+    known = {v.name for v in loaded.graph.inputs}
+    feeds = {}
+    for name, value in zip(names, inputs, strict=True):
+        if isinstance(value, list):
+            raise UnsupportedError(f"input {name!r} is a sequence", code="sequence")
+        if value is not None and name in known:
+            feeds[name] = np.asarray(value)
+    return feeds
