@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from flowgrad.ir.evaluate import bind_kernel, fitted, kernel_keywords
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.ops.repetition import Subgraph
 from flowgrad.ir.types import type_of
 from flowgrad.runtime.snapshot import KEYED_ELEMENTS, constant_twin, input_twin
 from flowgrad.runtime.specialise import Step, check_tensor
@@ -18,7 +19,7 @@ from flowgrad.runtime.specialise import Step, check_tensor
 if TYPE_CHECKING:
     from flowgrad.runtime.engine import Engine
 
-Subgraph = Callable[..., list[Array]]
+Runner = Callable[..., list[Array]]
 
 
 class Context:
@@ -53,22 +54,23 @@ class SubgraphCalls:
         for name, graph in step.record.subgraphs.items():
             formals = len(graph.inputs) - len(step.record.captures)
             engines[name] = self._make(graph, {formals + i: array for i, array in known.items()})
-        return Binder(engines, [i for i in range(len(step.record.captures)) if i not in known], self.limits)
+        return Binder(step.record.subgraphs, engines, [i for i in range(len(step.record.captures)) if i not in known], self.limits)
 
 
 class Binder:
     """Closes the subgraphs of a node over the captures of a run."""
 
-    __slots__ = ("engines", "kept", "limits")
+    __slots__ = ("engines", "graphs", "kept", "limits")
 
-    def __init__(self, engines: dict[str, Engine], kept: list[int], limits: Limits) -> None:
-        self.engines, self.kept, self.limits = engines, kept, limits
+    def __init__(self, graphs: Mapping[str, Graph], engines: dict[str, Engine], kept: list[int], limits: Limits) -> None:
+        self.graphs, self.engines, self.kept, self.limits = graphs, engines, kept, limits
 
     def __call__(self, context: Context, captures: Sequence[Array]) -> dict[str, Subgraph]:
         given = tuple(captures[i] for i in self.kept)
-        return {name: self._callable(engine, context, given) for name, engine in self.engines.items()}
+        return {name: Subgraph(self.graphs[name], captures, self._runner(engine, context, given))
+                for name, engine in self.engines.items()}
 
-    def _callable(self, engine: Engine, context: Context, captures: tuple[Array, ...]) -> Subgraph:
+    def _runner(self, engine: Engine, context: Context, captures: tuple[Array, ...]) -> Runner:
         call, most = engine.call, self.limits.loop_steps
 
         def run(*arrays: Any) -> list[Array]:

@@ -19,7 +19,7 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.runtime.calls import OpenCall, SubgraphCalls
-from flowgrad.runtime.kernels import Bound, Several, Single, bind, detached, fill
+from flowgrad.runtime.kernels import Bound, Several, Single, bind, detached, fill, spread
 from flowgrad.runtime.memory import Frame, Layout, Place
 from flowgrad.runtime.snapshot import ABSENT
 from flowgrad.runtime.specialise import Step
@@ -28,7 +28,7 @@ CHUNK = 400
 """Steps of one generated function."""
 
 FILENAME = "<flowgrad segment>"
-_LINE = re.compile(r"[ \w.,:=()\[\]]*")
+_LINE = re.compile(r"[ \w.,:!=()\[\]]*")
 
 Chunk = Callable[[Any, Any, list[Any], Array], None]
 
@@ -151,6 +151,8 @@ class Writer:
             self._unpack(index, step, present)
             return
         bound = bind(step.twin, record.definition, self.threads)
+        if bound.positional_out and Trait.BROADCASTS in record.definition.traits:
+            arguments = [self._spread(step, n, a) for n, a in zip(record.inputs, arguments, strict=True)]
         arguments += self._keywords(index, step, bound)
         function = self._bound(bound.function)
         place = self.layout.places[present[0]] if present else Place.OBJECT
@@ -165,6 +167,13 @@ class Writer:
         else:
             self._use(target)
         self._emit(index, *_into(function, arguments, f"v{target}", bound))
+
+    def _spread(self, step: Step, number: int, argument: str) -> str:
+        constant = self.constants.get(number)
+        if constant is None:
+            return argument
+        wide = spread(constant, step.twin)
+        return argument if wide is constant else self._bound(wide)
 
     def _object(self, index: int, step: Step, call: str, present: list[int]) -> None:
         if len(step.twin.outputs) == 1 and present:

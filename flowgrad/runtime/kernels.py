@@ -33,6 +33,10 @@ IN_PLACE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Exp", "Sqrt", "Tanh", 
 """Elementwise ops whose kernel may write over an operand (tested: same bits with ``out`` being an operand)."""
 
 
+SPREAD_ELEMENTS = 1024
+"""Constant operands of elementwise ops with results of at most this many elements are stored in the full shape."""
+
+
 def takes_out(node: Node, definition: OpDef) -> bool:
     """True if the kernel fills a buffer for the only output, in its declared dtype."""
     if "out" not in definition.special or "subgraphs" in definition.special:
@@ -45,6 +49,13 @@ def takes_out(node: Node, definition: OpDef) -> bool:
     return not widened or "to_dtype" in definition.special
 
 
+def may_overwrite(node: Node) -> bool:
+    """True if the kernel may write its result over an operand."""
+    if node.op not in IN_PLACE:
+        return False
+    return node.op in UFUNCS or all(v is None or v.type.dtype.is_float for v in node.inputs)
+
+
 @dataclass(slots=True)
 class Bound:
     """A kernel and how to call it: with the inputs, keywords, and ``out`` by position or by keyword."""
@@ -52,7 +63,6 @@ class Bound:
     function: Kernel
     keywords: dict[str, Any] = field(default_factory=dict)
     positional_out: bool = False
-    checked_out: bool = True
 
 
 def bind(node: Node, definition: OpDef, threads: int) -> Bound:
@@ -60,7 +70,7 @@ def bind(node: Node, definition: OpDef, threads: int) -> Bound:
     ufunc = _ufunc(node, definition)
     if ufunc is not None:
         split = split_kernel(node, ufunc, threads)
-        return Bound(split or ufunc, positional_out=True, checked_out=False)
+        return Bound(split or _flat_product(node) or ufunc, positional_out=True)
     keywords = {n: definition.attribute(node, n) for n, default in definition.attributes.items()
                 if n in node.attributes or default is REQUIRED}
     if "count" in definition.special:
@@ -84,6 +94,25 @@ def _ufunc(node: Node, definition: OpDef) -> np.ufunc | None:
     if definition.name in FLOAT_UFUNCS:
         return FLOAT_UFUNCS[definition.name] if kinds == {"float"} else None
     return UFUNCS[definition.name]
+
+
+def _flat_product(node: Node) -> Kernel | None:
+    """Return ``np.dot`` for a product of two float matrices: half the call cost of ``np.matmul``."""
+    if node.op != "MatMul" or node.output().type.dtype.name not in ("float32", "float64"):
+        return None
+    return np.dot if all(v is not None and v.type.rank == 2 for v in node.inputs) else None
+
+
+def spread(constant: Array, node: Node) -> Array:
+    """Return a constant operand of a small elementwise op in the shape of the result.
+
+    Broadcasting costs a ufunc call more than the call itself where the arrays are small.
+    """
+    result = node.output().type
+    size = result.size
+    if constant.shape == result.shape or not isinstance(size, int) or size > SPREAD_ELEMENTS:
+        return constant
+    return np.ascontiguousarray(np.broadcast_to(constant, result.static_shape))
 
 
 def check_result(result: Any, type_: Type, node: Node) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from flowgrad.ir.graph import Array, Value
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.ir.types import Type
-from flowgrad.runtime.kernels import IN_PLACE, takes_out
+from flowgrad.runtime.kernels import may_overwrite, takes_out
 from flowgrad.runtime.snapshot import ABSENT
 from flowgrad.runtime.specialise import Step, nbytes
 
@@ -197,7 +197,7 @@ def _sweep(steps: Sequence[Step], last: Mapping[int, int], layout: Layout) -> No
             if number in blocks and last[number] == index:
                 allocator.give(*blocks.pop(number))
             live -= objects.pop(number, 0)
-        layout.releases.append([n for n in dying[index] if layout.places.get(n) in (Place.OBJECT, None)])
+        layout.releases.append([n for n in dying[index] if layout.places.get(n) is Place.OBJECT])
     layout.arena_bytes = allocator.high
     layout.peak_bytes = allocator.high + handed_out + peak
 
@@ -213,7 +213,7 @@ def _in_place(step: Step, index: int, last: Mapping[int, int], layout: Layout,
               blocks: Mapping[int, tuple[int, int]]) -> int | None:
     """Return the operand whose block the output of ``step`` may take over."""
     record = step.record
-    if record.node.op not in IN_PLACE or layout.places.get(record.outputs[0]) is not Place.ARENA:
+    if not may_overwrite(step.twin) or layout.places.get(record.outputs[0]) is not Place.ARENA:
         return None
     result = step.twin.output().type
     for number, value in zip(record.inputs, step.twin.inputs, strict=True):

@@ -1,0 +1,125 @@
+"""Every op case through the program: the same bits as the reference evaluator, whatever is known beforehand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.evaluate import evaluate
+from flowgrad.ir.graph import Array, Graph
+from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.runtime.kernels import FLOAT_UFUNCS, IN_PLACE, UFUNCS, bind, may_overwrite, takes_out
+from flowgrad.runtime.program import Program
+from tests.op_cases import Case, all_cases
+
+CASES = all_cases()
+SEED = 7
+
+
+def assert_same(got: dict[str, Array], expected: dict[str, Array]) -> None:
+    assert list(got) == list(expected)
+    for name, array in expected.items():
+        mine = got[name]
+        assert mine.dtype == array.dtype and mine.shape == array.shape, name
+        if array.dtype == object:
+            assert mine.tolist() == array.tolist(), name
+        else:
+            assert np.ascontiguousarray(mine).tobytes() == np.ascontiguousarray(array).tobytes(), (name, mine, array)
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize("case", CASES, ids=[c.id for c in CASES])
+def test_program_equals_evaluator(case: Case, symbolic: bool) -> None:
+    if symbolic and not case.symbolic:
+        pytest.skip("needs static shapes")
+    arrays = case.arrays()
+    graph, _ = case.graph(arrays, symbolic)
+    feeds = case.feeds(arrays)
+    expected = evaluate(graph, feeds, rng=np.random.default_rng(SEED))
+    program = Program(graph, threads=2, seed=SEED)
+    for _ in range(2):  # the second run meets used buffers
+        assert_same(program.run(feeds), expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[c.id for c in CASES])
+def test_program_within_a_graph(case: Case) -> None:
+    """Operands that lie in planned buffers, results that are used again: no buffer is overwritten too early."""
+    arrays = case.arrays()
+    graph, node = _surrounded(case, arrays)
+    feeds = case.feeds(arrays)
+    expected = evaluate(graph, feeds, rng=np.random.default_rng(SEED))
+    program = Program(graph, threads=1, seed=SEED)
+    for _ in range(2):
+        assert_same(program.run(feeds), expected)
+
+
+def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, object]:
+    graph, node = case.graph(arrays)
+    b = Builder(graph)
+    for value in list(graph.inputs):
+        if not value.type.dtype.is_float or value.type.dtype.itemsize < 4:
+            continue
+        before = b.Add(value, b.Mul(value, 0.0))  # a planned buffer with the bits of the input
+        for user in value.users:
+            if user is node:
+                graph.set_inputs(user, [before if v is value else v for v in user.inputs],
+                                 [before if v is value else v for v in user.captures])
+    for value in node.outputs:
+        if value is not None and value.type.dtype.is_float and value.type.dtype.itemsize >= 4:
+            filler = b.Exp(b.Mul(value, 0.5))
+            graph.add_output(b.Add(b.Mul(filler, value), b.Sub(value, filler)))
+    return graph, node
+
+
+FAST = [c for c in CASES if c.op in UFUNCS or c.op in FLOAT_UFUNCS]
+
+
+@pytest.mark.parametrize("case", FAST, ids=[c.id for c in FAST])
+def test_fast_kernels_are_the_kernels(case: Case) -> None:
+    arrays = case.arrays()
+    graph, node = case.graph(arrays)
+    bound = bind(node, opdef(case.op), 1)
+    if not bound.positional_out:
+        assert case.op in FLOAT_UFUNCS or not takes_out(node, opdef(case.op)) or _mixed(arrays)
+        return
+    expected = evaluate(graph, case.feeds(arrays))[node.output().name]
+    out = np.empty_like(expected)
+    with np.errstate(all="ignore"):
+        bound.function(*arrays, out)
+    assert out.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+def _mixed(arrays: list[Array | None]) -> bool:
+    return len({a.dtype for a in arrays if a is not None}) > 1 or any(a is not None and a.dtype == object for a in arrays)
+
+
+ALIASED = [c for c in CASES if c.op in IN_PLACE]
+
+
+@pytest.mark.parametrize("case", ALIASED, ids=[c.id for c in ALIASED])
+def test_in_place_kernels_may_write_over_each_operand(case: Case) -> None:
+    arrays = case.arrays()
+    graph, node = case.graph(arrays)
+    definition = opdef(case.op)
+    if not takes_out(node, definition) or not may_overwrite(node):
+        pytest.skip("nothing is overwritten for this dtype")
+    expected = evaluate(graph, case.feeds(arrays))[node.output().name]
+    bound = bind(node, definition, 1)
+    for index, array in enumerate(arrays):
+        if array is None or array.shape != expected.shape or array.dtype != expected.dtype:
+            continue
+        given = [None if a is None else a.copy() for a in arrays]
+        target = given[index]
+        with np.errstate(all="ignore"):
+            if bound.positional_out:
+                bound.function(*given, target)
+            else:
+                bound.function(*given, out=target, **bound.keywords)
+        assert target is not None and target.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+def test_in_place_ops_are_elementwise() -> None:
+    for name in IN_PLACE:
+        assert Trait.ELEMENTWISE in opdef(name).traits, name
+    assert {c.op for c in ALIASED} == IN_PLACE
