@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,8 @@ def describe(node: Node) -> str:
 def symbolic_value(node: Node, type_: Type) -> Array | None:
     """Return the symbolic value of the first output, or None where it has none."""
     if not type_.dtype.is_integer or (type_.rank or 0) > 1:
+        return None
+    if type_.is_static and math.prod(type_.static_shape) > SYMBOLIC_ELEMENTS:
         return None
     definition = opdef(node.op)
     if definition.value_rule is not None:

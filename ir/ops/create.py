@@ -34,9 +34,14 @@ def range_(start: Array, limit: Array, delta: Array, *, stash_type: int = 1) -> 
     first, last, step = (a.reshape(-1)[0] for a in (start, limit, delta))
     if start.dtype == object:
         return np.asarray(list(range(*_plain_ints(first, last, step))), object)
-    count = max(int(np.ceil((last - first) / step)), 0) if start.dtype.kind == "f" else len(
-        range(int(first), int(last), int(step)))
+    count = _range_length(first, last, step)
     return np.asarray(first + np.arange(count).astype(start.dtype) * step).astype(start.dtype, copy=False)
+
+
+def _range_length(first: Any, last: Any, step: Any) -> int:
+    if np.asarray(first).dtype.kind == "f":
+        return max(int(np.ceil((last - first) / step)), 0)
+    return len(range(int(first), int(last), int(step)))
 
 
 def _plain_ints(*numbers: Any) -> list[int]:
@@ -50,7 +55,7 @@ def _(node: Node) -> Type:
     dtype = node.input(0).type.dtype
     constants = [v.constant if v is not None else None for v in node.inputs]
     if all(c is not None for c in constants):
-        return Type(dtype, (len(range_.kernel(*constants)),))
+        return Type(dtype, (_range_length(*(c.reshape(-1)[0] for c in constants if c is not None)),))
     bounds = [known_dims(v) for v in node.inputs]
     if any(d is None for d in bounds):
         return Type(dtype, (UNKNOWN,))
