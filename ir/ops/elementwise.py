@@ -44,8 +44,8 @@ def guarded(b: Any, divisor: Value) -> Value:
     if _is_never_zero(divisor):
         return divisor
     dtype = divisor.type.dtype
-    tiny = float(float_info(dtype.numpy).smallest_subnormal)
-    return b.Where(b.Equal(divisor, 0.0), b.scalar(tiny, dtype), divisor)  # type: ignore[no-any-return]
+    least = float(float_info(dtype.numpy).smallest_subnormal)
+    return b.Where(b.Equal(divisor, 0.0), b.scalar(least, dtype), divisor)  # type: ignore[no-any-return]
 
 
 def _is_never_zero(x: Value) -> bool:
