@@ -363,10 +363,12 @@ class Graph:
 
     def replace_uses(self, old: Value, new: Value, only: Callable[[Node], bool] | None = None) -> None:
         """Let every user of ``old`` (or those that ``only`` accepts) use ``new`` instead."""
-        for node in old.users:
-            if only is None or only(node):
-                inputs = [new if v is old else v for v in node.inputs]
-                self.set_inputs(node, inputs, [new if v is old else v for v in node.captures])
+        slots: dict[Node, list[int]] = {}
+        for (_, slot), node in old.uses.items():
+            slots.setdefault(node, []).append(slot)
+        for node, found in slots.items():
+            if old is not new and (only is None or only(node)):
+                self._repoint(node, old, new, found)
 
     def set_attributes(self, node: Node, attributes: Mapping[str, Attribute]) -> None:
         """Replace all attributes of a node."""
@@ -527,6 +529,21 @@ class Graph:
             if value is not None:
                 self.dag.add_edge(value.producer.key, node.key, key=slot, value=value)
                 value.uses[node.key, slot] = node
+        self.version += 1
+
+    def _repoint(self, node: Node, old: Value, new: Value, slots: Sequence[int]) -> None:
+        """Let ``slots`` of a node take another value; the other edges stay, of which there may be thousands."""
+        inputs, captures = list(node.inputs), list(node.captures)
+        for slot in slots:
+            if slot >= 0:
+                inputs[slot] = new
+            else:
+                captures[-1 - slot] = new
+            self.dag.remove_edge(old.producer.key, node.key, key=slot)
+            del old.uses[node.key, slot]
+            self.dag.add_edge(new.producer.key, node.key, key=slot, value=new)
+            new.uses[node.key, slot] = node
+        node.inputs, node.captures = tuple(inputs), tuple(captures)
         self.version += 1
 
     def _disconnect(self, node: Node) -> None:

@@ -16,7 +16,7 @@ from flowgrad.ir.ops.registry import attr
 from flowgrad.ir.types import DType
 from flowgrad.passes import canonicalize_shapes
 from flowgrad.passes.registry import pass_
-from flowgrad.passes.rewrite import apply_rules, no_match, rewrite, rules_in
+from flowgrad.passes.rewrite import RewriteBuilder, apply_rules, no_match, rewrite, rules_in
 
 
 @pass_("canonicalize", kind="exact")
@@ -60,9 +60,9 @@ def drop_zero_term(b: Builder, node: Node, x: Value) -> Any:
 
 
 @rewrite("Relu|Abs|Floor|Ceil|Round|Sign(%y)")
-def drop_repetition(b: Builder, node: Node, y: Value) -> Any:
+def drop_repetition(b: RewriteBuilder, node: Node, y: Value) -> Any:
     """f(f(x)) = f(x)."""
-    return y if y.producer.op == node.op else no_match(f"{y.producer.op} is another op")
+    return y if b.made_by(y, node.op) else no_match(f"{y.producer.op} is another op")
 
 
 @rewrite("Sum|Mean|Max|Min(%x)")

@@ -13,7 +13,7 @@ from flowgrad.ir.graph import CONSTANT, Node, Value
 from flowgrad.ir.infer import draft, infer
 from flowgrad.ir.ops.registry import Trait, attr, find_op
 from flowgrad.ir.types import Shape
-from flowgrad.passes.rewrite import no_match, rewrite, rules_in
+from flowgrad.passes.rewrite import RewriteBuilder, no_match, rewrite, rules_in
 
 REORDERING_FREE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 """Ops that keep elements in order and only group them otherwise."""
@@ -38,7 +38,7 @@ def same_type(a: Value, b: Value) -> bool:
 # ---- what changes nothing -----------------------------------------------------------------------------------------------
 
 
-@rewrite("Reshape(%x, %s)", "Expand(%x, %s)", "Flatten(%x)", "Squeeze(%x, %s?)", "Unsqueeze(%x, %s)",
+@rewrite("Reshape(%x, %s)", "Expand(%x, %s)", "Flatten(%x)", "Squeeze(%x, %s?)", "Unsqueeze(%x, %s)", "Tile(%x, %s)",
          "SumTo(%x, %s)")
 def drop_same_shape(b: Builder, node: Node, x: Value) -> Any:
     """What keeps the order of elements and gives the shape that x has is x."""
@@ -51,6 +51,13 @@ def drop_whole_slice(b: Builder, node: Node, x: Value, steps: Value | None) -> A
     if steps is not None and (ints(steps) is None or any(n != 1 for n in ints(steps) or ())):
         return no_match("the steps are not 1")
     return x if same_type(x, node.output()) else no_match("it takes a part, or only the run can tell")
+
+
+@rewrite("Pad(%x, %pads, %value?, %axes?)")
+def drop_empty_pad(b: Builder, x: Value, pads: Value) -> Any:
+    """A pad of nothing is x."""
+    found = ints(pads)
+    return x if found is not None and not any(found) else no_match("there are pads, or only the run can tell")
 
 
 @rewrite("Transpose(%x)")
@@ -78,11 +85,12 @@ def drop_empty_reduction(b: Builder, node: Node, x: Value, axes: Value | None) -
 
 
 @rewrite("Reshape(%y, %s)", "Flatten(%y)", "Squeeze(%y, %s?)", "Unsqueeze(%y, %s)")
-def return_to_shape(b: Builder, node: Node, y: Value) -> Any:
+def return_to_shape(b: RewriteBuilder, node: Node, y: Value) -> Any:
     """Regrouping elements and then going back is nothing."""
-    if y.producer.op not in REORDERING_FREE:
+    before = b.made_by(y, *REORDERING_FREE)
+    if before is None:
         return no_match(f"%{y.name} does not regroup elements")
-    x = y.producer.input(0)
+    x = before.input(0)
     return x if same_type(x, node.output()) else no_match(f"{x.type!r} becomes {node.output().type!r}")
 
 
@@ -118,10 +126,10 @@ def join_expands(b: Builder, node: Node, x: Value, s: Value) -> Any:
 
 
 @rewrite("Concat(*%parts)")
-def undo_split(b: Builder, node: Node, parts: Sequence[Value]) -> Any:
+def undo_split(b: RewriteBuilder, node: Node, parts: Sequence[Value]) -> Any:
     """The parts of a Split, put together again in order, are what was split."""
-    split = parts[0].producer if parts else node
-    if split.op != "Split" or list(split.outputs) != list(parts):
+    split = b.made_by(parts[0], "Split") if parts else None
+    if split is None or list(split.outputs) != list(parts) or any(b.made_by(v, "Split") is None for v in parts):
         return no_match("these are not all parts of one Split, in order")
     whole = split.input(0)
     rank = whole.type.rank
@@ -143,13 +151,14 @@ def permutation(node: Node) -> list[int] | None:
 
 
 @rewrite("<BROADCASTS>(*%operands)")
-def drop_redundant_expand(b: Builder, node: Node, operands: Sequence[Value | None]) -> Any:
+def drop_redundant_expand(b: RewriteBuilder, node: Node, operands: Sequence[Value | None]) -> Any:
     """An operand need not be broadcast beforehand where the op broadcasts it to the same shape."""
     shape = node.output().type.shape
     for index, operand in enumerate(operands):
-        if operand is None or operand.producer.op != "Expand" or shape is None:
+        expand = b.made_by(operand, "Expand")
+        if expand is None or shape is None:
             continue
-        inputs = [*operands[:index], operand.producer.input(0), *operands[index + 1:]]
+        inputs = [*operands[:index], expand.input(0), *operands[index + 1:]]
         if _shape_of(node.op, inputs, node) == shape:
             return b.add(node.op, inputs, node.attributes)
     return no_match("no operand is an Expand that the op makes needless")

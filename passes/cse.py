@@ -11,7 +11,7 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
 from flowgrad.ir.types import merge_types
-from flowgrad.passes.edits import all_graphs, is_literal, is_removable_constant, recompute_of, substitute
+from flowgrad.passes.edits import all_graphs, is_literal, is_pinned, is_removable_constant, recompute_of, substitute
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import permitted
 
@@ -20,7 +20,7 @@ from flowgrad.passes.rewrite import permitted
 def cse(graph: Graph) -> None:
     """Merge nodes that compute the same: equal op, attributes, operands and subgraphs.
 
-    Random nodes are never merged, nor nodes of different recomputations. Of constants, only literals are merged: an
+    Random and pinned nodes are never merged, nor nodes of different recomputations. Of constants, only literals are merged: an
     initializer keeps its own name, so that it can be given another value.
     """
     digests: dict[int, tuple[int, bool]] = {}
@@ -35,7 +35,7 @@ def _merge(graph: Graph, digests: Mapping[int, tuple[int, bool]]) -> None:
     seen: dict[Hashable, Node] = {}
     doomed: list[Node] = []
     for node in graph.nodes():
-        if any(digests[id(g)][1] for g in node.subgraphs.values()) or Trait.RANDOM in opdef(node.op).traits:
+        if _is_random(node, digests) or is_pinned(graph, node):
             continue
         numbers = {v: id(replaced.get(v, v)) for v in (*node.inputs, *node.captures) if v is not None}
         first = seen.setdefault((_key(node, numbers, digests), recompute_of(node)), node)
@@ -51,8 +51,12 @@ def _merge(graph: Graph, digests: Mapping[int, tuple[int, bool]]) -> None:
     for node in reversed(doomed):
         graph.remove(node)
     for value in replaced:
-        if value.producer.op == "Constant" and is_removable_constant(value.producer):
+        if value.producer.op == "Constant" and is_removable_constant(graph, value.producer):
             graph.remove(value.producer)
+
+
+def _is_random(node: Node, digests: Mapping[int, tuple[int, bool]]) -> bool:
+    return Trait.RANDOM in opdef(node.op).traits or any(digests[id(g)][1] for g in node.subgraphs.values())
 
 
 def _equal_literals(graph: Graph) -> dict[Value, Value]:
@@ -60,7 +64,7 @@ def _equal_literals(graph: Graph) -> dict[Value, Value]:
     replaced: dict[Value, Value] = {}
     for value in graph.constants:
         array = value.constant
-        if array is None or not is_literal(value):
+        if array is None or not is_literal(value) or value.name in graph.pinned:
             continue
         first = seen.setdefault((value.type, _bytes(array)), value)
         if first is not value and permitted("cse", value.producer):
@@ -129,14 +133,14 @@ def _digest(graph: Graph, digests: Mapping[int, tuple[int, bool]], table: dict[H
     keys: list[Hashable] = [tuple((v.type.dtype.name, v.type.rank) for v in graph.inputs)]
     is_random = False
     for node in graph.nodes():
-        for value in (*node.inputs, *node.captures):
-            if value is not None:
-                number(value)
-        is_random |= Trait.RANDOM in opdef(node.op).traits or any(digests[id(g)][1] for g in node.subgraphs.values())
+        for operand in (*node.inputs, *node.captures):
+            if operand is not None:
+                number(operand)
+        is_random |= _is_random(node, digests)
         keys.append((_key(node, numbers, digests), recompute_of(node)))
-        for value in node.outputs:
+        for made in node.outputs:
             count += 1
-            if value is not None:
-                numbers[value] = count
+            if made is not None:
+                numbers[made] = count
     keys.append(tuple(number(v) for v in graph.outputs))
     return table.setdefault(tuple(keys), len(table)), is_random

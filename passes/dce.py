@@ -23,7 +23,7 @@ def dce(graph: Graph) -> None:
 
 def _sweep(graph: Graph) -> None:
     for node in reversed(graph.nodes()):
-        if is_dead(node):
+        if is_dead(graph, node):
             if permitted("dce", node):
                 graph.remove(node)
             continue
@@ -33,7 +33,7 @@ def _sweep(graph: Graph) -> None:
 
             prune_subgraphs(graph, node)
     for value in graph.constants:
-        if is_removable_constant(value.producer) and permitted("dce", value.producer):
+        if is_removable_constant(graph, value.producer) and permitted("dce", value.producer):
             graph.remove(value.producer)
 
 
@@ -42,5 +42,5 @@ def _drop_outputs(graph: Graph, node: Node) -> None:
     if definition.variadic_outputs:
         return  # the number of outputs has a meaning
     for value in node.outputs[definition.required_outputs:]:
-        if value is not None and not value.uses and permitted("dce", node):
+        if value is not None and not value.uses and value.name not in graph.pinned and permitted("dce", node):
             graph.drop_output(value)

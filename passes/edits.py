@@ -32,9 +32,14 @@ def substitute(graph: Graph, mapping: Mapping[Value, Value]) -> None:
         graph.set_inputs(node, inputs, [mapping.get(v, v) for v in node.captures])
 
 
-def is_dead(node: Node) -> bool:
-    """Return whether nobody uses any output of an op node."""
-    return not any(v is not None and v.uses for v in node.outputs)
+def is_pinned(graph: Graph, node: Node) -> bool:
+    """Return whether an output of a node must survive as it is."""
+    return bool(graph.pinned) and any(v is not None and v.name in graph.pinned for v in node.outputs)
+
+
+def is_dead(graph: Graph, node: Node) -> bool:
+    """Return whether nobody uses any output of an op node, and none is pinned."""
+    return not any(v is not None and v.uses for v in node.outputs) and not is_pinned(graph, node)
 
 
 def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = False) -> list[Node]:
@@ -43,7 +48,7 @@ def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = Fals
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        if node.key not in graph.dag or node.op in ENTRIES or not is_dead(node):
+        if node.key not in graph.dag or node.op in ENTRIES or not is_dead(graph, node):
             continue
         if keep_random and is_random(node):
             continue
@@ -54,9 +59,9 @@ def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = Fals
     return removed
 
 
-def is_removable_constant(node: Node) -> bool:
-    """Return whether a Constant entry may go: nobody uses it, and it is no parameter."""
-    return not node.output().uses and node.role != PARAMETER
+def is_removable_constant(graph: Graph, node: Node) -> bool:
+    """Return whether a Constant entry may go: nobody uses it, it is no parameter, and not pinned."""
+    return not node.output().uses and node.role != PARAMETER and not is_pinned(graph, node)
 
 
 def is_literal(value: Value) -> bool:

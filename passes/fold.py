@@ -10,7 +10,7 @@ from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.evaluate import call_node
 from flowgrad.ir.graph import CONSTANT, INITIALIZER, INLINE_ELEMENTS, LITERAL, Array, Graph, Node, Value
 from flowgrad.ir.ops.registry import Trait, opdef
-from flowgrad.passes.edits import all_graphs, is_random, remove_dead, substitute
+from flowgrad.passes.edits import all_graphs, is_pinned, is_random, remove_dead, substitute
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import permitted
 
@@ -25,7 +25,7 @@ BOUNDED = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression"})
 def fold(graph: Graph, *, limit: int = 2**20) -> None:
     """Replace what is computed from constants, or known from types, by constants of at most ``limit`` bytes.
 
-    Parameters are never folded, nor random nodes; a node that fails is left for the run to report.
+    Parameters are never folded, nor random or pinned nodes; a node that fails is left for the run to report.
     """
     for inner in all_graphs(graph):
         _Folder(inner, limit).run()
@@ -53,6 +53,8 @@ class _Folder:
 
     def results(self, node: Node) -> Sequence[Array | None] | None:
         """Return the outputs of a node that can be folded, else None."""
+        if is_pinned(self.graph, node):
+            return None
         static = [None if v is None else _static_value(v) for v in node.outputs]
         if all(v is None or a is not None for v, a in zip(node.outputs, static, strict=True)):
             return None if is_random(node) else static

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,19 +166,20 @@ def _check(text: str, pattern: Application) -> None:
 # ---- matching -------------------------------------------------------------------------------------------------------------
 
 
-def matches(pattern: Application, root: Node, *, shared: bool = False) -> Iterator[Match]:
+def matches(
+    pattern: Application, root: Node, *, shared: bool = False, pinned: Container[str] = ()
+) -> Iterator[Match]:
     """Yield the ways in which ``root`` matches, operands of commutative ops taken in either order.
 
-    Inner nodes have no user outside the match, unless ``shared``.
+    Inner nodes have no user outside the match, unless ``shared``, and are never ``pinned``.
     """
-    if shared:
-        def accepts(value: Value) -> bool:
-            return recompute_of(value.producer) == recompute
-    else:
-        def accepts(value: Value) -> bool:
-            return _is_alone(value) and recompute_of(value.producer) == recompute
-
     recompute = recompute_of(root)
+
+    def accepts(value: Value) -> bool:
+        if value.name in pinned or recompute_of(value.producer) != recompute:
+            return False
+        return shared or _is_alone(value)
+
     for bound, nodes in _match_node(pattern, root, {}, accepts):
         yield Match(root, bound, nodes)
 

@@ -23,7 +23,7 @@ from flowgrad.ir.errors import PassError, ValidationError
 from flowgrad.ir.graph import ENTRIES, INPUT, OUTPUT, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.types import Type, merge_types
-from flowgrad.passes.edits import all_graphs, is_dead, is_removable_constant, recompute_of, remove_dead
+from flowgrad.passes.edits import all_graphs, is_dead, is_pinned, is_removable_constant, recompute_of, remove_dead
 from flowgrad.passes.patterns import Application, Match, matches, parse_pattern
 from flowgrad.passes.registry import Kind
 
@@ -165,12 +165,18 @@ class RewriteBuilder(Builder):
         self.made.append(node)
         return node
 
+    def made_by(self, value: Value | None, *ops: str) -> Node | None:
+        """Return the node behind ``value`` if its op is one of ``ops`` and a rule may look past ``value``, else None."""
+        if value is None or value.producer.op not in ops or value.name in self.graph.pinned:
+            return None
+        return value.producer
+
     def discard(self) -> None:
         """Remove what was made and is not used."""
-        remove_dead(self.graph, [n for n in reversed(self.made) if n.key in self.graph.dag and is_dead(n)])
+        remove_dead(self.graph, [n for n in reversed(self.made) if n.key in self.graph.dag and is_dead(self.graph, n)])
         for key in range(self.first_key, self.graph._next_key):
             entry = self.graph.dag.nodes[key]["entry"] if key in self.graph.dag else None
-            if entry is not None and entry.op == "Constant" and is_removable_constant(entry):
+            if entry is not None and entry.op == "Constant" and is_removable_constant(self.graph, entry):
                 self.graph.remove(entry)
 
 
@@ -217,11 +223,13 @@ class _Driver:
     def visit(self, node: Node) -> None:
         recorder = _RECORDER.get()
         for rule, pattern in self.table[node.op]:
-            for match in matches(pattern, node, shared=rule.shared):
+            for match in matches(pattern, node, shared=rule.shared, pinned=self.graph.pinned):
                 if recorder is not None and not recorder.permits():
                     return
                 b = RewriteBuilder(self.graph, rule, match)
                 result = rule(b, match)
+                if not isinstance(result, NoMatch) and self.is_held(node, result, b.made):
+                    result = NoMatch("an output is pinned")
                 if isinstance(result, NoMatch):
                     b.discard()
                     if recorder is not None and recorder.verbose:
@@ -230,6 +238,15 @@ class _Driver:
                 permitted(rule.name, node)
                 self.commit(b, rule, match, result)
                 return
+
+    def is_held(self, root: Node, result: Any, made: Sequence[Node]) -> bool:
+        """Return whether a pinned output of the root would give way to a value that was there before."""
+        if not is_pinned(self.graph, root):
+            return False
+        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        fresh = {v for n in made for v in n.outputs if v is not None}
+        return any(old is not None and old.name in self.graph.pinned and new not in fresh
+                   for old, new in zip(root.outputs, results, strict=False))
 
     def commit(self, b: RewriteBuilder, rule: Rule, match: Match, result: Any) -> None:
         self.recent.append(rule.name)
@@ -247,7 +264,7 @@ class _Driver:
             if old is not None:
                 around.update(dict.fromkeys(old.uses.values()))
                 replace_value(self.graph, old, _checked(rule, root, old, new), b.made, adopted)
-        if len(results) < len(root.outputs) and not is_dead(root):
+        if len(results) < len(root.outputs) and not is_dead(self.graph, root):
             raise PassError(f"rule {rule.name} replaced {len(results)} of {len(root.outputs)} outputs", code="rule",
                             where=describe(root))
         _carry_names(root, b.made)
@@ -302,7 +319,7 @@ def replace_value(graph: Graph, old: Value, new: Value, made: Sequence[Node] = (
     """
     taken = set() if adopted is None else adopted
     is_fresh = any(new.producer is n for n in made) and new not in taken
-    if is_fresh or _gives_name(old, new):
+    if is_fresh or (_gives_name(old, new) and new.name not in graph.pinned):
         merged = merge_types(old.type, new.type)
         graph.adopt(old, new)
         graph.set_type(old, merged)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.registry import attr
 from flowgrad.passes.canonicalize import unchanged
 from flowgrad.passes.canonicalize_shapes import ints
 from flowgrad.passes.registry import pass_
-from flowgrad.passes.rewrite import apply_rules, no_match, rewrite, rules_in
+from flowgrad.passes.rewrite import RewriteBuilder, apply_rules, no_match, rewrite, rules_in
 
 
 @pass_("stabilize", kind="repairs")
@@ -27,19 +26,19 @@ def stabilize(graph: Graph) -> None:
 
 
 @rewrite("Log(Softmax(%x))", kind="repairs", shared=True)
-def log_softmax(b: Builder, node: Node, x: Value) -> Any:
+def log_softmax(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """log(softmax(x)) is finite where softmax(x) has vanished."""
     return b.LogSoftmax(x, axis=attr(node.input(0).producer, "axis"))
 
 
 @rewrite("Log(Sigmoid(%x))", kind="repairs", shared=True)
-def log_sigmoid(b: Builder, x: Value) -> Any:
+def log_sigmoid(b: RewriteBuilder, x: Value) -> Any:
     """log(sigmoid(x)) = -softplus(-x)."""
     return b.Neg(b.Softplus(b.Neg(x)))
 
 
 @rewrite("Log(Sub(1, Sigmoid(%x)))", kind="repairs", shared=True)
-def log_complement(b: Builder, node: Node, x: Value) -> Any:
+def log_complement(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """log(1 - sigmoid(x)) = -softplus(x)."""
     if x.type != node.output().type:
         return no_match("the 1 broadcasts")
@@ -47,7 +46,7 @@ def log_complement(b: Builder, node: Node, x: Value) -> Any:
 
 
 @rewrite("Log(Add(Exp(%x), 1))", kind="repairs", shared=True)
-def softplus(b: Builder, node: Node, x: Value) -> Any:
+def softplus(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """log(exp(x) + 1) = softplus(x)."""
     if x.type != node.output().type:
         return no_match("the 1 broadcasts")
@@ -55,13 +54,13 @@ def softplus(b: Builder, node: Node, x: Value) -> Any:
 
 
 @rewrite("Log(Exp(%x))", kind="repairs", shared=True)
-def log_of_exp(b: Builder, node: Node, x: Value) -> Any:
+def log_of_exp(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """log(exp(x)) = x."""
     return unchanged(node, x, "the type")
 
 
 @rewrite("Log(ReduceSum(Exp(%x), %axes?))", "ReduceLogSum(Exp(%x), %axes?)", kind="repairs", shared=True)
-def log_sum_exp(b: Builder, node: Node, x: Value, axes: Value | None) -> Any:
+def log_sum_exp(b: RewriteBuilder, node: Node, x: Value, axes: Value | None) -> Any:
     """log(sum(exp(x))) without overflow."""
     reduction = node if node.op == "ReduceLogSum" else node.input(0).producer
     if attr(reduction, "noop_with_empty_axes"):
@@ -73,30 +72,31 @@ def log_sum_exp(b: Builder, node: Node, x: Value, axes: Value | None) -> Any:
 
 
 @rewrite("Div(%e, ReduceSum(%e, %axes)) ", "Div(Exp(%x), ReduceSum(Exp(%x), %axes))", kind="repairs", shared=True)
-def softmax(b: Builder, node: Node, axes: Value) -> Any:
+def softmax(b: RewriteBuilder, node: Node, axes: Value) -> Any:
     """exp(x) / sum(exp(x)) = softmax(x)."""
-    exponential, reduction = node.input(0).producer, node.input(1).producer
-    if exponential.op != "Exp" or not attr(reduction, "keepdims"):
+    exponential, reduction = b.made_by(node.input(0), "Exp"), node.input(1).producer
+    if exponential is None or not attr(reduction, "keepdims"):
         return no_match("it is no sum of exponentials that keeps its axis")
     x, chosen = exponential.input(0), ints(axes)
     if chosen is None or len(chosen) != 1 or x.type != node.output().type:
         return no_match("Softmax takes one axis")
-    return b.Softmax(_unshifted(x, chosen[0]), axis=chosen[0])
+    return b.Softmax(_unshifted(b, x, chosen[0]), axis=chosen[0])
 
 
-def _unshifted(x: Value, axis: int) -> Value:
+def _unshifted(b: RewriteBuilder, x: Value, axis: int) -> Value:
     """Return z where x = z - max(z) along ``axis``: Softmax subtracts the maximum itself."""
-    if x.producer.op != "Sub":
+    difference = b.made_by(x, "Sub")
+    if difference is None:
         return x
-    z, top = x.producer.input(0), x.producer.input(1).producer
-    if top.op != "ReduceMax" or top.input(0) is not z or not attr(top, "keepdims") or z.type.rank is None:
+    z, top = difference.input(0), b.made_by(difference.input(1), "ReduceMax")
+    if top is None or top.input(0) is not z or not attr(top, "keepdims") or z.type.rank is None:
         return x
     axes = ints(top.inputs[1] if len(top.inputs) > 1 else None)
     return z if axes is not None and [a % z.type.rank for a in axes] == [axis % z.type.rank] else x
 
 
 @rewrite("Div(1, Add(Exp(Neg(%x)), 1))", "Reciprocal(Add(Exp(Neg(%x)), 1))", kind="repairs", shared=True)
-def sigmoid(b: Builder, node: Node, x: Value) -> Any:
+def sigmoid(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """1 / (1 + exp(-x)) = sigmoid(x)."""
     if x.type != node.output().type:
         return no_match("a 1 broadcasts")
@@ -104,23 +104,23 @@ def sigmoid(b: Builder, node: Node, x: Value) -> Any:
 
 
 @rewrite("Div(Exp(%x), Add(Exp(%x), 1))", "Div(%e, Add(%e, 1))", kind="repairs", shared=True)
-def sigmoid_of_positive(b: Builder, node: Node) -> Any:
+def sigmoid_of_positive(b: RewriteBuilder, node: Node) -> Any:
     """exp(x) / (exp(x) + 1) = sigmoid(x)."""
-    exponential = node.input(0).producer
-    if exponential.op != "Exp" or exponential.input(0).type != node.output().type:
+    exponential = b.made_by(node.input(0), "Exp")
+    if exponential is None or exponential.input(0).type != node.output().type:
         return no_match("it is no exponential, or the 1 broadcasts")
     return b.Sigmoid(exponential.input(0))
 
 
 @rewrite("Div(Sub(Exp(%x), Exp(Neg(%x))), Add(Exp(%x), Exp(Neg(%x))))", "Div(Sub(%p, %q), Add(%p, %q))",
          kind="repairs", shared=True)
-def tanh(b: Builder, node: Node) -> Any:
+def tanh(b: RewriteBuilder, node: Node) -> Any:
     """(exp(x) - exp(-x)) / (exp(x) + exp(-x)) = tanh(x)."""
-    plus, minus = (v.producer for v in node.input(0).producer.inputs if v is not None)
-    if plus.op != "Exp" or minus.op != "Exp":
+    plus, minus = (b.made_by(v, "Exp") for v in node.input(0).producer.inputs)
+    if plus is None or minus is None:
         return no_match("these are no exponentials")
-    x, negated = plus.input(0), minus.input(0).producer
-    if negated.op != "Neg" or negated.input(0) is not x:
+    x, negated = plus.input(0), b.made_by(minus.input(0), "Neg")
+    if negated is None or negated.input(0) is not x:
         return no_match("the exponents are not opposite")
     return b.Tanh(x)
 
@@ -129,7 +129,7 @@ def tanh(b: Builder, node: Node) -> Any:
 
 
 @rewrite("Sqrt(Mul(%x, %x))", "Sqrt(Pow(%x, 2))", kind="repairs", shared=True)
-def root_of_square(b: Builder, node: Node, x: Value) -> Any:
+def root_of_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """sqrt(x x) = |x|, whose derivative at 0 is 0."""
     if x.type != node.output().type:
         return no_match("the exponent broadcasts")
@@ -138,7 +138,7 @@ def root_of_square(b: Builder, node: Node, x: Value) -> Any:
 
 @rewrite("Sqrt(ReduceSum(Mul(%x, %x), %axes?))", "Sqrt(ReduceSum(Pow(%x, 2), %axes?))", "Sqrt(ReduceSumSquare(%x, %axes?))",
          kind="repairs", shared=True)
-def euclidean_norm(b: Builder, node: Node, x: Value, axes: Value | None) -> Any:
+def euclidean_norm(b: RewriteBuilder, node: Node, x: Value, axes: Value | None) -> Any:
     """sqrt(sum(x x)) = ||x||, whose derivative at 0 is 0."""
     reduction = node.input(0).producer
     squared = reduction.input(0)
