@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import extents, joined, known_dims, normal_axis, reshape_to
+from flowgrad.ir.ops.operands import as_int64, extents, joined, known_dims, normal_axis, reshape_to
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
 from flowgrad.ir.types import INT64, UNKNOWN, Type
 
@@ -63,7 +63,7 @@ def _(node: Node) -> Type:
 def _(b: Any, node: Node, y_bar: Value) -> Any:
     """x_bar = zeros, to which y_bar is added at its places."""
     x, indices = node.input(0), node.input(1)
-    return b.ScatterElements(b.zeros_like(x), indices, y_bar, axis=attr(node, "axis"), reduction="add"), NO_GRADIENT
+    return b.ScatterElements(b.zero(x), indices, y_bar, axis=attr(node, "axis"), reduction="add"), NO_GRADIENT
 
 
 Reducer = Callable[..., Any]
@@ -166,9 +166,57 @@ def _extreme_tangent(b: Any, node: Node, x_dot: Value, u_dot: Value) -> Value:
     return b.Div(total, b.Max(ties, 1.0))  # type: ignore[no-any-return]
 
 
+def _combined(b: Any, nodes: Sequence[Node]) -> Value:
+    """Return the sum of the outputs of adding scatters: those of one kind become one, with all updates."""
+    groups: dict[Any, list[Node]] = {}
+    for node in nodes:
+        groups.setdefault(_kind(node), []).append(node)
+    parts = []
+    for kind, group in groups.items():
+        parts += [n.output() for n in group] if kind is None or len(group) == 1 else [_united(b, group)]
+    return parts[0] if len(parts) == 1 else b.Sum(*parts)
+
+
+def _kind(node: Node) -> Any:
+    """Return what scatters must have in common to be joined, None for one that cannot be."""
+    shape = node.input(1).type.shape
+    if attr(node, "reduction") != "add" or shape is None or node.input(0).type.rank is None:
+        return None
+    if node.op == "ScatterND":
+        return shape[-1] if shape and isinstance(shape[-1], int) and shape[-1] else None
+    axis = normal_axis(attr(node, "axis"), len(shape))
+    return axis, shape[:axis], shape[axis + 1 :]
+
+
+def _united(b: Any, group: Sequence[Node]) -> Value:
+    bases = [n.input(0) for n in group if not b.is_zero(n.input(0))]
+    base = group[0].input(0) if not bases else bases[0] if len(bases) == 1 else b.Sum(*bases)
+    if group[0].op == "ScatterElements":
+        axis = attr(group[0], "axis")
+        indices = b.Concat(*(as_int64(b, n.input(1)) for n in group), axis=axis)
+        updates = b.Concat(*(n.input(2) for n in group), axis=axis)
+        return b.ScatterElements(base, indices, updates, axis=axis, reduction="add")  # type: ignore[no-any-return]
+    rows = [_flat_rows(b, n) for n in group]
+    indices, updates = (b.Concat(*(row[i] for row in rows), axis=0) for i in range(2))
+    return b.ScatterND(base, indices, updates, reduction="add")  # type: ignore[no-any-return]
+
+
+def _flat_rows(b: Any, node: Node) -> tuple[Value, Value]:
+    """Return indices and updates of a ScatterND with all leading axes as one."""
+    data, indices, updates = (node.input(i) for i in range(3))
+    rank, width = len(indices.shape), indices.shape[-1]
+    if rank == 2:
+        return indices, updates
+    leading = extents(b, indices, 0, rank - 1)
+    count = b.ReduceProd(leading[0], keepdims=1) if leading else b.ints([1])
+    shape = joined(b, [count, *extents(b, data, int(width), len(data.shape))])  # type: ignore[arg-type]
+    return b.Reshape(indices, joined(b, [count, b.ints([width])]), allowzero=1), b.Reshape(updates, shape, allowzero=1)
+
+
 for _scatter in (scatter_elements, scatter_nd):
     _scatter.adjoint(_scatter_adjoint)
     _scatter.tangent(_scatter_tangent)
+    _scatter.combine(_combined)
 
 
 # ---- GatherND -----------------------------------------------------------------------------------------------------------
@@ -178,10 +226,10 @@ for _scatter in (scatter_elements, scatter_nd):
 def gather_nd(data: Array, indices: Array, *, batch_dims: int = 0) -> Array:
     parts = tuple(np.moveaxis(indices, -1, 0))
     if not batch_dims:
-        return data[parts]
+        return np.asarray(data[parts])
     batch = np.ogrid[tuple(slice(n) for n in indices.shape[:batch_dims])]
     rest = (1,) * (indices.ndim - 1 - batch_dims)
-    return data[(*(g.reshape(g.shape + rest) for g in batch), *parts)]
+    return np.asarray(data[(*(g.reshape(g.shape + rest) for g in batch), *parts)])
 
 
 @gather_nd.types
@@ -197,7 +245,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     """x_bar = zeros, to which the parts of y_bar are added at their indices."""
     x = node.input(0)
     indices = _with_batch(b, node.input(1), attr(node, "batch_dims"))
-    return b.ScatterND(b.zeros_like(x), indices, y_bar, reduction="add"), NO_GRADIENT
+    return b.ScatterND(b.zero(x), indices, y_bar, reduction="add"), NO_GRADIENT
 
 
 def _with_batch(b: Any, indices: Value, batch_dims: int) -> Value:
@@ -211,7 +259,7 @@ def _with_batch(b: Any, indices: Value, batch_dims: int) -> Value:
         ramp = b.Range(np.int64(0), b.Squeeze(b.extent(indices, axis), [0]), np.int64(1))
         column = b.Reshape(ramp, b.ints([-1, *[1] * (rank - 1 - axis)]))
         grids.append(b.Expand(column, outer))
-    return b.Concat(*grids, b.Cast(indices, to=INT64.onnx), axis=-1)  # type: ignore[no-any-return]
+    return b.Concat(*grids, as_int64(b, indices), axis=-1)  # type: ignore[no-any-return]
 
 
 # ---- OneHot, NonZero, Compress, Unique ----------------------------------------------------------------------------------
@@ -269,7 +317,7 @@ def _(node: Node) -> Type:
 
 @op("Compress", since=11, outputs=("output",), traits=(Trait.LINEAR,))
 def compress(input: Array, condition: Array, *, axis: int | None = None) -> Array:
-    return np.compress(condition, input, axis)
+    return np.asarray(np.compress(condition, input, axis))
 
 
 @compress.types

@@ -10,6 +10,7 @@ import numpy as np
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
+    as_int64,
     extents,
     int_list,
     joined,
@@ -50,7 +51,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     if x.type.is_static and known is not None:
         pairs = b.ints([n for pair in zip(known, x.type.static_shape, strict=True) for n in pair])
     else:
-        columns = [b.Unsqueeze(b.Cast(repeats, to=7), [1]), b.Unsqueeze(b.shape(x), [1])]
+        columns = [b.Unsqueeze(as_int64(b, repeats), [1]), b.Unsqueeze(b.shape(x), [1])]
         pairs = b.Reshape(b.Concat(*columns, axis=1), b.ints([-1]))
     rank = x.type.rank
     if rank == 0:
@@ -246,7 +247,8 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
 @op("EyeLike", since=9, outputs=("output",), traits=(Trait.ZERO,))
 def eye_like(input: Array, *, dtype: int | None = None, k: int = 0) -> Array:
     element = input.dtype if dtype is None else dtype_of(dtype).numpy
-    return np.eye(*input.shape, k=k).astype(element)
+    rows, columns = input.shape
+    return np.eye(rows, columns, k=k).astype(element)
 
 
 @eye_like.types

@@ -206,7 +206,8 @@ def _contracted(terms: Sequence[str], result: str, x: Array, y: Array) -> Array:
     left = x.transpose([a.index(c) for c in (*batch, *rows, *inner)]).reshape(*sizes(batch, rows, inner))
     right = y.transpose([b.index(c) for c in (*batch, *inner, *columns)]).reshape(*sizes(batch, inner, columns))
     made = [*batch, *rows, *columns]
-    return np.matmul(left, right).reshape([extents[c] for c in made]).transpose([made.index(c) for c in result])
+    product = np.asarray(np.matmul(left, right)).reshape([extents[c] for c in made])
+    return product.transpose([made.index(c) for c in result])
 
 
 @einsum.types

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Value
-from flowgrad.ir.types import UNKNOWN, DimLike, Type
+from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type
 
 
 def known_dims(value: Value | None) -> list[DimLike] | None:
@@ -82,7 +82,7 @@ def joined(b: Any, parts: Sequence[Value]) -> Value:
     known = [known_ints(p) for p in parts]
     if all(k is not None for k in known):
         return b.ints([n for k in known for n in k or ()])  # type: ignore[no-any-return]
-    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=0)  # type: ignore[no-any-return]
+    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=0)
 
 
 def reshape_to(b: Any, value: Value, x: Value) -> Value:
@@ -115,3 +115,8 @@ def slice_axis(b: Any, vector: Value, start: int, end: int) -> Value:
     """Return ``vector[start:end]`` of an int64 vector: a constant if it is known."""
     known = known_ints(vector)
     return b.ints(known[start:end]) if known is not None else b.Slice(vector, [start], [end], [0])  # type: ignore[no-any-return]
+
+
+def as_int64(b: Any, value: Value) -> Value:
+    """Return an integer value as int64."""
+    return value if value.type.dtype == INT64 else b.Cast(value, to=INT64.onnx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.operands import (
+    as_int64,
     expand_to,
     extents,
     int_list,
@@ -19,13 +20,15 @@ from flowgrad.ir.ops.operands import (
     known_ints,
     known_length,
     normal_axes,
+    normal_axis,
     reshape_to,
+    slice_axis,
     unknown_shape,
 )
 from flowgrad.ir.ops.reduce import reduced_axes
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.ops.shape import slice_tuple
-from flowgrad.ir.types import Type
+from flowgrad.ir.types import INT64, DimLike, Type, dim_product
 
 
 def _shaped(node: Node, like: int, shape: int) -> Type:
@@ -131,6 +134,134 @@ def _(b: Any, nodes: Sequence[Node]) -> Value:
     return b.add("SliceGrad", [nodes[0].input(0), *(v for n in nodes for v in n.inputs[1:])])  # type: ignore[no-any-return]
 
 
+MOST_LAYERS = 4
+"""Up to so many full-size tensors are added up; more pieces than that are scattered."""
+
+
+@slice_grad.expansion
+def _(b: Any, node: Node) -> Value:
+    """Concatenate the pieces where they lie side by side, pad a few, or scatter many.
+
+    The memory this takes is linear in that of the pieces and the result.
+    """
+    pieces = [tuple(group) for group in _groups(node.inputs[1:], 5)]
+    layers = _layers(node, pieces)
+    if layers is not None and len(layers[1]) <= MOST_LAYERS:
+        return _summed(b, [_side_by_side(b, node, layers[0], layer) for layer in layers[1]])
+    if len(pieces) <= MOST_LAYERS and all(set(known_ints(piece[4]) or [0]) == {1} for piece in pieces):
+        return _summed(b, [_padded(b, node.input(0), piece) for piece in pieces])
+    axes = {tuple(known_ints(piece[3]) or ()) for piece in pieces}
+    rank = node.output().type.rank
+    if rank is not None and len(axes) == 1 and len(chosen := next(iter(axes))) == 1:
+        return _scattered_slices(b, node, normal_axis(chosen[0], rank), pieces)
+    return _scattered_elements(b, node, pieces)
+
+
+Interval = tuple[int, int, Value]
+
+
+def _summed(b: Any, parts: Sequence[Value]) -> Value:
+    return parts[0] if len(parts) == 1 else b.Sum(*parts)
+
+
+def _layers(node: Node, pieces: Sequence[Sequence[Value]]) -> tuple[int, list[list[Interval]]] | None:
+    """Return (axis, layers of disjoint intervals in order) if the pieces are known intervals of one known axis."""
+    dims = known_dims(node.input(0))
+    intervals: list[Interval] = []
+    found: int | None = None
+    for y_bar, *where in pieces:
+        starts, ends, axes, steps = (known_ints(v) for v in where)
+        if dims is None or starts is None or ends is None or axes is None or len(axes) != 1 or steps != [1]:
+            return None
+        axis = normal_axis(axes[0], len(dims))
+        extent = dims[axis]
+        if found not in (None, axis) or not isinstance(extent, int):
+            return None
+        found = axis
+        start, end, _ = slice(starts[0], ends[0]).indices(extent)
+        intervals.append((start, max(end, start), y_bar))
+    return None if found is None else (found, _disjoint(intervals))
+
+
+def _disjoint(intervals: Sequence[Interval]) -> list[list[Interval]]:
+    """Return the intervals in as few layers as need be, so that those of one layer do not overlap."""
+    layers: list[list[Interval]] = []
+    ends: list[tuple[int, int]] = []
+    for start, end, y_bar in sorted(intervals, key=lambda item: item[:2]):
+        if ends and ends[0][0] <= start:
+            _, at = heapq.heappop(ends)
+        else:
+            at = len(layers)
+            layers.append([])
+        layers[at].append((start, end, y_bar))
+        heapq.heappush(ends, (end, at))
+    return layers
+
+
+def _side_by_side(b: Any, node: Node, axis: int, layer: Sequence[Interval]) -> Value:
+    """Return the pieces of a layer joined along ``axis``, each padded with zeros up to the next."""
+    extent = (known_dims(node.input(0)) or [])[axis]
+    parts: list[Value] = []
+    at: DimLike = 0
+    for i, (start, end, y_bar) in enumerate(layer):
+        stop = layer[i + 1][0] if i + 1 < len(layer) else extent
+        before, after = start - at, stop - end
+        parts.append(b.Pad(y_bar, b.ints([before, after]), None, b.ints([axis])) if before or after else y_bar)
+        at = stop
+    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=axis)
+
+
+def _padded(b: Any, shape: Value, piece: Sequence[Value]) -> Value:
+    """Return a piece of unit steps, padded with zeros to ``shape``."""
+    y_bar, starts, _, axes, _ = piece
+    whole = b.Gather(shape, axes)
+    starts = as_int64(b, starts)
+    begin = b.Max(b.Min(b.Where(b.Less(starts, 0), b.Add(starts, whole), starts), whole), 0)
+    after = b.Sub(b.Sub(whole, begin), b.Gather(b.shape(y_bar), axes))
+    return b.Pad(y_bar, b.Concat(begin, after, axis=0), None, axes)  # type: ignore[no-any-return]
+
+
+def _ramp(b: Any, count: Value) -> Value:
+    """Return 0, 1, ... for a number given as a vector of length 1."""
+    return b.Range(np.int64(0), b.Squeeze(count, [0]), np.int64(1))  # type: ignore[no-any-return]
+
+
+def _scattered_slices(b: Any, node: Node, axis: int, pieces: Sequence[Sequence[Value]]) -> Value:
+    """Return zeros to which the pieces are added row by row, a row being an index along ``axis``."""
+    ramp = _ramp(b, slice_axis(b, node.input(0), axis, axis + 1))
+    indices = [b.Slice(ramp, starts, ends, b.ints([0]), steps) for _, starts, ends, _, steps in pieces]
+    rank = node.output().type.rank or 0
+    order = [axis, *(i for i in range(rank) if i != axis)]
+    rows = [b.Transpose(y_bar, perm=order) if axis else y_bar for y_bar, *_ in pieces]
+    return _scatter_rows(b, node.input(0), axis, rank, indices, rows)
+
+
+def _scatter_rows(
+    b: Any, shape: Value, axis: int, rank: int, indices: Sequence[Value], rows: Sequence[Value]
+) -> Value:
+    order = [axis, *(i for i in range(rank) if i != axis)]
+    moved = joined(b, [slice_axis(b, shape, i, i + 1) for i in order]) if axis else shape
+    zeros = b.Expand(b.scalar(0, rows[0].type.dtype), moved)
+    total = b.ScatterND(zeros, b.Unsqueeze(_together(b, indices), [1]), _together(b, rows), reduction="add")
+    return b.Transpose(total, perm=[order.index(i) for i in range(rank)]) if axis else total  # type: ignore[no-any-return]
+
+
+def _together(b: Any, parts: Sequence[Value]) -> Value:
+    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=0)
+
+
+def _scattered_elements(b: Any, node: Node, pieces: Sequence[Sequence[Value]]) -> Value:
+    """Return zeros to which the pieces are added element by element, at the slices of a ramp of element numbers."""
+    shape, flat = node.input(0), b.ints([-1])
+    count = b.ReduceProd(shape, keepdims=1)
+    ramp = b.Reshape(_ramp(b, count), shape, allowzero=1)
+    places = [b.Reshape(b.Slice(ramp, *where), flat) for _, *where in pieces]
+    updates = [b.Reshape(y_bar, flat) for y_bar, *_ in pieces]
+    zeros = b.Expand(b.scalar(0, updates[0].type.dtype), count)
+    total = b.ScatterElements(zeros, _together(b, places), _together(b, updates), axis=0, reduction="add")
+    return b.Reshape(total, shape, allowzero=1)  # type: ignore[no-any-return]
+
+
 # ---- GatherGrad ---------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +318,57 @@ def _(b: Any, nodes: Sequence[Node]) -> Value:
     parts = [b.add("GatherGrad", [group[0].input(0), *(v for n in group for v in n.inputs[1:])], {"axis": axis})
              for axis, group in by_axis.items()]
     return parts[0] if len(parts) == 1 else b.Sum(*parts)  # type: ignore[no-any-return]
+
+
+@gather_grad.expansion
+def _(b: Any, node: Node) -> Value:
+    """Scatter the pieces, rows first; pieces that are all rows, each once, are only put in order."""
+    shape, rank = node.input(0), node.output().type.rank
+    pieces = [tuple(group) for group in _groups(node.inputs[1:], 2)]
+    if rank is None or any(indices.type.rank is None for _, indices in pieces):
+        raise UnsupportedError("GatherGrad of unknown rank has no plain form", code="rank", where=node.label)
+    axis = normal_axis(attr(node, "axis"), rank)
+    extent = slice_axis(b, shape, axis, axis + 1)
+    rows = [_rows(b, shape, rank, axis, y_bar, indices) for y_bar, indices in pieces]
+    order = _each_once(known_ints(extent), [indices for _, indices in pieces])
+    if order is not None:
+        total = _together(b, [rows[i] for i in order])
+        perm = [axis, *(i for i in range(rank) if i != axis)]
+        return b.Transpose(total, perm=[perm.index(i) for i in range(rank)]) if axis else total
+    return _scatter_rows(b, shape, axis, rank, [_from_front(b, i, extent) for _, i in pieces], rows)
+
+
+def _rows(b: Any, shape: Value, rank: int, axis: int, y_bar: Value, indices: Value) -> Value:
+    """Return a piece with its index axes first, as one axis."""
+    width = len(indices.shape)
+    if axis:
+        before, after = range(axis), range(axis + width, rank - 1 + width)
+        y_bar = b.Transpose(y_bar, perm=[*range(axis, axis + width), *before, *after])
+    if width == 1:
+        return y_bar
+    count = b.ints([dim_product(indices.shape)]) if indices.type.is_static else b.Reshape(b.Size(indices), b.ints([1]))
+    rest = [slice_axis(b, shape, 0, axis)] if axis else []
+    rest += [slice_axis(b, shape, axis + 1, rank)] if axis + 1 < rank else []
+    return b.Reshape(y_bar, joined(b, [count, *rest]), allowzero=1)  # type: ignore[no-any-return]
+
+
+def _from_front(b: Any, indices: Value, extent: Value) -> Value:
+    """Return indices as an int64 vector of numbers that are not negative."""
+    constant, length = indices.constant, known_ints(extent)
+    if constant is not None and (length is not None or constant.size == 0 or int(constant.min()) >= 0):
+        return b.value(np.where(constant < 0, constant + (length or [0])[0], constant).reshape(-1).astype(np.int64))  # type: ignore[no-any-return]
+    flat = b.Reshape(as_int64(b, indices), b.ints([-1]))
+    return b.Where(b.Less(flat, 0), b.Add(flat, extent), flat)  # type: ignore[no-any-return]
+
+
+def _each_once(extent: list[int] | None, pieces: Sequence[Value]) -> list[int] | None:
+    """Return the order in which pieces of constant indices are the rows 0, 1, ..., or None if they are not."""
+    constants = [indices.constant for indices in pieces]
+    if extent is None or any(c is None or c.size == 0 for c in constants):
+        return None
+    rows = [np.where(c < 0, c + extent[0], c).reshape(-1) for c in constants if c is not None]
+    order = sorted(range(len(rows)), key=lambda i: int(rows[i][0]))
+    return order if np.array_equal(np.concatenate([rows[i] for i in order]), np.arange(extent[0])) else None
 
 
 # ---- ProdOfOthers -------------------------------------------------------------------------------------------------------

@@ -23,8 +23,16 @@ from flowgrad.ir.ops.operands import (
     unknown_shape,
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
-from flowgrad.ir.types import INT64, UNKNOWN, Dim, DimLike, Type, broadcast_dims, broadcast_shapes, dim_product
-from flowgrad.ir.types import merge_dims
+from flowgrad.ir.types import (
+    INT64,
+    UNKNOWN,
+    Dim,
+    DimLike,
+    Type,
+    broadcast_shapes,
+    dim_product,
+    merge_dims,
+)
 
 MOVES = (Trait.LINEAR, Trait.SHAPE_ARITHMETIC)
 VIEWS = (Trait.LINEAR, Trait.SHAPE_ARITHMETIC, Trait.VIEW)
@@ -418,7 +426,7 @@ def _sliced(extent: DimLike, start: DimLike, end: DimLike, step: int) -> DimLike
     reverse = isinstance(start, int) and isinstance(end, int) and start == -1 and end <= -(2**31) + 1
     if reverse and step < 0:
         return -(-extent // -step)
-    return 0 if start == end and step > 0 else UNKNOWN  # type: ignore[no-any-return]
+    return 0 if start == end and step > 0 else UNKNOWN
 
 
 @slice_.adjoint

@@ -39,7 +39,7 @@ def placed_rows(shape: Array, *pieces: Array, axis: int = 0) -> Array:
         piece, indices = pieces[i : i + 2]
         at = axis % total.ndim
         for place in np.ndindex(indices.shape):
-            where = (slice(None),) * at
+            where: tuple[Any, ...] = (slice(None),) * at
             total[(*where, int(indices[place]))] += piece[(*where, *place)]
     return total
 

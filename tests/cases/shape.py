@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.op_cases import Case, const, fixed, normal
+from tests.op_cases import Case, In, const, fixed, normal
 
 
-def ints(*numbers: int, run_time: bool = False) -> object:
+def ints(*numbers: int, run_time: bool = False) -> In:
     """An int64 vector, constant or fed."""
     return (fixed if run_time else const)(list(numbers), "int64")
 
