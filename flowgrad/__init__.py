@@ -1,10 +1,15 @@
 """Exact derivatives of ONNX models, of any order, as graphs."""
 
 from flowgrad import _checkout as _checkout  # isort: skip
+from flowgrad import passes as passes
 from flowgrad.ir.errors import FlowgradError as FlowgradError
+from flowgrad.ir.limits import Limits as Limits
 from flowgrad.ir.ops.registry import op as op
 from flowgrad.model import Model as Model
 from flowgrad.model import load as load
+from flowgrad.passes.manager import PassManager as PassManager
+from flowgrad.runtime.engines import engines as engines
+from flowgrad.runtime.session import InferenceSession as InferenceSession
 from flowgrad.transforms.derivatives import grad as grad
 from flowgrad.transforms.derivatives import hvp as hvp
 from flowgrad.transforms.derivatives import jvp as jvp

@@ -105,7 +105,8 @@ class Model:
 
     @cached_property
     def _program(self) -> Program:
-        return self.compile()
+        program: Program = self.compile()
+        return program
 
     def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Any:
         """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start."""

@@ -88,14 +88,14 @@ def check_tangents(graph: Graph, feeds: Mapping[str, Array], wrt: Sequence[str],
     got = evaluate(joint, {**feeds, **{f"{n}_dot": d for n, d in direction.items()}})
     for entry in entries:
         expected, error = directional(lambda at, e=entry: evaluate(graph, at)[e.name], feeds, direction, step)  # type: ignore[misc]
-        dot = got.get(f"{entry.name}_dot", np.zeros_like(expected))
-        assert dot.shape == expected.shape, f"tangent of {entry.name}: {dot.shape}, expected {expected.shape}"
+        mine = got.get(f"{entry.name}_dot", np.zeros_like(expected))
+        assert mine.shape == expected.shape, f"tangent of {entry.name}: {mine.shape}, expected {expected.shape}"
         if expected.size == 0:
             continue
         scale = max(1.0, float(np.abs(expected).max()))
         assert float(error.max()) <= 1e-4 * scale, f"the differences do not converge: {error.max()}"
         bound = rtol * scale + 10 * error
-        assert np.all(np.abs(dot - expected) <= bound), f"tangent of {entry.name}: {np.abs(dot - expected).max()} off"
+        assert np.all(np.abs(mine - expected) <= bound), f"tangent of {entry.name}: {np.abs(mine - expected).max()} off"
 
 
 def _cotangents(graph: Graph, joint: Graph, feeds: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:

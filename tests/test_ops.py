@@ -57,7 +57,7 @@ def onnx_reference(case: Case, graph: Graph, arrays: list[Array | None]) -> list
     node = graph.nodes()[0]
     inputs = ["" if a is None else f"x{i}" for i, a in enumerate(arrays)]
     outputs = [f"y{i}" if v is not None else "" for i, v in enumerate(node.outputs)]
-    attributes = {k: list(v) if isinstance(v, tuple) else v for k, v in node.attributes.items()}
+    attributes: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in node.attributes.items()}
     attributes = {k: onnx.numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for k, v in attributes.items()}
     made = helper.make_node(case.op, inputs, outputs, **attributes)
     given = [helper.make_tensor_value_info(f"x{i}", dtype_of(a.dtype).onnx, a.shape)

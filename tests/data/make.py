@@ -73,7 +73,7 @@ def branch() -> None:
         helper.make_node("Greater", ["total", "zero"], ["is_warm"]),
         helper.make_node("If", ["is_warm"], ["y"], then_branch=warm, else_branch=cold),
     ]
-    zero = numpy_helper.from_array(np.float32(0), "zero")
+    zero = numpy_helper.from_array(np.array(0, np.float32), "zero")
     finish("branch", helper.make_graph(nodes, "branch", [info("x", TensorProto.FLOAT, "N", 3)],
                                        [info("y", TensorProto.FLOAT, "N", 3)],
                                        [weight(rng, "w", 3, 3), weight(rng, "v", 3, 3), zero]))
