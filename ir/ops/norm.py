@@ -392,3 +392,284 @@ def _(b: Any, node: Node, x_dot: Value | None, scale_dot: Value | None) -> Any:
     """y_dot = x^_dot scale + x^ scale_dot; the residual has a tangent too."""
     y_dot, _, r_dot = _affine_dots(b, node, _rms_parts(b, node), x_dot, scale_dot, None)
     return [y_dot, r_dot]
+
+
+# ---- InstanceNormalization and GroupNormalization -----------------------------------------------------------------------
+
+
+def _by_groups(
+    x: Array, groups: int, scale: Array, bias: Array, epsilon: float, count: int, out: Array | None
+) -> Any:
+    rows = np.ascontiguousarray(x).reshape(x.shape[0] * groups, int(np.prod(x.shape[1:])) // max(groups, 1))
+    place = out.reshape(rows.shape) if out is not None and out.flags.c_contiguous else None
+    hat, mean, r = standardize(rows, epsilon, place)
+    y = _affine(hat.reshape(x.shape), _column(scale, x.ndim, x.dtype), _column(bias, x.ndim, x.dtype), out)
+    shape = (x.shape[0], groups, *(1,) * (x.ndim - 1))
+    return (y, mean.reshape(shape), r.reshape(shape)) if count > 1 else y
+
+
+def _group_types(node: Node, groups: Any, exact: DType) -> list[Type]:
+    x = node.input(0)
+    if x.type.shape is None:
+        return [x.type, Type(exact, None), Type(exact, None)]
+    saved = Type(exact, (x.shape[0], groups, *(1,) * (len(x.shape) - 1)))
+    return [x.type, saved, saved]
+
+
+class Grouped:
+    """A tensor (batch, channels, image) seen as (batch, groups, channels in a group, image) in a graph."""
+
+    def __init__(self, b: Any, node: Node, groups: Value | int, exact: DType) -> None:
+        self.b, self.node, self.exact = b, node, exact
+        x = node.input(0)
+        self.rank = len(x.shape)
+        self.axes = list(range(2, self.rank + 1))
+        count = b.ints([groups]) if isinstance(groups, int) else groups
+        inner = b.Div(b.extent(x, 1), count) if isinstance(groups, int) else b.ints([1])
+        self.channels = b.Concat(count, inner, axis=0)
+        tail = [b.Shape(x, start=2)] if self.rank > 2 else []
+        self.shape = b.Concat(b.extent(x, 0), self.channels, *tail, axis=0)
+
+    def view(self, x: Value) -> Value:
+        """Return a tensor of the shape of x by groups, in the type of the statistics."""
+        return self.b.Reshape(cast(self.b, x, self.exact), self.shape, allowzero=1)  # type: ignore[no-any-return]
+
+    def column(self, vector: Value) -> Value:
+        """Return a vector of channels so that it broadcasts against a view."""
+        matrix = self.b.Reshape(cast(self.b, vector, self.exact), self.channels, allowzero=1)
+        axes = list(range(2, self.rank))
+        return self.b.Unsqueeze(matrix, axes) if axes else matrix  # type: ignore[no-any-return]
+
+    def back(self, viewed: Value, like: Value) -> Value:
+        """Return a view, or what is left of it after summing, in shape and type of ``like``."""
+        return cast(self.b, self.b.Reshape(viewed, self.b.shape(like), allowzero=1), like.type.dtype)
+
+    def sum(self, viewed: Value) -> Value:
+        """Return the sum over batch and image."""
+        return self.b.ReduceSum(viewed, [0, *range(3, self.rank + 1)], keepdims=0)  # type: ignore[no-any-return]
+
+    def parts(self) -> Standardized:
+        """Return the pieces of the standardization of every group."""
+        mean, r = (self.b.residual(self.node, name) for name in ("saved_mean", "saved_inv_std"))
+        return Standardized(self.view(self.node.input(0)), mean, r, self.axes)
+
+    def statistics(self) -> tuple[Value, Value]:
+        """Return mean and r of every group, from plain operators."""
+        return statistics(self.b, self.view(self.node.input(0)), self.axes, attr(self.node, "epsilon"))
+
+    def bars(self, y_bar: Value, mean_bar: Value | None, r_bar: Value | None) -> list[Value]:
+        """Return the cotangents of x, scale and bias."""
+        x, scale, bias = (self.node.input(i) for i in range(3))
+        parts, bar = self.parts(), self.view(y_bar)
+        hat = parts.hat(self.b)
+        x_bar = parts.bar(self.b, hat, self.b.Mul(bar, self.column(scale)), mean_bar, r_bar)
+        sums = self.sum(self.b.Mul(bar, hat)), self.sum(bar)
+        return [self.back(x_bar, x), self.back(sums[0], scale), self.back(sums[1], bias)]
+
+    def dots(self, x_dot: Value | None, scale_dot: Value | None, bias_dot: Value | None) -> list[Value | None]:
+        """Return the tangents of y, mean and r."""
+        b, x, parts = self.b, self.node.input(0), self.parts()
+        hat = parts.hat(b)
+        direct = mean_dot = r_dot = None
+        if x_dot is not None:
+            hat_dot, mean_dot, r_dot = parts.dots(b, hat, self.view(x_dot))
+            direct = b.Mul(hat_dot, self.column(self.node.input(1)))
+        scaled = None if scale_dot is None else b.Mul(hat, self.column(scale_dot))
+        total = _sum(b, direct, scaled, bias_dot and self.column(bias_dot))
+        if total is not None and direct is None and scaled is None:
+            total = b.Expand(total, self.shape)
+        return [total and self.back(total, x), mean_dot, r_dot]
+
+
+@op("InstanceNormalization", since=6, residuals=("saved_mean", "saved_inv_std"))
+def instance_normalization(
+    x: Array, scale: Array, b: Array, *, epsilon: float = 1e-5, count: int = 1, out: Array | None = None
+) -> Any:
+    return _by_groups(x, x.shape[1], scale, b, epsilon, count, out)
+
+
+@instance_normalization.types
+def _(node: Node) -> list[Type]:
+    x = node.input(0)
+    return _group_types(node, x.shape[1] if x.type.shape is not None else None, wide(x.type.dtype))
+
+
+def _instances(b: Any, node: Node) -> Grouped:
+    x = node.input(0)
+    return Grouped(b, node, b.extent(x, 1), wide(x.type.dtype))
+
+
+@instance_normalization.residual("saved_mean")
+def _(b: Any, node: Node) -> Value:
+    """The mean of every channel of every image."""
+    return _instances(b, node).statistics()[0]
+
+
+@instance_normalization.residual("saved_inv_std")
+def _(b: Any, node: Node) -> Value:
+    """One over the standard deviation of every channel of every image."""
+    return _instances(b, node).statistics()[1]
+
+
+@instance_normalization.adjoint
+def _(b: Any, node: Node, y_bar: Value, mean_bar: Value | None, r_bar: Value | None) -> Any:
+    """x_bar as in ``standardize`` with x^_bar = y_bar scale; scale_bar = sum(y_bar x^), b_bar = sum(y_bar)."""
+    return _instances(b, node).bars(y_bar, mean_bar, r_bar)
+
+
+@instance_normalization.tangent
+def _(b: Any, node: Node, *dots: Value | None) -> Any:
+    """y_dot = x^_dot scale + x^ scale_dot + b_dot."""
+    return _instances(b, node).dots(*dots)
+
+
+@op("GroupNormalization", since=21, residuals=("saved_mean", "saved_inv_std"))
+def group_normalization(
+    x: Array, scale: Array, bias: Array, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1,
+    count: int = 1, out: Array | None = None,
+) -> Any:
+    return _by_groups(x, num_groups, scale, bias, epsilon, count, out)
+
+
+@group_normalization.types
+def _(node: Node) -> list[Type]:
+    x, groups = node.input(0), attr(node, "num_groups")
+    if groups < 1 or (x.type.shape is not None and isinstance(x.shape[1], int) and x.shape[1] % groups):
+        raise ValidationError(f"{groups} groups do not divide {x.type!r}", code="attribute", where=node.label)
+    return _group_types(node, groups, stash(node))
+
+
+def _groups(b: Any, node: Node) -> Grouped:
+    return Grouped(b, node, int(attr(node, "num_groups")), stash(node))
+
+
+@group_normalization.residual("saved_mean")
+def _(b: Any, node: Node) -> Value:
+    """The mean of every group of every image."""
+    return _groups(b, node).statistics()[0]
+
+
+@group_normalization.residual("saved_inv_std")
+def _(b: Any, node: Node) -> Value:
+    """One over the standard deviation of every group of every image."""
+    return _groups(b, node).statistics()[1]
+
+
+@group_normalization.expansion
+def _(b: Any, node: Node) -> Any:
+    """Standardize every group, then scale and shift every channel."""
+    groups = _groups(b, node)
+    x = groups.view(node.input(0))
+    mean, r = groups.statistics()
+    hat = b.Mul(b.Sub(x, mean), r)
+    y = b.Add(b.Mul(hat, groups.column(node.input(1))), groups.column(node.input(2)))
+    return groups.back(y, node.input(0)), mean, r
+
+
+@group_normalization.adjoint
+def _(b: Any, node: Node, y_bar: Value, mean_bar: Value | None, r_bar: Value | None) -> Any:
+    """x_bar as in ``standardize`` with x^_bar = y_bar scale; scale_bar = sum(y_bar x^), bias_bar = sum(y_bar)."""
+    return _groups(b, node).bars(y_bar, mean_bar, r_bar)
+
+
+@group_normalization.tangent
+def _(b: Any, node: Node, *dots: Value | None) -> Any:
+    """y_dot = x^_dot scale + x^ scale_dot + bias_dot."""
+    return _groups(b, node).dots(*dots)
+
+
+# ---- across channels, by moments and by norms ---------------------------------------------------------------------------
+
+
+@op("LRN", since=1)
+def lrn(
+    x: Array, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int, out: Array | None = None
+) -> Array:
+    sums = np.zeros_like(x)
+    squares = np.square(x)
+    before, after = (size - 1) // 2, size // 2
+    channels = x.shape[1]
+    for shift in range(max(-before, 1 - channels), min(after, channels - 1) + 1):
+        low, high = max(0, -shift), min(channels, channels - shift)
+        sums[:, low:high] += squares[:, low + shift : high + shift]
+    sums *= alpha / size
+    sums += bias
+    np.power(sums, -beta, out=sums)
+    return np.multiply(x, sums, out=out)
+
+
+@lrn.types
+def _(node: Node) -> Type:
+    return node.input(0).type
+
+
+@lrn.expansion
+def _(b: Any, node: Node) -> Value:
+    """x (bias + alpha mean(x^2 over the window of channels))^-beta, the mean counting what lies beyond the channels."""
+    x, size = node.input(0), int(attr(node, "size"))
+    rank = len(x.shape)
+    kernel, still = [size, *(1,) * (rank - 2)], [0] * (rank - 2)
+    pooled = b.AveragePool(b.Unsqueeze(b.Mul(x, x), [1]), kernel_shape=kernel, count_include_pad=1,
+                           pads=[(size - 1) // 2, *still, size // 2, *still])
+    base = b.Add(b.Mul(b.Squeeze(pooled, [1]), attr(node, "alpha")), attr(node, "bias"))
+    return b.Mul(x, b.Pow(base, b.scalar(-attr(node, "beta"), x.type.dtype)))  # type: ignore[no-any-return]
+
+
+DEVIATION_GUARD = 1e-9
+"""What the standard adds to the deviation in MeanVarianceNormalization."""
+
+
+@op("MeanVarianceNormalization", since=13)
+def mean_variance_normalization(x: Array, *, axes: Sequence[int] = (0, 2, 3), out: Array | None = None) -> Array:
+    along = tuple(int(a) for a in axes)
+    centred = np.subtract(x, np.mean(x, axis=along, keepdims=True), out=out)
+    deviation = np.sqrt(np.mean(np.square(centred), axis=along, keepdims=True))
+    centred /= deviation + x.dtype.type(DEVIATION_GUARD)
+    return centred
+
+
+@mean_variance_normalization.types
+def _(node: Node) -> Type:
+    return node.input(0).type
+
+
+@mean_variance_normalization.expansion
+def _(b: Any, node: Node) -> Value:
+    """(x - mean) / (sqrt(var) + 1e-9), where a constant image has the deviation 0 and slope 0 in it."""
+    x, axes = node.input(0), list(attr(node, "axes"))
+    centred = b.Sub(x, b.ReduceMean(x, axes, keepdims=1))
+    var = b.ReduceMean(b.Mul(centred, centred), axes, keepdims=1)
+    return b.Div(centred, b.Add(_safe_root(b, var), DEVIATION_GUARD))  # type: ignore[no-any-return]
+
+
+def _safe_root(b: Any, square: Value) -> Value:
+    """Return the square root with the slope 0 at 0."""
+    vanishes = b.Equal(square, 0.0)
+    return b.Where(vanishes, b.scalar(0, square.type.dtype), b.Sqrt(b.Where(vanishes, b.scalar(1, square.type.dtype), square)))  # type: ignore[no-any-return]
+
+
+@op("LpNormalization", since=1)
+def lp_normalization(x: Array, *, axis: int = -1, p: int = 2, out: Array | None = None) -> Array:
+    if p == 1:
+        norm = np.sum(np.abs(x), axis=axis, keepdims=True)
+    else:
+        norm = np.sqrt(np.sum(np.square(x), axis=axis, keepdims=True))
+    return np.divide(x, np.where(norm == 0, x.dtype.type(1), norm), out=out)
+
+
+@lp_normalization.types
+def _(node: Node) -> Type:
+    if attr(node, "p") not in (1, 2):
+        raise ValidationError(f"LpNormalization has p 1 or 2, got {attr(node, 'p')}", code="attribute", where=node.label)
+    return node.input(0).type
+
+
+@lp_normalization.expansion
+def _(b: Any, node: Node) -> Value:
+    """x / |x|, and 0 with slope 0 where the norm is 0."""
+    x = node.input(0)
+    reduce = b.ReduceL1 if attr(node, "p") == 1 else b.ReduceL2
+    norm = reduce(x, [attr(node, "axis")], keepdims=1)
+    vanishes = b.Equal(norm, 0.0)
+    one, zero = b.scalar(1, x.type.dtype), b.scalar(0, x.type.dtype)
+    return b.Where(vanishes, zero, b.Div(x, b.Where(vanishes, one, norm)))  # type: ignore[no-any-return]
