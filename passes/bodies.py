@@ -10,6 +10,7 @@ from flowgrad.ir.errors import NotDifferentiableError
 from flowgrad.ir.graph import CONSTANT, INPUT, Graph, Node, Value
 from flowgrad.ir.ops.registry import Refusal
 from flowgrad.ir.ops.reversal import free_output_name
+from flowgrad.ir.types import Dim
 from flowgrad.passes.adjoint import active_values, adjoint
 from flowgrad.passes.edits import is_random, remove_dead
 from flowgrad.passes.expand import expand_for_derivative
@@ -98,21 +99,22 @@ def body_adjoint(
     links: Sequence[Link] = (),
     given: Collection[int] = (),
     kept: Collection[int] = (),
+    fixed_dims: Collection[str] | None = None,
     changing: Collection[str] = (),
-    repeats: bool = True,
 ) -> BodyAdjoint | Refusal:
     """Return the forward and backward parts of a body with ``captures`` captures, or why there are none.
 
     ``wanted`` are the inputs that cotangents are asked for, ``seeded`` the outputs that have one. The backward part is
     given the inputs in ``given`` again and can have the outputs in ``kept``; everything else that it needs becomes a
-    tape. Values with a dim named in ``changing`` cannot be kept. With ``repeats``, what depends on captures alone is
-    computed again instead of being kept once per iteration.
+    tape. A body that is repeated has ``fixed_dims``, the names of the dims that are the same in every iteration, and
+    ``changing``, those that certainly differ. Its tapes are stacked, so what may change its shape is computed again
+    from what does not, and so is what depends on captures alone.
     """
     inputs = active_inputs(body, links, wanted)
     outputs = useful_outputs(body, links, inputs, seeded)
     states = [k for k, (i, o) in enumerate(links) if i in inputs and o in outputs]
     try:
-        split = _Split(body, captures, repeats)
+        split = _Split(body, captures, fixed_dims)
         split.differentiate(sorted(inputs), sorted(outputs), [links[k][1] for k in states])
     except NotDifferentiableError as error:
         return Refusal(f"its body is not differentiable: {error}")
@@ -126,15 +128,19 @@ def body_adjoint(
 class _Split:
     """The joint graph of a body and its adjoint on the way to being cut in two."""
 
-    def __init__(self, body: Graph, captures: int, repeats: bool) -> None:
+    def __init__(self, body: Graph, captures: int, fixed_dims: Collection[str] | None) -> None:
         self.joint = body.copy()
         self.formals = self.joint.inputs
         self.outputs = self.joint.outputs
         self.first_capture = len(self.formals) - captures
-        self.repeats = repeats
+        self.fixed_dims = fixed_dims
+        self.repeats = fixed_dims is not None
         self.bars: dict[int, Value] = {}
         self.found: dict[int, Value] = {}
         self.boundary = 0
+        self.at_hand: set[Value] = set()
+        self.ready: dict[Value, Source] = {}
+        self.fixed_nodes: set[Node] = set()
         self.copied: set[Node] = set()
         self.sources: dict[Value, Source] = {}
         self.tapes: list[Value] = []
@@ -150,45 +156,42 @@ class _Split:
         for o in chosen:
             y = self.outputs[o]
             self.bars[o] = joint.add_input(joint.unique_name(f"{y.name or 'constant'}_bar"), y.type)
+        self.at_hand = {*self.bars.values(), *self.formals[self.first_capture :]}
         seeds = [(self.outputs[o], bar) for o, bar in self.bars.items() if self.outputs[o] in active]
         found = adjoint(joint, seeds, wrt, zero="allow") if seeds else []
         self.found = {i: bar for i, bar in zip(inputs, found, strict=bool(seeds)) if bar is not None}
 
     def find_sources(self, given: Collection[int], kept: Collection[int]) -> None:
         """Find the forward values that the backward part uses, and where each comes from."""
-        index = {v: i for i, v in enumerate(self.formals)}
-        output = {self.outputs[o]: o for o in sorted(kept, reverse=True)}
-        known = {*self.bars.values(), *self.formals[self.first_capture :]}
-        crossing, shapes = self._crossing(known)
+        for i in given:
+            self.ready[self.formals[i]] = Source(True, i)
+        for o in sorted(kept, reverse=True):
+            self.ready.setdefault(self.outputs[o], Source(False, o))
+        crossing, shapes = self._crossing()
         for value in crossing:
-            if value in index and index[value] in given:
-                self.sources[value] = Source(True, index[value])
-            elif value in output:
-                self.sources[value] = Source(False, output[value])
-            else:
-                self._tape(value)
+            self._need(value)
         for shape in shapes:
             if shape.input(0) in self.sources:
                 self.copied.add(shape)
             else:
-                self._tape(shape.output())
+                self._need(shape.output())
 
-    def _crossing(self, known: set[Value]) -> tuple[list[Value], list[Node]]:
+    def _crossing(self) -> tuple[list[Value], list[Node]]:
         """Return the values that cross from the forward to the backward part, and Shape nodes of forward values."""
-        invariant = self._invariant_nodes() if self.repeats else set()
+        self.fixed_nodes = self._invariant_nodes() if self.repeats else set()
         crossing: dict[Value, None] = {}
         shapes: dict[Node, None] = {}
-        stack = [v for v in self.found.values()]
+        stack = list(self.found.values())
         seen = set(stack)
         while stack:
             value = stack.pop()
             node = value.producer
-            if node.op == CONSTANT or value in known:
+            if self._is_at_hand(value):
                 continue
-            if node.op == INPUT or (node.key < self.boundary and node not in invariant):
+            if self._is_forward(value) and not self._is_repeated(value):
                 crossing[value] = None
                 continue
-            if node.op == "Shape" and self._is_forward(node.input(0), invariant, known):
+            if node.op == "Shape" and not self._is_at_hand(node.input(0)) and self._is_forward(node.input(0)):
                 shapes[node] = None
                 continue
             self.copied.add(node)
@@ -198,11 +201,20 @@ class _Split:
                     stack.append(operand)
         return list(crossing), list(shapes)
 
-    def _is_forward(self, value: Value, invariant: set[Node], known: set[Value]) -> bool:
+    def _is_at_hand(self, value: Value) -> bool:
+        return value.producer.op == CONSTANT or value in self.at_hand
+
+    def _is_forward(self, value: Value) -> bool:
         node = value.producer
-        if node.op == CONSTANT or value in known:
+        return node.op == INPUT or (node.key < self.boundary and node not in self.fixed_nodes)
+
+    def _is_repeated(self, value: Value) -> bool:
+        """True for a forward value whose extents may change between iterations: it is computed again from others."""
+        if self.fixed_dims is None or value in self.ready or value.producer.op == INPUT or is_random(value.producer):
             return False
-        return node.op == INPUT or (node.key < self.boundary and node not in invariant)
+        if value.type.shape is None:
+            return True
+        return any(isinstance(d, Dim) and not d.names() <= self.fixed_dims for d in value.type.shape)
 
     def _invariant_nodes(self) -> set[Node]:
         """Return the forward nodes that depend on captures and constants alone, and draw no random numbers."""
@@ -216,9 +228,12 @@ class _Split:
                 fixed.update(v for v in node.outputs if v is not None)
         return found
 
-    def _tape(self, value: Value) -> None:
-        self.sources[value] = Source(False, len(self.outputs) + len(self.tapes))
-        self.tapes.append(value)
+    def _need(self, value: Value) -> None:
+        source = self.ready.get(value)
+        if source is None:
+            source = Source(False, len(self.outputs) + len(self.tapes))
+            self.tapes.append(value)
+        self.sources[value] = source
 
     def unstackable(self, changing: frozenset[str]) -> str:
         """Return why a source cannot be kept for all iterations, or an empty string."""

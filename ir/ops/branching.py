@@ -25,7 +25,7 @@ def if_adjoint(b: Any, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
     halves = []
     for name in BRANCHES:
         found = b.body_adjoint(
-            node.subgraphs[name], captures=len(node.captures), wanted=wanted, repeats=False,
+            node.subgraphs[name], captures=len(node.captures), wanted=wanted,
             seeded=[k for k, bar in enumerate(y_bars) if not b.is_zero(bar)],
             kept=[k for k, y in enumerate(node.outputs) if y is not None],
         )

@@ -43,21 +43,31 @@ def guarded(b: Any, divisor: Value) -> Value:
     """
     if _is_never_zero(divisor):
         return divisor
-    dtype = divisor.type.dtype
-    least = float(float_info(dtype.numpy).smallest_subnormal)
-    return b.Where(b.Equal(divisor, 0.0), b.scalar(least, dtype), divisor)  # type: ignore[no-any-return]
+    return b.Where(b.Equal(divisor, 0.0), least(b, divisor), divisor)  # type: ignore[no-any-return]
+
+
+def least(b: Any, like: Value) -> Value:
+    """Return the smallest number above zero in the dtype of ``like``, of rank 0."""
+    dtype = like.type.dtype
+    return b.scalar(float(float_info(dtype.numpy).smallest_subnormal), dtype)  # type: ignore[no-any-return]
 
 
 def _is_never_zero(x: Value) -> bool:
     if x.constant is not None:
         return bool(np.all(x.constant != 0))
-    producer = x.producer
-    if producer.op != "Where":
+    if x.producer.op != "Where":
         return False
-    condition, chosen, other = producer.inputs
-    test = condition.producer if condition is not None else producer
-    is_guard = test.op == "Equal" and test.inputs[0] is other and chosen is not None and chosen.constant is not None
-    return is_guard and chosen is not None and bool(np.all(chosen.constant != 0))
+    condition, chosen, other = (x.producer.input(i) for i in range(3))
+    test = condition.producer
+    if test.op == "Equal" and test.inputs[0] is other:  # Where(x == 0, c, x)
+        return chosen.constant is not None and bool(np.all(chosen.constant != 0))
+    if test.op == "Greater" and test.inputs[0] is chosen and _is_zero(test.input(1)):  # Where(x > 0, x, c)
+        return other.constant is not None and bool(np.all(other.constant != 0))
+    return False
+
+
+def _is_zero(x: Value) -> bool:
+    return x.constant is not None and not np.any(x.constant)
 
 
 def computed(type_: Type) -> Type:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise import BROADCASTS, float_info, guarded, slope, zero
+from flowgrad.ir.ops.elementwise import BROADCASTS, float_info, guarded, least, slope, zero
 from flowgrad.ir.ops.errorfunction import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, op
 from flowgrad.ir.types import FLOAT64, Type, broadcast_shapes
@@ -35,13 +35,11 @@ def sqrt(x: Array, *, out: Array | None = None) -> Array:
     return np.sqrt(x, out=out)
 
 
-def _sqrt_divisor(b: Any, node: Node) -> Value:
-    """dy/dx = 1 / (2 y); a masked sqrt of a negative number has a NaN as y, so that too counts as 0 here."""
+@slope(sqrt)
+def _(b: Any, node: Node, v: Value) -> Any:
+    """dy/dx = 1 / (2 y); a masked root of a negative number is NaN, and counts as a root of 0 here."""
     y = node.output()
-    return b.Mul(b.Where(b.Greater(y, 0.0), y, zero(b, y)), 2.0)  # type: ignore[no-any-return]
-
-
-scaled_by_reciprocal(sqrt, _sqrt_divisor)
+    return b.Div(b.Mul(v, 0.5), b.Where(b.Greater(y, 0.0), y, least(b, y)))
 
 
 @op("Exp", since=6, outputs=("output",), traits=UNARY)

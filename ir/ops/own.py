@@ -28,7 +28,7 @@ from flowgrad.ir.ops.operands import (
 from flowgrad.ir.ops.reduce import reduced_axes
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.ops.shape import slice_tuple
-from flowgrad.ir.types import INT64, DimLike, Type, dim_product
+from flowgrad.ir.types import DimLike, Type, dim_product
 
 
 def _shaped(node: Node, like: int, shape: int) -> Type:

@@ -9,7 +9,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, Trait, opdef, refuse
-from flowgrad.ir.ops.repetition import Layout, changing_dims, layout_of
+from flowgrad.ir.ops.repetition import Layout, changing_dims, invariant_bindings, layout_of
 
 
 class Stream(NamedTuple):
@@ -40,6 +40,7 @@ def repetition_adjoint(b: Any, node: Node, y_bars: Sequence[Value | None]) -> li
         given=range(layout.first_scan_input, first_capture),
         kept=[o for o in range(layout.first_scan_output, len(body.outputs))
               if _output(node, o - layout.lead_outputs) is not None],
+        fixed_dims=invariant_bindings(node).keys(),
         changing=changing_dims(node),
     )
     if isinstance(found, Refusal):
