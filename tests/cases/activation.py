@@ -41,7 +41,7 @@ def exact_mish(x: Array) -> Array:
 def exact_gelu(x: Array, approximate: str = "none") -> Array:
     """In double precision, where the reference has single-precision constants; the tail by erfc."""
     if approximate == "tanh":
-        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        return np.asarray(x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
     return np.asarray([v / 2 * math.erfc(-v / math.sqrt(2)) for v in x.ravel().tolist()], x.dtype).reshape(x.shape)
 
 
