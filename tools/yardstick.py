@@ -34,7 +34,9 @@ def grad(model: Any, inputs: Sequence[Any], cotangents: Sequence[Any]) -> dict[s
         joint = vjp(loaded, list(seeds), wrt, zero="allow")
     except NotDifferentiableError as error:
         raise NotImplementedError(str(error)) from error
-    results = joint({**feeds, **{joint.roles["cotangent", name, ""]: ct for name, ct in seeds.items()}})
+    dtypes = {v.name: v.type.dtype.numpy for v in joint.graph.inputs}
+    names = {name: joint.roles["cotangent", name, ""] for name in seeds}
+    results = joint({**feeds, **{names[name]: ct.astype(dtypes[names[name]]) for name, ct in seeds.items()}})
     return {w: results[name] for (role, _, w), name in joint.roles.items() if role == "grad"}
 
 
