@@ -105,9 +105,8 @@ def _operand(value: Value | None) -> Array | None:
 def run_symbolic(definition: OpDef, node: Node, operands: Sequence[Array | None]) -> Array | None:
     """Run a kernel on object arrays; None where it meets a question that only the run can answer."""
     keywords = {name: definition.attribute(node, name) for name in definition.attributes}
-    symbols = any(o is not None and _has_symbols(o) for o in operands)
-    if not symbols:
-        operands = [o if o is None or o.dtype != object else o.astype(np.int64) for o in operands]
+    # plain numbers as plain integers: an index of dtype object would be refused
+    operands = [o if o is None or o.dtype != object or _has_symbols(o) else o.astype(np.int64) for o in operands]
     try:
         result = definition.kernel(*operands, **keywords)
     except (ArithmeticError, TypeError, ValueError, ValidationError):
