@@ -31,7 +31,7 @@ def read_file(path: Path, limits: Limits, *, follow: bool = True) -> memoryview:
         limits.check("file_bytes", size, str(path))
         buffer = np.empty(size + ALIGNMENT, np.uint8)
         start = -buffer.ctypes.data % ALIGNMENT
-        target = memoryview(buffer)[start : start + size]
+        target = memoryview(buffer.data)[start : start + size]
         done = 0
         while done < size:
             count = os.readv(descriptor, [target[done : done + _PIECE]])

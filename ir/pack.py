@@ -133,7 +133,7 @@ def _before_digest(graph: Graph, weights: Weights | None) -> Iterator[Buffer]:
     for array in writer.tensors:
         padding = -(at + 7) % ALIGNMENT
         yield b"\xc4" + bytes([padding]) + bytes(padding) + b"\xc6" + array.nbytes.to_bytes(4, "big")
-        yield memoryview(little_endian(array).reshape(-1).view(np.uint8))
+        yield little_endian(array).reshape(-1).view(np.uint8).data
         at += 7 + padding + array.nbytes
     yield packer.pack("digest") + b"\xc4\x20"
 

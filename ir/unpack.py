@@ -72,16 +72,16 @@ def read_frame(data: memoryview, limits: Limits, *, check_digest: bool) -> Frame
         raise LoadError("the file is damaged: its digest is not that of its contents", code="digest")
     if data[start] != VERSION:
         raise LoadError(f"the file has version {data[start]}, this program reads version {VERSION}", code="version")
-    if data[start + 1 : start + 7] != b"\xa4head\xcf":
+    if bytes(data[start + 1 : start + 7]) != b"\xa4head\xcf":
         raise _wrong("the length of the head is not where it should be")
     head = int.from_bytes(data[start + 7 : start + 15], "big")
     if not start + 15 <= head < len(data):
         raise _wrong("the head goes beyond the file")
     limits.check("header_bytes", head)
     scan(data, limits)
-    if data[0] not in (0x86, 0x87) or data[-_DIGEST - len(_CLOSING) : -_DIGEST] != _CLOSING:
+    if data[0] not in (0x86, 0x87) or bytes(data[-_DIGEST - len(_CLOSING) : -_DIGEST]) != _CLOSING:
         raise _wrong("there are other keys than there should be")
-    if data[head : head + 8] != b"\xa7tensors" or data[head + 8] != 0xDD:
+    if bytes(data[head : head + 8]) != b"\xa7tensors" or data[head + 8] != 0xDD:
         raise _wrong("the tensors do not follow the head")
     return Frame(data, head, data[0] == 0x87)
 

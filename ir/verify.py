@@ -100,24 +100,24 @@ def _check_entry_shape(node: Node) -> None:
 
 
 def _check_edges(graph: Graph) -> None:
+    entries = dict(graph.dag.nodes(data="entry"))
+    edges = {(key, slot, source): value for source, key, slot, value in graph.dag.edges(keys=True, data="value")}
     slots = uses = 0
-    edges = graph.dag.succ
-    for key, data in graph.dag.nodes.items():
-        node: Node = data["entry"]
-        uses += sum(len(v.uses) for v in node.outputs if v is not None)
+    for key, node in entries.items():
+        for output in node.outputs:
+            uses += 0 if output is None else len(output.uses)
         for slot, value in _slots(node):
             slots += 1
             source = value.producer
-            if source.key not in edges or graph.dag.nodes[source.key]["entry"] is not source:
+            if entries.get(source.key) is not source:
                 raise _broken(f"%{value.name} belongs to another graph", "dag", node)
             if value.index >= len(source.outputs) or source.outputs[value.index] is not value:
                 raise _broken(f"%{value.name} is used, and nothing produces it", "dag", node)
-            edge = edges[source.key].get(key, {}).get(slot)
-            if edge is None or edge.get("value") is not value or value.uses.get((key, slot)) is not node:
+            if edges.get((key, slot, source.key)) is not value or value.uses.get((key, slot)) is not node:
                 raise _broken(f"the edge of %{value.name} does not say where it leads", "dag", node)
-    if slots != uses or slots != graph.dag.number_of_edges():
+    if slots != uses or slots != len(edges):
         raise _broken(f"the graph {graph.name!r} has {slots} uses of values, {uses} records of them and "
-                      f"{graph.dag.number_of_edges()} edges", "dag")
+                      f"{len(edges)} edges", "dag")
 
 
 def _slots(node: Node) -> list[tuple[int, Value]]:

@@ -41,7 +41,6 @@ def write_weights(beside: Path, tensors: Mapping[str, Array]) -> Weights:
     """
     library = _library()
     plain = {name: little_endian(a) if a.dtype.name in _PLAIN else _as_bytes(a) for name, a in tensors.items()}
-    names: list[str] = []
     digests: list[bytes] = []
 
     def fill(temporary: Path) -> None:
@@ -51,9 +50,9 @@ def write_weights(beside: Path, tensors: Mapping[str, Array]) -> Weights:
 
     staged = beside.parent / f".{beside.stem[:80]}.weights"
     replace_file(staged, fill)
-    names.append(f"{beside.stem[:80]}-{digests[0].hex()[:16]}.safetensors")
-    replace_file(beside.parent / names[0], lambda temporary: os.rename(staged, temporary))
-    return Weights(names[0], digests[0], {id(a): n for n, a in reversed(tensors.items())})
+    name = f"{beside.stem[:80]}-{digests[0].hex()[:16]}.safetensors"
+    replace_file(beside.parent / name, lambda temporary: os.rename(staged, temporary))
+    return Weights(name, digests[0], {id(a): n for n, a in tensors.items()})
 
 
 def read_weights(directory: Path, name: str, digest: bytes, limits: Limits) -> dict[str, Array]:
@@ -71,7 +70,7 @@ def read_weights(directory: Path, name: str, digest: bytes, limits: Limits) -> d
                                 where=name)
     try:
         return dict(_library().load(bytes(data)))
-    except (KeyError, TypeError, ValueError, *_library_errors()) as error:
+    except _library_errors() as error:
         raise ExternalDataError(f"not a safetensors file: {error}", code="safetensors", where=name) from error
 
 
@@ -88,10 +87,10 @@ def _library() -> ModuleType:
         import safetensors.numpy
     except ImportError as error:
         raise EngineError("large tensors need safetensors: pip install 'flowgrad[weights]'", code="weights") from error
-    return safetensors.numpy  # type: ignore[no-any-return]
+    return safetensors.numpy
 
 
 def _library_errors() -> tuple[type[Exception], ...]:
     from safetensors import SafetensorError
 
-    return (SafetensorError,)
+    return (SafetensorError, KeyError, TypeError, ValueError)
