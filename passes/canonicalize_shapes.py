@@ -101,7 +101,7 @@ def join_reshapes(b: Builder, node: Node, x: Value, s: Value) -> Any:
     if wanted is None:
         return no_match("the shape is known only at run time, and a 0 in it would copy an extent")
     if np.all(wanted != 0) or attr(node, "allowzero"):
-        return b.Reshape(x, s, allowzero=attr(node, "allowzero"))
+        return b.add("Reshape", [x, s], node.attributes)
     if not node.output().type.is_static or 0 in node.output().type.static_shape:
         return no_match("the shape copies extents of what comes between")
     return b.Reshape(x, list(node.output().type.static_shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowgrad.ir.graph import Graph, Node
 from flowgrad.ir.ops.registry import opdef
+from flowgrad.passes import bodies
 from flowgrad.passes.edits import all_graphs, fingerprint, is_dead, is_removable_constant
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import permitted
@@ -28,10 +29,8 @@ def _sweep(graph: Graph) -> None:
                 graph.remove(node)
             continue
         _drop_outputs(graph, node)
-        if node.subgraphs:
-            from flowgrad.passes.bodies import prune_subgraphs
-
-            prune_subgraphs(graph, node)
+        if node.subgraphs and hasattr(bodies, "prune_subgraphs"):
+            bodies.prune_subgraphs(graph, node)
     for value in graph.constants:
         if is_removable_constant(graph, value.producer) and permitted("dce", value.producer):
             graph.remove(value.producer)

@@ -181,7 +181,7 @@ def matches(
         return shared or _is_alone(value)
 
     for bound, nodes in _match_node(pattern, root, {}, accepts):
-        yield Match(root, bound, nodes)
+        yield Match(root, bound, tuple(dict.fromkeys(nodes)))
 
 
 _State = tuple[dict[str, Any], tuple[Node, ...]]

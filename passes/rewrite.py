@@ -145,6 +145,10 @@ def permitted(rule: str, node: Node) -> bool:
 # ---- the driver ---------------------------------------------------------------------------------------------------------
 
 
+WIDE = 64
+"""Users with more inputs than this are edited as seldom as possible."""
+
+
 class RewriteBuilder(Builder):
     """A builder that notes what it made and records the origin when the first node is made."""
 
@@ -212,7 +216,7 @@ class _Driver:
         while self.queue:
             node = self.queue.popleft()
             self.queued.discard(node.key)
-            if node.key in self.graph.dag:
+            if node.key in self.graph.dag and not is_dead(self.graph, node):
                 self.visit(node)
 
     def push(self, node: Node) -> None:
@@ -268,6 +272,7 @@ class _Driver:
             raise PassError(f"rule {rule.name} replaced {len(results)} of {len(root.outputs)} outputs", code="rule",
                             where=describe(root))
         _carry_names(root, b.made)
+        remove_dead(self.graph, [root])
         remove_dead(self.graph, match.nodes[::-1], keep_random=True)
         b.discard()
         for made in b.made:
@@ -315,7 +320,8 @@ def replace_value(graph: Graph, old: Value, new: Value, made: Sequence[Node] = (
     """Let ``new`` stand for ``old`` everywhere; returns the value that survives.
 
     A node in ``made`` takes over the value ``old`` itself. So does the producer of an inner value ``new`` where ``old``
-    is an output under its own name. Otherwise users of ``old`` turn to ``new``.
+    is an output under its own name, or where users are so wide that editing them again and again would be quadratic.
+    Otherwise users of ``old`` turn to ``new``.
     """
     taken = set() if adopted is None else adopted
     is_fresh = any(new.producer is n for n in made) and new not in taken
@@ -335,5 +341,7 @@ def replace_value(graph: Graph, old: Value, new: Value, made: Sequence[Node] = (
 def _gives_name(old: Value, new: Value) -> bool:
     if new.producer.op in ENTRIES or new.producer is old.producer:
         return False
+    if len(new.uses) == 1 and any(len(u.inputs) > WIDE for u in old.uses.values()):
+        return True
     is_output = any(u.op == OUTPUT and u.name == old.name for u in old.uses.values())
     return is_output and not any(u.op == OUTPUT for u in new.uses.values())

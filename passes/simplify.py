@@ -41,7 +41,8 @@ def join_factors(b: Builder, x: Value, c: Value, d: Value) -> Any:
         return no_match("the factors are not literals of one element")
     if c.type.rank or d.type.rank or x.constant is not None:
         return no_match("a factor adds axes")
-    product = c.constant * d.constant  # type: ignore[operator]
+    with np.errstate(all="ignore"):
+        product = np.multiply(c.constant, d.constant)  # type: ignore[arg-type]
     if not np.isfinite(product) or product == 0:
         return no_match("the product of the factors overflows or vanishes")
     return b.Mul(x, b.graph.add_constant(np.asarray(product, c.type.dtype.numpy)))
