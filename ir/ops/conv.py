@@ -13,9 +13,10 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops import convolution
+from flowgrad.ir.ops import convexpansion, convolution
+from flowgrad.ir.ops.convexpansion import Slide, pad_image, shape_tail, vector_tail
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
-from flowgrad.ir.ops.window import SAME, Window, check_auto_pad, output_shape, shape_in, slide, spatial_tuple
+from flowgrad.ir.ops.window import SAME, Window, check_auto_pad, output_shape, shape_in, slide, spatial_tuple, split_pads
 from flowgrad.ir.types import FLOAT32, UNKNOWN, DimLike, Shape, Type
 
 GEOMETRY = ("auto_pad", "dilations", "group", "pads", "strides")
@@ -50,6 +51,20 @@ def check_channels(node: Node, channels: DimLike, per_group: DimLike, outputs: D
     if isinstance(channels, int) and isinstance(per_group, int) and channels != per_group * group:
         raise ValidationError(f"{channels} channels in {group} groups do not fit weights for {per_group} each",
                               code="shape", where=node.label)
+
+
+def bilinear_tangent(b: Any, node: Node, x_dot: Value | None, w_dot: Value | None, bias_dot: Value | None) -> Value:
+    """Return op(x_dot, w) + op(x, w_dot), the tangent of the bias added on the way."""
+    x, w = node.input(0), node.input(1)
+    terms = []
+    for image, kernel in ((x_dot, w), (x, w_dot)):
+        if image is not None and kernel is not None:
+            terms.append(b.add(node.op, [image, kernel, bias_dot], node.attributes))
+            bias_dot = None
+    if not terms:
+        column = b.Unsqueeze(bias_dot, list(range(1, len(x.shape) - 1)))
+        return b.Expand(column, b.shape(node.output()))  # type: ignore[no-any-return]
+    return terms[0] if len(terms) == 1 else b.Add(*terms)  # type: ignore[no-any-return]
 
 
 # ---- Conv ---------------------------------------------------------------------------------------------------------------
@@ -90,17 +105,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
 @conv.tangent
 def _(b: Any, node: Node, x_dot: Value | None, w_dot: Value | None, bias_dot: Value | None = None) -> Any:
     """y_dot = conv(x_dot, w) + conv(x, w_dot) + b_dot."""
-    x, w = node.input(0), node.input(1)
-    terms = []
-    for image, kernel in ((x_dot, w), (x, w_dot)):
-        if image is not None and kernel is not None:
-            terms.append(b.Conv(image, kernel, bias_dot, **geometry(node)))
-            bias_dot = None
-    if bias_dot is not None:
-        rank = node.output().type.rank or 0
-        column = b.Unsqueeze(bias_dot, list(range(1, rank - 1)))
-        return b.Expand(column, b.shape(node.output()))
-    return terms[0] if len(terms) == 1 else b.Add(*terms)
+    return bilinear_tangent(b, node, x_dot, w_dot, bias_dot)
 
 
 @conv.work
@@ -147,6 +152,14 @@ def _(node: Node) -> Type:
     return Type(y_bar.type.dtype, shape)
 
 
+@conv_input_grad.expansion
+def _(b: Any, node: Node) -> Value:
+    """A transposed convolution, cut or padded to the image."""
+    y_bar, w, x_shape = (node.input(i) for i in range(3))
+    slide_ = Slide.of(b, node, len(y_bar.shape) - 2, shape_tail(b, x_shape))
+    return convexpansion.input_gradient(b, slide_, y_bar, w, attr(node, "group"))
+
+
 @conv_input_grad.adjoint
 def _(b: Any, node: Node, x_bar_bar: Value) -> Any:
     """The other two contractions of the trilinear form, with the cotangent of x_bar in the place of x."""
@@ -172,9 +185,147 @@ def _(node: Node) -> Type:
     return Type(node.input(0).type.dtype, shape_in(node.input(2)))
 
 
+@conv_weight_grad.expansion
+def _(b: Any, node: Node) -> Value:
+    """A convolution with y_bar as the kernel, batch and channels swapped, strides as dilations."""
+    x, y_bar, w_shape = (node.input(i) for i in range(3))
+    slide_ = Slide.of(b, node, len(x.shape) - 2, vector_tail(b, x))
+    return convexpansion.weight_gradient(b, slide_, x, y_bar, w_shape, attr(node, "group"))
+
+
 @conv_weight_grad.adjoint
 def _(b: Any, node: Node, w_bar_bar: Value) -> Any:
     """The other two contractions of the trilinear form, with the cotangent of w_bar in the place of w."""
     x, y_bar = node.input(0), node.input(1)
     how = geometry(node)
     return b.ConvInputGrad(y_bar, w_bar_bar, b.shape(x), **how), b.Conv(x, w_bar_bar, **how), NO_GRADIENT
+
+
+# ---- ConvTranspose ------------------------------------------------------------------------------------------------------
+
+
+def transposed_window(
+    sizes: Sequence[int], kernel: Sequence[int], *, auto_pad: str, dilations: Sequence[int] | None,
+    output_padding: Sequence[int] | None, output_shape: Sequence[int] | None, pads: Sequence[int] | None,
+    strides: Sequence[int] | None,
+) -> tuple[Window, tuple[int, ...]]:
+    """Return the window of the convolution that is transposed, and the extents of the image it makes."""
+    rank = len(sizes)
+    steps = spatial_tuple(strides, rank, 1, "strides")
+    spread = spatial_tuple(dilations, rank, 1, "dilations")
+    extra = spatial_tuple(output_padding, rank, 0, "output_padding")
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
+    full = [s * (n - 1) + e + r for s, n, e, r in zip(steps, sizes, extra, reach, strict=True)]
+    begin, end = split_pads(pads if auto_pad == "NOTSET" else None, rank)
+    made = [f - p - q for f, p, q in zip(full, begin, end, strict=True)]
+    wanted = _wanted_extents(sizes, steps, auto_pad, output_shape)
+    if wanted is not None:
+        made = list(wanted)
+        totals = [max(0, f - m) for f, m in zip(full, made, strict=True)]
+        small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
+        begin, end = (small, large) if auto_pad == "SAME_UPPER" else (large, small)
+    return Window(tuple(kernel), steps, spread, begin, end, tuple(sizes)), tuple(made)
+
+
+def _wanted_extents(sizes: Sequence[Any], steps: Sequence[int], auto_pad: str, given: Sequence[int] | None) -> Any:
+    if given:
+        return tuple(given)[-len(sizes):]
+    return tuple(n * s for n, s in zip(sizes, steps, strict=True)) if auto_pad in SAME else None
+
+
+@op("ConvTranspose", since=11)
+def conv_transpose(
+    x: Array, w: Array, b: Array | None = None, *,
+    auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
+    kernel_shape: Sequence[int] | None = None, output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    out: Array | None = None,
+) -> Array:
+    window, sizes = transposed_window(x.shape[2:], w.shape[2:], auto_pad=auto_pad, dilations=dilations, pads=pads,
+                                      output_padding=output_padding, output_shape=output_shape, strides=strides)
+    y = convolution.input_gradient(x, w, window, group, sizes, out)
+    if b is not None:
+        y += b.reshape(-1, *(1,) * len(sizes))
+    return y
+
+
+@conv_transpose.types
+def _(node: Node) -> Type:
+    x, w = node.input(0), node.input(1)
+    if x.type.shape is None or w.type.shape is None:
+        return Type(x.type.dtype, None)
+    mode, group = check_auto_pad(node), attr(node, "group")
+    batch, channels, *sizes = x.shape
+    check_channels(node, w.shape[0], UNKNOWN, channels)
+    rank = len(sizes)
+    kernel = kernel_of(node, w, rank)
+    steps = spatial_tuple(attr(node, "strides"), rank, 1, "strides")
+    wanted = _wanted_extents(sizes, steps, mode, attr(node, "output_shape"))
+    if wanted is None:
+        spread = spatial_tuple(attr(node, "dilations"), rank, 1, "dilations")
+        extra = spatial_tuple(attr(node, "output_padding"), rank, 0, "output_padding")
+        begin, end = split_pads(attr(node, "pads") if mode == "NOTSET" else None, rank)
+        wanted = tuple(s * (n - 1) + e + (k - 1) * d + 1 - p - q for n, k, s, d, e, p, q in
+                       zip(sizes, kernel, steps, spread, extra, begin, end, strict=True))
+    return Type(x.type.dtype, (batch, w.shape[1] * group, *wanted))
+
+
+@conv_transpose.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """With y the image that the convolution by w maps to x: x_bar = conv(y_bar, w), w_bar its weight derivative."""
+    x, w = node.input(0), node.input(1)
+    image, pads = _convolved(b, node, y_bar)
+    how = {"dilations": node.attributes.get("dilations"), "strides": node.attributes.get("strides"),
+           "group": attr(node, "group"), "pads": pads}
+    x_bar = b.Conv(image, w, **how)
+    w_bar = b.ConvWeightGrad(image, x, b.shape(w), **how)
+    bias = b.ReduceSum(y_bar, spatial_axes(len(y_bar.shape)), keepdims=0) if len(node.inputs) > 2 else None
+    return [x_bar, w_bar, bias][: len(node.inputs)]
+
+
+def _convolved(b: Any, node: Node, y_bar: Value) -> tuple[Value, tuple[int, ...]]:
+    """Return y_bar and the pads with which a convolution of it has exactly the extents of x.
+
+    Where pads alone cannot do that, y_bar is cut or padded to the span of all windows first.
+    """
+    x, w = node.input(0), node.input(1)
+    rank = len(x.shape) - 2
+    names = ("auto_pad", "dilations", "output_padding", "output_shape", "pads", "strides")
+    given = {name: attr(node, name) for name in names}
+    sizes, kernel = x.shape[2:], w.shape[2:]
+    steps = spatial_tuple(given["strides"], rank, 1, "strides")
+    extra = spatial_tuple(given["output_padding"], rank, 0, "output_padding")
+    fixed = given["auto_pad"] not in SAME and not given["output_shape"]
+    if fixed and all(e < s for e, s in zip(extra, steps, strict=True)):
+        begin, end = split_pads(given["pads"] if given["auto_pad"] == "NOTSET" else None, rank)
+        return y_bar, (*begin, *end)
+    if all(isinstance(n, int) for n in (*sizes, *kernel)):
+        window, made = transposed_window(sizes, kernel, **given)  # type: ignore[arg-type]
+        after = [s - b_ - m for s, b_, m in zip(window.span, window.begin, made, strict=True)]
+        return pad_image(b, y_bar, b.ints(window.begin), b.ints(after)), (0,) * (2 * rank)
+    span, total = _spans(b, node, y_bar, kernel)
+    small = b.Div(total, 2)
+    begin_ = small if given["auto_pad"] == "SAME_UPPER" else b.Sub(total, small)
+    if fixed:
+        begin_ = b.ints(split_pads(given["pads"] if given["auto_pad"] == "NOTSET" else None, rank)[0])
+    after_ = b.Sub(b.Sub(span, begin_), vector_tail(b, y_bar))
+    return pad_image(b, y_bar, begin_, after_), (0,) * (2 * rank)
+
+
+def _spans(b: Any, node: Node, y_bar: Value, kernel: Shape) -> tuple[Value, Value]:
+    """Return the span of all windows and how much of it (with the output padding) lies outside y, as vectors."""
+    x, w = node.input(0), node.input(1)
+    rank = len(kernel)
+    slide_ = Slide(b, rank, vector_tail(b, y_bar), spatial_tuple(attr(node, "strides"), rank, 1, "strides"),
+                   spatial_tuple(attr(node, "dilations"), rank, 1, "dilations"), split_pads(None, rank), "NOTSET")
+    steps = b.Mul(b.Sub(vector_tail(b, x), 1), list(slide_.strides))
+    span = b.Add(steps, slide_.reach(vector_tail(b, w)))
+    extra = list(spatial_tuple(attr(node, "output_padding"), rank, 0, "output_padding"))
+    total = b.Max(b.Sub(b.Add(span, extra), vector_tail(b, y_bar)), b.ints([0]))
+    return span, total
+
+
+@conv_transpose.tangent
+def _(b: Any, node: Node, x_dot: Value | None, w_dot: Value | None, bias_dot: Value | None = None) -> Any:
+    """y_dot = conv_transpose(x_dot, w) + conv_transpose(x, w_dot) + b_dot."""
+    return bilinear_tangent(b, node, x_dot, w_dot, bias_dot)

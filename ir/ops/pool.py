@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.convexpansion import Slide, average_gradient, shape_tail, vector_tail, window_counts
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.ops.window import SAME, Window, output_shape, place, shape_in, slide, split_pads, tap_slices
 from flowgrad.ir.types import INT64, Shape, Type
@@ -242,6 +243,14 @@ def average_pool_grad(
 @average_pool_grad.types
 def _(node: Node) -> Type:
     return Type(node.input(0).type.dtype, shape_in(node.input(1)))
+
+
+@average_pool_grad.expansion
+def _(b: Any, node: Node) -> Value:
+    """y_bar over the counts, then a transposed convolution with ones, channel by channel."""
+    y_bar, x_shape = node.input(0), node.input(1)
+    how = Slide.of(b, node, len(y_bar.shape) - 2, shape_tail(b, x_shape))
+    return average_gradient(b, how, y_bar, x_shape, attr(node, "kernel_shape"), attr(node, "count_include_pad"))
 
 
 @average_pool_grad.adjoint
