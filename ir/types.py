@@ -174,6 +174,9 @@ class Dim:
     def __mod__(self, other: object) -> DimLike:
         return self - floor_div(self, other) * other if is_dim(other) else NotImplemented
 
+    def __rmod__(self, other: object) -> DimLike:
+        return other - floor_div(other, self) * self if is_dim(other) else NotImplemented
+
     def evaluate(self, env: Mapping[str, int]) -> int:
         """Return the value where each name has the value that ``env`` gives it; KeyError for a missing name."""
         return sum(c * _product(_atom_value(a, env) for a in m) for m, c in self.terms)
