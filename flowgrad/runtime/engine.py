@@ -20,7 +20,7 @@ from flowgrad.ir.types import Type
 from flowgrad.runtime.calls import Context, SubgraphCalls
 from flowgrad.runtime.codegen import CHUNK, FILENAME, Code, Writer, frame_chunks
 from flowgrad.runtime.kernels import Several, bind
-from flowgrad.runtime.memory import Frame, Layout, Place, plan
+from flowgrad.runtime.memory import Frame, Layout, Place, is_view, plan
 from flowgrad.runtime.snapshot import ABSENT, KEYED_ELEMENTS, Snapshot, constant_twin, input_twin, shape_inputs
 from flowgrad.runtime.specialise import Knowledge, Step
 from flowgrad.runtime.threads import available_threads, enter_blas_limit, leave_blas_limit
@@ -162,9 +162,9 @@ def _fixed_views(steps: Sequence[Step], layout: Layout, constants: Mapping[int, 
     found = []
     for step in steps:
         record = step.record
-        if Trait.VIEW not in record.definition.traits or step.open or record.captures or "rng" in record.definition.special:
+        if not is_view(step) or step.open or record.captures or "rng" in record.definition.special:
             continue
-        if not record.inputs or record.inputs[0] == ABSENT or not layout.in_arena(record.inputs[0]):
+        if not layout.in_arena(record.inputs[0]):
             continue
         if all(n == ABSENT or n in constants for n in record.inputs[1:]):
             found.append((step, [constants.get(n) for n in record.inputs]))

@@ -123,7 +123,7 @@ def _last_uses(steps: Sequence[Step], outputs: Iterable[int], later: frozenset[i
     last: dict[int, int] = {}
     for index, step in enumerate(steps):
         record = step.record
-        if Trait.VIEW in record.definition.traits and record.inputs and record.inputs[0] != ABSENT:
+        if is_view(step):
             base = layout.root(record.inputs[0])
             for number in _present(record.outputs):
                 layout.roots[number] = base
@@ -153,6 +153,14 @@ def _choose_places(steps: Sequence[Step], outputs: Sequence[int], layout: Layout
             claimed = claims.get(number, [])
             alone = len(claimed) == 1 and sizes.get(claimed[0]) == sizes[number]
             layout.places[number] = Place.OUTPUT if alone else Place.ARENA
+
+
+def is_view(step: Step) -> bool:
+    """True if the result of ``step`` may look at its first input: a kernel that fills a buffer of its own does not."""
+    record = step.record
+    if Trait.VIEW not in record.definition.traits or not record.inputs or record.inputs[0] == ABSENT:
+        return False
+    return not any(has_buffer(step, value) for value in step.twin.outputs)
 
 
 def has_buffer(step: Step, value: Value | None) -> bool:
