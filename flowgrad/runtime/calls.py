@@ -54,7 +54,8 @@ class SubgraphCalls:
         for name, graph in step.record.subgraphs.items():
             formals = len(graph.inputs) - len(step.record.captures)
             engines[name] = self._make(graph, {formals + i: array for i, array in known.items()})
-        return Binder(step.record.subgraphs, engines, [i for i in range(len(step.record.captures)) if i not in known], self.limits)
+        kept = [i for i in range(len(step.record.captures)) if i not in known]
+        return Binder(step.record.subgraphs, engines, kept, self.limits)
 
 
 class Binder:

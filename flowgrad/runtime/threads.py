@@ -134,7 +134,7 @@ class _BlasLimit:
             self._restore = [(library, library.get_num_threads()) for library in self._libraries]
             for library, count in self._restore:
                 if count != 1:
-                    library.set_num_threads(1)
+                    _set_threads(library, 1)
 
     def leave(self) -> None:
         with self._lock:
@@ -145,7 +145,7 @@ class _BlasLimit:
                 return
             for library, count in self._restore:
                 if count != 1:
-                    library.set_num_threads(count)
+                    _set_threads(library, count)
             self._restore = []
 
     def after_fork(self) -> None:
@@ -154,7 +154,13 @@ class _BlasLimit:
         self._holders = 0
         self._restore = []
         for library, count in held:
-            library.set_num_threads(count)
+            _set_threads(library, count)
+
+
+def _set_threads(library: Any, count: int) -> None:
+    # From threadpoolctl 3.8 on, the public method does nothing in any thread but the first that called it; the count
+    # of holders makes sure here that threads do not fight.
+    getattr(library, "_real_set_num_threads", library.set_num_threads)(count)
 
 
 def _blas_libraries() -> list[Any]:
