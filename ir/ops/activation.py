@@ -192,17 +192,22 @@ def elu(x: Array, *, alpha: float = 1.0, out: Array | None = None, work: Work = 
     return _exponential_linear(x, alpha, 1.0, _buffer(x, out), work)
 
 
-elu.work(_one_like_first)
+@elu.work
+def _(node: Node) -> list[Type]:
+    return [] if 0 <= attr(node, "alpha") <= 1 else _one_like_first(node)
 
 
 def _exponential_linear(x: Array, alpha: float, width: float, out: Array, work: Work) -> Array:
     """Write max(x, 0) + alpha (exp(min(x, 0) / width) - 1) to ``out``."""
-    positive = _scratch(x, work)
     np.minimum(x, 0, out=out)
     if width != 1:
         np.divide(out, width, out=out)
     np.expm1(out, out=out)
-    np.multiply(out, alpha, out=out)
+    if alpha != 1:
+        np.multiply(out, alpha, out=out)
+    if 0 <= alpha <= width:  # then the curve lies above x on the left
+        return np.maximum(out, x, out=out)
+    positive = _scratch(x, work)
     np.maximum(x, 0, out=positive)
     return np.add(out, positive, out=out)
 
@@ -219,7 +224,9 @@ def celu(x: Array, *, alpha: float = 1.0, out: Array | None = None, work: Work =
     return _exponential_linear(x, alpha, alpha, _buffer(x, out), work)
 
 
-celu.work(_one_like_first)
+@celu.work
+def _(node: Node) -> list[Type]:
+    return [] if attr(node, "alpha") >= 0 else _one_like_first(node)
 
 
 @slope(celu)

@@ -8,9 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from flowgrad.ir.errors import RunError
+from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, like_first, op
+from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, broadcasted, like_first, op
 from flowgrad.ir.types import BOOL, FLOAT32, Dim, DimLike, Type
 
 BROADCASTS = (Trait.BROADCASTS, Trait.ELEMENTWISE)
@@ -99,6 +99,15 @@ def _on_dims(function: Any, *arrays: Array) -> Array:
     """Apply a function of single dims; ValueError from it means that only the run can tell."""
     result = np.frompyfunc(function, len(arrays), 1)(*arrays)
     return np.asarray(result, object)
+
+
+def matched(node: Node) -> Type:
+    """Return the broadcast type of inputs that must have one dtype (the condition of Where apart)."""
+    operands = [v for v in node.inputs[node.op == "Where" :] if v is not None]
+    if len({v.type.dtype for v in operands}) > 1:
+        raise ValidationError(f"{node.op} takes inputs of one dtype, got {', '.join(repr(v) for v in operands)}",
+                              code="dtype")
+    return broadcasted(node)
 
 
 # ---- arithmetic ---------------------------------------------------------------------------------------------------------
@@ -494,3 +503,7 @@ def bitwise_xor(a: Array, b: Array, *, out: Array | None = None) -> Array:
 @op("BitwiseNot", since=18, traits=(Trait.ELEMENTWISE, Trait.ZERO))
 def bitwise_not(x: Array, *, out: Array | None = None) -> Array:
     return np.bitwise_not(x, out=out)
+
+
+for _definition in (add, sub, mul, div, mod, sum_, mean, maximum, minimum, where, bitwise_and, bitwise_or, bitwise_xor):
+    _definition.types(matched)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node
-from flowgrad.ir.ops.registry import Trait, broadcasted_bool, op
+from flowgrad.ir.ops.elementwise import matched
+from flowgrad.ir.ops.registry import Trait, op
 from flowgrad.ir.types import BOOL, Type
 
 TRAITS = (Trait.BROADCASTS, Trait.ELEMENTWISE, Trait.ZERO)
@@ -51,8 +52,12 @@ def xor(a: Array, b: Array, *, out: Array | None = None) -> Array:
     return np.logical_xor(a, b, out=out)
 
 
+def _bool_matched(node: Node) -> Type:
+    return matched(node).with_dtype(BOOL)
+
+
 for _definition in (equal, less, less_or_equal, greater, greater_or_equal, and_, or_, xor):
-    _definition.types(broadcasted_bool)
+    _definition.types(_bool_matched)
 
 
 @op("Not", traits=(Trait.ELEMENTWISE, Trait.ZERO))
