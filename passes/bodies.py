@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import NotDifferentiableError
 from flowgrad.ir.graph import CONSTANT, INPUT, Graph, Node, Value
 from flowgrad.ir.ops.registry import Refusal
+from flowgrad.ir.ops.repetition import Layout, layout_of
 from flowgrad.ir.ops.reversal import free_output_name
 from flowgrad.ir.types import Dim
 from flowgrad.passes.adjoint import active_values, adjoint
@@ -329,3 +331,114 @@ def body_tangent(body: Graph, dotted: Collection[int], links: Sequence[Link] = (
         if i in result.inputs and o not in result.outputs:
             result.outputs[o] = b.zeros_like(outputs[o])
     return result
+
+
+# ---- pruning --------------------------------------------------------------------------------------------------------------
+
+
+def prune_subgraphs(graph: Graph, node: Node) -> None:
+    """Drop outputs, states, scan inputs and captures of an If, Loop or Scan that nothing needs, with what computes them."""
+    if node.op == "If":
+        _prune_branches(graph, node)
+    elif node.op in ("Loop", "Scan"):
+        _prune_repetition(graph, node)
+    for subgraph in node.subgraphs.values():
+        sweep(subgraph)
+    _prune_captures(graph, node)
+
+
+def _is_used(graph: Graph, node: Node, index: int) -> bool:
+    value = node.outputs[index] if index < len(node.outputs) else None
+    return value is not None and (bool(value.uses) or value.name in graph.pinned)
+
+
+def _prune_branches(graph: Graph, node: Node) -> None:
+    count = len(node.subgraphs["then_branch"].outputs)
+    kept = [k for k in range(count) if _is_used(graph, node, k)]
+    if not kept or len(kept) == count:
+        return
+    for branch in node.subgraphs.values():
+        _keep_outputs(branch, kept)
+    graph.arrange_outputs(node, [node.outputs[k] for k in kept])
+
+
+def _keep_outputs(subgraph: Graph, kept: Collection[int]) -> None:
+    for k, entry in enumerate(subgraph.output_entries):
+        if k not in kept:
+            subgraph.remove(entry)
+
+
+def _prune_repetition(graph: Graph, node: Node) -> None:
+    layout, body = layout_of(node), node.subgraphs["body"]
+    first_capture = len(body.inputs) - len(node.captures)
+    lead = layout.lead_outputs
+    used = {o for o in range(lead, len(body.outputs)) if _is_used(graph, node, o - lead)}
+    if not used:
+        return
+    needed, live = _needed_outputs(body, layout.links, {*range(lead), *used})
+    states = [k for k, (_, o) in enumerate(layout.links) if o in needed]
+    scanned = [k for k in range(layout.scan_inputs) if body.inputs[layout.first_scan_input + k] in live]
+    scanned = scanned or [0] * bool(layout.scan_inputs)
+    stacked = [o - layout.first_scan_output for o in sorted(needed) if o >= layout.first_scan_output]
+    if len(needed) == len(body.outputs) and len(scanned) == layout.scan_inputs:
+        return
+    formals, inputs, outputs = body.inputs, node.inputs, node.outputs
+    _keep_outputs(body, needed)
+    sweep(body)
+    kept = {*range(layout.lead_formals), *(layout.links[k][0] for k in states),
+            *(layout.first_scan_input + k for k in scanned), *range(first_capture, len(formals))}
+    for i, formal in enumerate(formals):
+        if i not in kept:
+            body.remove(formal.producer)
+    graph.set_inputs(node, [x for i, x in enumerate(inputs) if i in kept])
+    if layout.scan_inputs:
+        graph.set_attributes(node, {**node.attributes, **_scan_attributes(node, layout, scanned, stacked)})
+    padded = [*outputs, *[None] * (len(needed) + len(outputs))]
+    graph.arrange_outputs(node, [padded[o - lead] for o in sorted(needed) if o >= lead])
+
+
+def _scan_attributes(node: Node, layout: Layout, scanned: Sequence[int], stacked: Sequence[int]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {
+        "scan_input_axes": tuple(layout.input_axis(k) for k in scanned),
+        "scan_input_directions": tuple(layout.input_direction(k) for k in scanned),
+        "scan_output_axes": tuple(layout.output_axis(k) for k in stacked),
+        "scan_output_directions": tuple(layout.output_direction(k) for k in stacked),
+    }
+    return {"num_scan_inputs": len(scanned), **{name: v for name, v in chosen.items() if name in node.attributes}}
+
+
+def _needed_outputs(body: Graph, links: Sequence[Link], used: Collection[int]) -> tuple[set[int], set[Value]]:
+    """Return the outputs that ``used`` ones need over all iterations, and the values these are computed from."""
+    order, formals, outputs = body.nodes(), body.inputs, body.outputs
+    needed = set(used)
+    while True:
+        live = {outputs[o] for o in needed}
+        for node in reversed(order):
+            if any(v in live for v in node.outputs if v is not None):
+                live.update(v for v in (*node.inputs, *node.captures) if v is not None)
+        more = {o for i, o in links if o not in needed and formals[i] in live}
+        if not more:
+            return needed, live
+        needed |= more
+
+
+def _prune_captures(graph: Graph, node: Node) -> None:
+    """Drop captures that no subgraph uses, and let one stand for all captures of the same value."""
+    first: dict[Value, int] = {}
+    formals = {name: g.inputs[len(g.inputs) - len(node.captures) :] for name, g in node.subgraphs.items()}
+    kept: list[int] = []
+    for c, value in enumerate(node.captures):
+        uses = any(formals[name][c].uses for name in formals)
+        if uses and value not in first:
+            first[value] = c
+            kept.append(c)
+    if len(kept) == len(node.captures):
+        return
+    captures = node.captures
+    for name, subgraph in node.subgraphs.items():
+        for c, formal in enumerate(formals[name]):
+            if c not in kept:
+                if formal.uses:
+                    subgraph.replace_uses(formal, formals[name][first[captures[c]]])
+                subgraph.remove(formal.producer)
+    graph.set_inputs(node, node.inputs, [captures[c] for c in kept])

@@ -12,7 +12,9 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type
+from flowgrad.ir.verify import verify
 from flowgrad.passes.adjoint import adjoint
+from flowgrad.passes.bodies import prune_subgraphs
 from tests.derivative_checks import check_gradients, check_tangents, with_cotangents
 
 RNG = np.random.default_rng(5)
@@ -84,6 +86,7 @@ def check(graph: Graph, feeds: dict[str, Array], wrt: Sequence[str], *, second: 
     check_gradients(graph, feeds, wrt, step=1e-3, rtol=1e-8)
     check_tangents(graph, feeds, wrt, step=1e-3, rtol=1e-8)
     joint, _ = with_cotangents(graph, wrt)
+    verify(joint)
     cotangents = {v.name: RNG.standard_normal(before[v.name[:-3]].shape) for v in joint.inputs[len(graph.inputs):]}
     after = evaluate(joint, {**feeds, **cotangents})
     for name, array in before.items():
@@ -245,9 +248,7 @@ SCANS = [
 ]
 
 
-@pytest.mark.parametrize("attributes", SCANS)
-@pytest.mark.parametrize("symbolic", [False, True])
-def test_scan(attributes: dict[str, Any], symbolic: bool) -> None:
+def scan_graph(attributes: dict[str, Any], symbolic: bool) -> Graph:
     graph = Graph()
     b = Builder(graph)
     t, n = (Dim.named("T"), Dim.named("N")) if symbolic else (4, 2)
@@ -259,11 +260,19 @@ def test_scan(attributes: dict[str, Any], symbolic: bool) -> None:
         z = b.Tanh(b.Add(b.MatMul(h, w), b.Mul(x, y)))
         return z, b.Mul(z, x), b.ReduceSum(z, [0], keepdims=0)
 
-    node = add_scan(b, [h], [xs, ys], [w], body, **attributes)
-    outputs_of(graph, *node.outputs)
-    feeds = {"h": FEEDS["h"], "w": FEEDS["w"], "ys": RNG.standard_normal((4, 3)),
-             "xs": RNG.standard_normal((2, 4, 3) if axis else (4, 2, 3))}
-    check(graph, feeds, ["h", "w", "xs", "ys"])
+    return outputs_of(graph, *add_scan(b, [h], [xs, ys], [w], body, **attributes).outputs)
+
+
+def scan_feeds(attributes: dict[str, Any], length: int) -> dict[str, Array]:
+    axis = attributes.get("scan_input_axes", (0,))[0]
+    return {"h": FEEDS["h"], "w": FEEDS["w"], "ys": RNG.standard_normal((length, 3)),
+            "xs": RNG.standard_normal((2, length, 3) if axis else (length, 2, 3))}
+
+
+@pytest.mark.parametrize("attributes", SCANS)
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_scan(attributes: dict[str, Any], symbolic: bool) -> None:
+    check(scan_graph(attributes, symbolic), scan_feeds(attributes, 4), ["h", "w", "xs", "ys"])
 
 
 def test_empty_scan() -> None:
@@ -359,3 +368,154 @@ def test_tangent_along_the_gradient_makes_no_cycle() -> None:
     graph.add_output(g, "g")
     got = evaluate(graph, FEEDS)
     np.testing.assert_allclose(got["dot"], np.sum(got["g"] ** 2))
+
+
+# ---- passes and other engines -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attributes", SCANS)
+@pytest.mark.parametrize("length", [0, 4])
+def test_scan_as_a_loop(attributes: dict[str, Any], length: int) -> None:
+    from flowgrad.passes.expand import expand
+
+    graph = scan_graph(attributes, True)
+    looped = graph.copy()
+    expand(looped, lambda n: n.op == "Scan")
+    verify(looped)
+    assert "Loop" in {n.op for n in looped.nodes()} and "Scan" not in {n.op for n in looped.nodes()}
+    feeds = scan_feeds(attributes, length)
+    for got, expected in zip(evaluate(looped, feeds).values(), evaluate(graph, feeds).values(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def assert_same_in_onnxruntime(graph: Graph, feeds: dict[str, Array], expected: dict[str, Array]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from flowgrad.exchange.writer import write_onnx
+
+    session = onnxruntime.InferenceSession(write_onnx(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    for output, got in zip(session.get_outputs(), session.run(None, feeds), strict=True):
+        if got.size == 0:  # of a Loop without iterations, onnxruntime does not know the extents of scan outputs
+            assert expected[output.name].size == 0
+            continue
+        np.testing.assert_allclose(got, expected[output.name], rtol=1e-9, atol=1e-12, err_msg=output.name)
+
+
+@pytest.mark.parametrize("length", [0, 4])
+def test_gradients_run_in_onnxruntime(length: int) -> None:
+    for attributes in SCANS:
+        joint, _ = with_cotangents(scan_graph(attributes, True), ["h", "w", "xs", "ys"])
+        feeds = scan_feeds(attributes, length)
+        cotangents = {f"{k}_ct": RNG.standard_normal(y.shape)
+                      for k, y in evaluate(scan_graph(attributes, True), feeds).items()}
+        expected = evaluate(joint, {**feeds, **cotangents})
+        assert_same_in_onnxruntime(joint, {**feeds, **cotangents}, expected)
+
+
+@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("trips", [0, 3])
+def test_gradients_of_if_and_loop_run_in_onnxruntime(trips: int, condition: bool) -> None:
+    joint, _ = with_cotangents(nested(), ["h", "w"])
+    feeds = {**FEEDS, "trips": np.asarray(trips), "c": np.asarray(condition), "y0_ct": np.ones((2, 3)),
+             "y1_ct": np.ones((trips, 2, 3))}
+    expected = evaluate(joint, feeds)
+    assert_same_in_onnxruntime(joint, feeds, expected)
+
+
+def nested() -> Graph:
+    """A Loop whose body holds an If with different tapes in its branches."""
+    graph = Graph()
+    b = Builder(graph)
+    n = Dim.named("N")
+    h, w = graph.add_input("h", f64(n, 3)), graph.add_input("w", f64(3, 3))
+    count, c = graph.add_input("trips", Type(INT64, ())), graph.add_input("c", Type(BOOL, ()))
+
+    def body(b: Builder, i: Value, going: Value, h: Value, w: Value, c: Value) -> Any:
+        first = b.And(c, b.Less(i, 2))
+        node = add_if(b, first, [h, w], lambda b, h, w: [b.Tanh(b.MatMul(h, w))],
+                      lambda b, h, w: [b.Mul(b.Sin(h), b.ReduceSum(w, [0], keepdims=0))])
+        return going, node.output(), b.Mul(node.output(), h)
+
+    node = add_loop(b, count, None, [h], [w, c], body)
+    return outputs_of(graph, *node.outputs)
+
+
+def test_if_in_loop() -> None:
+    for trips, condition in ((0, True), (3, True), (3, False)):
+        check(nested(), {**FEEDS, "trips": np.asarray(trips), "c": np.asarray(condition)}, ["h", "w"])
+
+
+def test_dropout_in_a_branch_in_a_loop() -> None:
+    """The masks of the branch must be stackable over iterations that take different branches."""
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", f64(40))
+
+    def body(b: Builder, i: Value, going: Value, x: Value) -> Any:
+        node = add_if(b, b.Equal(b.Mod(i, 2), 0), [x], lambda b, x: [b.add("Dropout", [b.Mul(x, 2.0), 0.5, True])],
+                      lambda b, x: [b.Sin(x)])
+        return going, node.output()
+
+    node = add_loop(b, np.int64(4), None, [], [x], body)
+    joint, _ = with_cotangents(outputs_of(graph, *node.outputs), ["x"])
+    got = evaluate(joint, {"x": np.ones(40), "y0_ct": np.ones((4, 40))})
+    y = got["y0"]
+    np.testing.assert_allclose(got["x_grad"], y[0] + y[2] + 2 * np.cos(1.0))
+    assert 0 < np.count_nonzero(y[0]) < 40
+
+
+def test_pruning_leaves_what_is_needed() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x, w = graph.add_input("x", f64(2)), graph.add_input("w", f64(2))
+
+    def body(b: Builder, i: Value, going: Value, used: Value, unused: Value, feeding: Value, x: Value, w: Value) -> Any:
+        return going, b.Add(used, feeding), b.Mul(unused, w), b.Sin(feeding), b.Exp(unused), b.Cos(b.Add(used, x))
+
+    node = add_loop(b, np.int64(3), None, [x, x, x], [x, w], body)
+    total, _, _, _, last = node.outputs
+    outputs_of(graph, total, last)
+    expected = evaluate(graph, {"x": np.ones(2), "w": np.ones(2)})
+    prune_subgraphs(graph, node)
+    verify(graph)
+    assert [v.name for v in node.captures] == ["x"]
+    assert len(node.inputs) == 4 and len(node.outputs) == 3
+    assert sorted(n.op for n in node.subgraphs["body"].nodes()) == ["Add", "Add", "Cos", "Sin"]
+    got = evaluate(graph, {"x": np.ones(2), "w": np.ones(2)})
+    assert {k: v.tolist() for k, v in got.items()} == {k: v.tolist() for k, v in expected.items()}
+    version = graph.version
+    prune_subgraphs(graph, node)
+    assert graph.version == version
+
+
+def test_pruning_a_scan_and_an_if() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x, ys, zs = graph.add_input("x", f64(2)), graph.add_input("ys", f64(3, 2)), graph.add_input("zs", f64(2, 3))
+    node = add_scan(b, [x, x], [ys, zs], [x], lambda b, s, t, y, z, x: (b.Add(s, z), b.Mul(t, y), b.Sin(y), b.Cos(z)),
+                    scan_input_axes=(0, 1), scan_output_axes=(0, 1))
+    c = graph.add_input("c", Type(BOOL, ()))
+    choice = add_if(b, c, [x, ys], lambda b, x, ys: [b.Sin(x), ys], lambda b, x, ys: [b.Cos(x), ys])
+    outputs_of(graph, node.outputs[0], node.outputs[3], choice.outputs[0])
+    feeds = {"x": np.ones(2), "ys": np.ones((3, 2)), "zs": RNG.standard_normal((2, 3)), "c": np.asarray(True)}
+    expected = evaluate(graph, feeds)
+    for pruned in (node, choice):
+        prune_subgraphs(graph, pruned)
+    verify(graph)
+    assert [v.name for v in (*node.inputs, *node.captures) if v is not None] == ["x", "zs"]
+    assert node.attributes == {"num_scan_inputs": 1, "scan_input_axes": (1,), "scan_output_axes": (1,)}
+    assert len(choice.outputs) == 1 and [v.name for v in choice.captures] == ["x"]
+    for name, array in evaluate(graph, feeds).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_the_optimised_gradient_is_the_same() -> None:
+    from flowgrad.model import Model
+    from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
+
+    joint, _ = with_cotangents(nested(), ["h", "w"])
+    feeds = {**FEEDS, "trips": np.asarray(3), "c": np.asarray(True), "y0_ct": np.ones((2, 3)), "y1_ct": np.ones((3, 2, 3))}
+    expected = evaluate(joint, feeds)
+    optimized = PassManager(DEFAULT_PIPELINE).run(Model(joint)).model
+    verify(optimized.graph)
+    for name, got in Model(joint)(feeds).items():
+        np.testing.assert_allclose(got, expected[name], rtol=1e-12, err_msg=name)

@@ -12,6 +12,7 @@ from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, refuse
 from flowgrad.ir.ops.reversal import draws_random_numbers, free_output_name, takes_in_place
+from flowgrad.ir.types import Type
 
 BRANCHES = ("then_branch", "else_branch")
 
@@ -46,12 +47,12 @@ class _Backward:
     def __init__(self, b: Any, node: Node, halves: Sequence[Any], y_bars: Sequence[Value | None]) -> None:
         self.b, self.node, self.halves, self.y_bars = b, node, halves, y_bars
         self.before = len(node.subgraphs[BRANCHES[0]].outputs)
-        self.shifts = [0, len(halves[0].forward.outputs) - self.before]
+        self.slots: list[list[int]] = []
 
     def emit(self, asked: Sequence[int]) -> list[Value]:
         """Add the node; return the cotangents of the captures in ``asked``."""
         self._extend_forward()
-        given = [self._operands(half, shift) for half, shift in zip(self.halves, self.shifts, strict=True)]
+        given = [self._operands(half, slots) for half, slots in zip(self.halves, self.slots, strict=True)]
         for half, operands in zip(self.halves, given, strict=True):
             self._complete(half, operands, asked)
         captures = list(dict.fromkeys(v for operands in given for v in operands))
@@ -66,23 +67,30 @@ class _Backward:
         return list(made.outputs)
 
     def _extend_forward(self) -> None:
-        """Let both branches return the tapes of both: empty tensors stand for those of the other branch."""
-        first, second = (half.forward for half in self.halves)
-        own = [list(g.output_entries[self.before :]) for g in (first, second)]
-        for entry in own[1]:
-            _add_empty(first, entry)
-        fillers = [_add_empty(second, entry) for entry in own[0]]
-        second.reorder_outputs([*second.output_entries[: self.before], *fillers, *own[1]])
-        graph: Graph = self.b.graph
-        graph.set_subgraphs(self.node, dict(zip(BRANCHES, (first, second), strict=True)), self.node.captures)
+        """Let both branches return the tapes of both; those of one type share an output.
+
+        For a tape of the other branch alone, a branch returns an empty tensor, or one of the right shape where random
+        numbers are drawn: a loop around this node must then be able to stack it, since nothing can be drawn again.
+        """
+        graphs = [half.forward for half in self.halves]
+        pairs = _paired(*(list(g.output_entries[self.before :]) for g in graphs))
+        whole = draws_random_numbers(self.node)
+        for side, graph in enumerate(graphs):
+            own = [pair[side] for pair in pairs]
+            self.slots.append([self.before + p for p, entry in enumerate(own) if entry is not None])
+            other = [pair[1 - side] for pair in pairs]
+            filled = [mine or _add_filler(graph, theirs, whole) for mine, theirs in zip(own, other, strict=True)]
+            graph.reorder_outputs([*graph.output_entries[: self.before], *filled])
+        outer: Graph = self.b.graph
+        outer.set_subgraphs(self.node, dict(zip(BRANCHES, graphs, strict=True)), self.node.captures)
         types = infer(self.node)
-        for index, entry in enumerate(first.output_entries[self.before :], self.before):
+        for index, entry in enumerate(graphs[0].output_entries[self.before :], self.before):
             type_ = types[index]
             assert type_ is not None
-            name = graph.unique_name(f"{self.node.label}_{entry.name}")
-            self.b.residuals.append(graph.set_output(self.node, index, name, type_))
+            value = outer.set_output(self.node, index, outer.unique_name(f"{self.node.label}_{entry.name}"), type_)
+            self.b.residuals.append(value)
 
-    def _operands(self, half: Any, shift: int) -> list[Value]:
+    def _operands(self, half: Any, slots: Sequence[int]) -> list[Value]:
         """Return what the inputs of a backward branch stand for."""
         found: list[Value] = []
         for output in half.bars:
@@ -90,7 +98,8 @@ class _Backward:
             assert y_bar is not None
             found.append(y_bar)
         for source in half.sources:
-            found.append(self.node.output(source.index + (shift if source.index >= self.before else 0)))
+            index = source.index
+            found.append(self.node.output(index if index < self.before else slots[index - self.before]))
         return [*found, *(self.node.captures[c] for c in half.captures)]
 
     def _complete(self, half: Any, operands: list[Value], asked: Sequence[int]) -> None:
@@ -116,10 +125,34 @@ class _Backward:
         return graph.add_input(graph.unique_name(x.name), x.type)
 
 
-def _add_empty(graph: Graph, like: Node) -> Node:
+def _paired(first: Sequence[Node], second: Sequence[Node]) -> list[tuple[Node | None, Node | None]]:
+    """Put tapes of the same static type side by side; the others stand alone."""
+    waiting: dict[Type, list[Node]] = {}
+    for entry in second:
+        if entry.input(0).type.is_static:
+            waiting.setdefault(entry.input(0).type, []).append(entry)
+    pairs: list[tuple[Node | None, Node | None]] = []
+    taken: set[Node] = set()
+    for entry in first:
+        mates = waiting.get(entry.input(0).type)
+        mate = mates.pop(0) if mates else None
+        pairs.append((entry, mate))
+        if mate is not None:
+            taken.add(mate)
+    return [*pairs, *((None, entry) for entry in second if entry not in taken)]
+
+
+def _add_filler(graph: Graph, like: Node | None, whole: bool) -> Node:
+    """Add an output in place of the tape ``like`` of the other branch."""
+    assert like is not None
     type_ = like.input(0).type
-    data = np.zeros((0,) * (1 if type_.rank is None else type_.rank), type_.dtype.numpy)
-    return graph.add_output(graph.add_constant(data), free_output_name(graph, like.name))
+    zero = graph.add_constant(np.zeros((), type_.dtype.numpy))
+    if whole and type_.is_static:
+        shape: tuple[int, ...] = type_.static_shape
+    else:
+        shape = (0,) * (1 if type_.rank is None else type_.rank)
+    value = Builder(graph, prefix="filler").Expand(zero, list(shape)) if shape else zero
+    return graph.add_output(value, free_output_name(graph, like.name))
 
 
 def _take_all(graph: Graph, present: Sequence[Value], captures: Sequence[Value]) -> None:

@@ -11,6 +11,7 @@ from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.branching import if_adjoint, if_tangent
+from flowgrad.ir.ops.lowered_scan import scan_as_loop
 from flowgrad.ir.ops.registry import op
 from flowgrad.ir.ops.repetition import carried_type, dim_bindings, invariant_bindings, layout_of, outward
 from flowgrad.ir.ops.reversal import repetition_adjoint, repetition_tangent
@@ -286,3 +287,12 @@ def _(b: Any, node: Node, *y_bars: Value | None) -> Any:
 def _(b: Any, node: Node, *dots: Value | None) -> Any:
     """v_dot[t+1] = (d body[t] / d (v, x, captures)) (v_dot[t], x_dot[t], captures_dot), beside v."""
     return repetition_tangent(b, node, dots)
+
+
+# ---- Scan as a Loop -------------------------------------------------------------------------------------------------------
+
+
+@scan.expansion
+def _(b: Any, node: Node) -> Any:
+    """A Loop over the indices of the slices; runtimes run a Loop without iterations, and refuse such a Scan."""
+    return scan_as_loop(b, node)
