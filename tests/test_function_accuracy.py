@@ -1,4 +1,4 @@
-"""Elementwise kernels against the C library and mpmath-free closed forms, to a few units in the last place."""
+"""Elementwise kernels against the C library, to a few units in the last place."""
 
 from __future__ import annotations
 
