@@ -135,7 +135,7 @@ class _Split:
         self.formals = self.joint.inputs
         self.outputs = self.joint.outputs
         self.first_capture = len(self.formals) - captures
-        self.fixed_dims = fixed_dims
+        self.fixed_dims = None if fixed_dims is None else frozenset(fixed_dims)
         self.repeats = fixed_dims is not None
         self.bars: dict[int, Value] = {}
         self.found: dict[int, Value] = {}

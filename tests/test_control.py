@@ -80,7 +80,7 @@ def outputs_of(graph: Graph, *values: Value | None) -> Graph:
     return graph
 
 
-def check(graph: Graph, feeds: dict[str, Array], wrt: Sequence[str], *, second: bool = True) -> None:
+def check(graph: Graph, feeds: dict[str, Any], wrt: Sequence[str], *, second: bool = True) -> None:
     """Check adjoint, tangent, adjoint of adjoint and tangent of adjoint."""
     before = evaluate(graph, feeds)
     check_gradients(graph, feeds, wrt, step=1e-3, rtol=1e-8)
@@ -147,7 +147,7 @@ def recurrent(trips: Any, symbolic: bool = False) -> Graph:
     return outputs_of(graph, *node.outputs)
 
 
-FEEDS = {"h": RNG.standard_normal((2, 3)), "w": RNG.standard_normal((3, 3))}
+FEEDS: dict[str, Any] = {"h": RNG.standard_normal((2, 3)), "w": RNG.standard_normal((3, 3))}
 
 
 @pytest.mark.parametrize("symbolic", [False, True])
@@ -263,7 +263,7 @@ def scan_graph(attributes: dict[str, Any], symbolic: bool) -> Graph:
     return outputs_of(graph, *add_scan(b, [h], [xs, ys], [w], body, **attributes).outputs)
 
 
-def scan_feeds(attributes: dict[str, Any], length: int) -> dict[str, Array]:
+def scan_feeds(attributes: dict[str, Any], length: int) -> dict[str, Any]:
     axis = attributes.get("scan_input_axes", (0,))[0]
     return {"h": FEEDS["h"], "w": FEEDS["w"], "ys": RNG.standard_normal((length, 3)),
             "xs": RNG.standard_normal((2, length, 3) if axis else (length, 2, 3))}
@@ -388,7 +388,7 @@ def test_scan_as_a_loop(attributes: dict[str, Any], length: int) -> None:
         np.testing.assert_array_equal(got, expected)
 
 
-def assert_same_in_onnxruntime(graph: Graph, feeds: dict[str, Array], expected: dict[str, Array]) -> None:
+def assert_same_in_onnxruntime(graph: Graph, feeds: dict[str, Any], expected: dict[str, Array]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     from flowgrad.exchange.writer import write_onnx
 

@@ -122,7 +122,7 @@ def outward(type_: Type, env: Bindings) -> Type:
 def _outward_dim(dim: DimLike, env: Bindings) -> DimLike:
     if not isinstance(dim, Dim):
         return dim
-    return dim.substitute(env) if dim.names() <= env.keys() else UNKNOWN  # type: ignore[no-any-return]
+    return dim.substitute(env) if dim.names() <= env.keys() else UNKNOWN
 
 
 def invariant_bindings(node: Node) -> dict[str, DimLike]:

@@ -302,7 +302,7 @@ class _Extended:
 
     def _dot(self, place: int, x: Value | None) -> Value:
         found = self.dots.get(place)
-        return found if found is not None else self.b.zeros_like(x)  # type: ignore[no-any-return]
+        return found if found is not None else self.b.zeros_like(x)
 
     def _captures(self) -> list[Value]:
         return [*self.node.captures, *(self.dots[i] for i in self.captured)]
