@@ -11,7 +11,7 @@ import collections
 import functools
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import Trait, opdef
 
-Case = tuple[str, str, ModelProto, list[tuple[list[Any], list[Any]]]]
+Sets = Sequence[tuple[Sequence[Any], Sequence[Any]]]
+Case = tuple[str, str, ModelProto, Sets]
 DATA = Path(onnx.backend.test.__file__).parent / "data"
 
 
@@ -41,7 +42,7 @@ def node_cases() -> list[Case]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = collect_testcases(None)  # type: ignore[no-untyped-call]
+        found = collect_testcases(None)
     return [("node", c.name, c.model, c.data_sets or []) for c in found if c.model is not None]
 
 
@@ -65,7 +66,7 @@ def is_random(graph: Graph) -> bool:
     return any(Trait.RANDOM in opdef(n.op).traits and (n.op != "Dropout" or len(n.inputs) > 2) for _, n in graph.walk())
 
 
-def mismatch(graph: Graph, sets: list[tuple[list[Any], list[Any]]]) -> str:
+def mismatch(graph: Graph, sets: Sets) -> str:
     """Return what is wrong with the outputs of ``graph`` on stored data, or an empty string."""
     names = [v.name for v in graph.inputs]
     for inputs, outputs in sets:
@@ -99,7 +100,7 @@ def close(mine: Array, theirs: Array) -> bool:
     return bool(np.allclose(mine.astype(wide), theirs.astype(wide), rtol=rtol, atol=rtol / 100, equal_nan=True))
 
 
-def run_case(model: ModelProto, sets: list[tuple[list[Any], list[Any]]]) -> tuple[str, str]:
+def run_case(model: ModelProto, sets: Sets) -> tuple[str, str]:
     """Return (stage reached, remark): "refused", "import", "values", "export", "again" or "ok"."""
     try:
         graph = read_onnx(model)

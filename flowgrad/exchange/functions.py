@@ -12,7 +12,7 @@ from onnx import FunctionProto, NodeProto, defs
 from flowgrad.exchange.scopes import Region
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.limits import Limits
-from flowgrad.ir.types import Type
+from flowgrad.ir.types import DType, Type
 
 Key = tuple[str, str, str]  # domain, name, overload
 
@@ -93,6 +93,37 @@ def schema_defaults(op: str, version: int) -> dict[str, onnx.AttributeProto]:
     """Return the attributes of an operator that have a default, as protos."""
     schema = schema_of(op, version)
     return {k: a.default_value for k, a in schema.attributes.items() if a.default_value.name}
+
+
+@functools.cache
+def type_conflict(op: str, version: int, given: tuple[DType | None, ...]) -> str:
+    """Return what the standard has against inputs of these dtypes, or an empty string."""
+    schema = schema_of(op, version)
+    if schema is None or not schema.inputs:
+        return ""
+    bound: dict[str, DType] = {}
+    for index, dtype in enumerate(given):
+        formal = schema.inputs[min(index, len(schema.inputs) - 1)]
+        if dtype is None:
+            continue
+        if index >= len(schema.inputs) and formal.option != onnx.defs.OpSchema.FormalParameterOption.Variadic:
+            return f"{op} takes {len(schema.inputs)} inputs, got {len(given)}"
+        if onnx_type(dtype) not in formal.types:
+            return f"{op} of opset {version} takes no {dtype.name} as its input {formal.name!r}"
+        varies = formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic and not formal.is_homogeneous
+        if not varies and bound.setdefault(formal.type_str, dtype) != dtype:
+            return f"{op} takes inputs of one type, got {bound[formal.type_str].name} and {dtype.name}"
+    return ""
+
+
+_TYPE_NAMES = {"float32": "float", "float64": "double", "float8_e4m3fn": "float8e4m3fn",
+               "float8_e4m3fnuz": "float8e4m3fnuz", "float8_e5m2": "float8e5m2", "float8_e5m2fnuz": "float8e5m2fnuz",
+               "float8_e8m0fnu": "float8e8m0", "float4_e2m1fn": "float4e2m1"}
+
+
+def onnx_type(dtype: DType) -> str:
+    """Return a tensor type as schemas write it."""
+    return f"tensor({_TYPE_NAMES.get(dtype.name, dtype.name)})"
 
 
 @functools.cache

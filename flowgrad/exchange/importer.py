@@ -13,10 +13,26 @@ from flowgrad.exchange.adapters import ADAPTERS, is_unknown, scan_over_batch, sl
 from flowgrad.exchange.attributes import constant_value, value_of
 from flowgrad.exchange.calls import Call, ImportBuilder
 from flowgrad.exchange.external import ExternalFolder
-from flowgrad.exchange.functions import Key, body_for, domain_of, has_body, key_of, plain_body, schema_defaults
+from flowgrad.exchange.functions import (
+    Key,
+    body_for,
+    domain_of,
+    has_body,
+    key_of,
+    plain_body,
+    schema_defaults,
+    type_conflict,
+)
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
 from flowgrad.exchange.tensors import element_type
-from flowgrad.ir.errors import FlowgradError, LimitError, UnsupportedError, ValidationError
+from flowgrad.ir.errors import (
+    FlowgradError,
+    InputError,
+    LimitError,
+    ResourceError,
+    UnsupportedError,
+    ValidationError,
+)
 from flowgrad.ir.graph import CONSTANT, ENTRIES, INITIALIZER, LITERAL, PARAMETER, Array, Graph, Value
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import find_op
@@ -204,8 +220,12 @@ class Importer:
         where = node.name or next(iter(node.output), "")
         try:
             return self._node(frame, node, frame.region.subregions.get(index, {}))
+        except InputError as error:
+            raise ValidationError(str(error), code=error.code, where=where) from error
         except FlowgradError:
             raise
+        except MemoryError as error:
+            raise ResourceError(f"out of memory at {node.op_type}", code="memory", where=where) from error
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValidationError(f"{node.op_type} does not fit its inputs ({type(error).__name__}: {error})",
                                   code="type", where=where) from error
@@ -213,7 +233,7 @@ class Importer:
     def _node(self, frame: Frame, node: NodeProto, subregions: Mapping[str, Region]) -> Frame | None:
         key = key_of(node)
         protos = self._attribute_protos(frame, node)
-        if key == ("", "Constant", "") and key not in self.functions:
+        if key[:2] == ("", "Constant") and key not in self.functions:
             self._constant(frame, node, protos)
             return None
         version = frame.opsets.get(key[0], 1)
@@ -225,6 +245,8 @@ class Importer:
             given = dict(self.functions[key].defaults) | {p.name: p for p in protos}
             return self._enter(frame, call, self.functions[key], given)
         call.attributes = {p.name: value_of(p, self.folder, self.limits) for p in protos if p.name not in subregions}
+        if not key[0]:
+            _check_types(call)
         if not (key[0] or self._is_known("", call.op)):
             return self._enter(frame, call, self._body(call, protos), {p.name: p for p in protos})
         self._bind(frame, call, self._emit(frame, call))
@@ -275,7 +297,8 @@ class Importer:
 
     def _add(self, b: ImportBuilder, call: Call) -> Sequence[Value | None]:
         definition = find_op(call.op)
-        assert definition is not None
+        if definition is None:
+            raise UnsupportedError(f"{call.op} is not supported", code="op", where=call.label)
         names = list(call.outputs)
         while names and not names[-1]:
             names.pop()
@@ -456,6 +479,12 @@ def _widened(formal: Type, result: Type, attempt: int) -> Type:
         return Type(formal.dtype, None)
     kept = [a if a == b and attempt == 0 else UNKNOWN for a, b in zip(formal.shape, result.shape, strict=True)]
     return Type(formal.dtype, tuple(kept))
+
+
+def _check_types(call: Call) -> None:
+    conflict = type_conflict(call.op, call.version, tuple(None if v is None else v.type.dtype for v in call.inputs))
+    if conflict:
+        raise ValidationError(conflict, code="dtype", where=call.label)
 
 
 def _is_copied(value: Value) -> bool:

@@ -11,7 +11,7 @@ from onnx import AttributeProto
 
 from flowgrad import ir
 from flowgrad.exchange.attributes import attribute_of
-from flowgrad.exchange.functions import schema_of
+from flowgrad.exchange.functions import onnx_type, schema_of
 from flowgrad.ir.errors import SaveError
 from flowgrad.ir.graph import Graph, Node, same_array
 from flowgrad.ir.infer import describe
@@ -29,10 +29,6 @@ _VALUES_SINCE = {
     ("GridSample", "mode", "cubic"): 20,
 }
 """Values of attributes that came after the attribute."""
-
-_TYPE_NAMES = {"float32": "float", "float64": "double", "float8_e4m3fn": "float8e4m3fn",
-               "float8_e4m3fnuz": "float8e4m3fnuz", "float8_e5m2": "float8e5m2", "float8_e5m2fnuz": "float8e5m2fnuz",
-               "float8_e8m0fnu": "float8e8m0", "float4_e2m1fn": "float4e2m1"}
 
 
 class Stamps:
@@ -83,7 +79,7 @@ def _fits(node: Node, schema: Any) -> bool:
         return False
     inputs = _typed(node.inputs, schema.inputs)
     outputs = _typed(node.outputs, schema.outputs)
-    return all(f"tensor({_TYPE_NAMES.get(t.name, t.name)})" in formal.types for t, formal in (*inputs, *outputs))
+    return all(onnx_type(t) in formal.types for t, formal in (*inputs, *outputs))
 
 
 def _typed(values: Iterable[Any], formals: Any) -> list[tuple[DType, Any]]:
@@ -99,8 +95,9 @@ def attributes_of(node: Node, opset: int) -> list[AttributeProto]:
         if declared is None:
             continue
         given = node.attributes.get(name)
-        if given is None and default not in (None, REQUIRED) and not _same(_schema_default(declared), default):
-            given = default
+        told = schema.has_function or not _same(_schema_default(declared), default)
+        if given is None and default not in (None, REQUIRED) and told:
+            given = default  # shape inference loses the defaults of an operator with a function body
         if given is not None and not (isinstance(given, tuple) and given == default == ()):
             protos.append(attribute_of(name, given, int(declared.type.value)))
     return protos
