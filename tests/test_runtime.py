@@ -18,7 +18,8 @@ from flowgrad.ir.graph import INITIALIZER, PARAMETER, Array, Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, INT64, Dim, Type
 from flowgrad.passes.adjoint import adjoint
-from flowgrad.runtime import engines, engine as engine_module
+from flowgrad.runtime import codegen, engines
+from flowgrad.runtime import engine as engine_module
 from flowgrad.runtime.program import Program
 from flowgrad.runtime.session import InferenceSession
 
@@ -208,7 +209,7 @@ def test_runtime_failure_names_the_node() -> None:
     x = graph.add_input("x", Type(FLOAT32, (N,)))
     rows = graph.add_input("rows", Type(INT64, (M,)))
     y = x
-    for _ in range(3 * engine_module.CHUNK // 2):
+    for _ in range(3 * codegen.CHUNK // 2):
         y = b.Neg(y)
     graph.add_output(b.Gather(y, rows), "picked")
     with pytest.raises(RunError, match="Gather") as caught:

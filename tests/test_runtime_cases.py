@@ -7,8 +7,9 @@ import pytest
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
-from flowgrad.ir.graph import Array, Graph
+from flowgrad.ir.graph import Array, Graph, Node
 from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.runtime.fast import MAKERS
 from flowgrad.runtime.kernels import FLOAT_UFUNCS, IN_PLACE, UFUNCS, bind, may_overwrite, takes_out
 from flowgrad.runtime.program import Program
 from tests.op_cases import Case, all_cases
@@ -54,11 +55,12 @@ def test_program_within_a_graph(case: Case) -> None:
         assert_same(program.run(feeds), expected)
 
 
-def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, object]:
+def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, Node]:
     graph, node = case.graph(arrays)
     b = Builder(graph)
-    for value in list(graph.inputs):
-        if not value.type.dtype.is_float or value.type.dtype.itemsize < 4:
+    for fed in list(graph.inputs):
+        value: Value | None = fed
+        if value is None or not value.type.dtype.is_float or value.type.dtype.itemsize < 4:
             continue
         before = b.Add(value, b.Mul(value, 0.0))  # a planned buffer with the bits of the input
         for user in value.users:
@@ -72,7 +74,7 @@ def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, object]:
     return graph, node
 
 
-FAST = [c for c in CASES if c.op in UFUNCS or c.op in FLOAT_UFUNCS]
+FAST = [c for c in CASES if c.op in UFUNCS or c.op in FLOAT_UFUNCS or c.op in MAKERS]
 
 
 @pytest.mark.parametrize("case", FAST, ids=[c.id for c in FAST])
@@ -81,7 +83,7 @@ def test_fast_kernels_are_the_kernels(case: Case) -> None:
     graph, node = case.graph(arrays)
     bound = bind(node, opdef(case.op), 1)
     if not bound.positional_out:
-        assert case.op in FLOAT_UFUNCS or not takes_out(node, opdef(case.op)) or _mixed(arrays)
+        assert case.op in FLOAT_UFUNCS or case.op in MAKERS or not takes_out(node, opdef(case.op)) or _mixed(arrays)
         return
     expected = evaluate(graph, case.feeds(arrays))[node.output().name]
     out = np.empty_like(expected)

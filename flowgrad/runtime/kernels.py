@@ -14,6 +14,7 @@ from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import REQUIRED, OpDef
 from flowgrad.ir.types import Type
+from flowgrad.runtime.fast import fast_kernel
 from flowgrad.runtime.splits import split_kernel
 
 Kernel = Callable[..., Any]
@@ -70,7 +71,12 @@ def bind(node: Node, definition: OpDef, threads: int) -> Bound:
     ufunc = _ufunc(node, definition)
     if ufunc is not None:
         split = split_kernel(node, ufunc, threads)
-        return Bound(split or _flat_product(node) or ufunc, positional_out=True)
+        return Bound(split or fast_kernel(node) or ufunc, positional_out=True)
+    if takes_out(node, definition) and not any(v is not None and v.type.dtype.name in WIDENED for v in node.inputs):
+        split = split_kernel(node, definition.kernel, threads)
+        fast = None if split is not None else fast_kernel(node)
+        if fast is not None:
+            return Bound(fast, positional_out=True)
     keywords = {n: definition.attribute(node, n) for n, default in definition.attributes.items()
                 if n in node.attributes or default is REQUIRED}
     if "count" in definition.special:
@@ -94,13 +100,6 @@ def _ufunc(node: Node, definition: OpDef) -> np.ufunc | None:
     if definition.name in FLOAT_UFUNCS:
         return FLOAT_UFUNCS[definition.name] if kinds == {"float"} else None
     return UFUNCS[definition.name]
-
-
-def _flat_product(node: Node) -> Kernel | None:
-    """Return ``np.dot`` for a product of two float matrices: half the call cost of ``np.matmul``."""
-    if node.op != "MatMul" or node.output().type.dtype.name not in ("float32", "float64"):
-        return None
-    return np.dot if all(v is not None and v.type.rank == 2 for v in node.inputs) else None
 
 
 def spread(constant: Array, node: Node) -> Array:

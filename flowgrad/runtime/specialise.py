@@ -84,7 +84,7 @@ class Knowledge:
         node.outputs = tuple(outputs)
         if not is_open and (folded := self._folded(record, node)) is not None:
             for number, array in zip(record.outputs, folded, strict=True):
-                if number != ABSENT:
+                if number != ABSENT and array is not None:
                     self.twins[number] = constant_twin(self.snapshot.names[number], array)
             return None
         if is_open:
