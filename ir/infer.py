@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.errors import FlowgradError, ValidationError
+from flowgrad.ir.errors import FlowgradError, RunError, ValidationError
 from flowgrad.ir.graph import SYMBOLIC_ELEMENTS, Array, Node, Value
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
 from flowgrad.ir.types import Dim, Type, is_dim
@@ -109,7 +109,7 @@ def run_symbolic(definition: OpDef, node: Node, operands: Sequence[Array | None]
     operands = [o if o is None or o.dtype != object or _has_symbols(o) else o.astype(np.int64) for o in operands]
     try:
         result = definition.kernel(*operands, **keywords)
-    except (ArithmeticError, TypeError, ValueError, ValidationError):
+    except (ArithmeticError, RunError, TypeError, ValueError, ValidationError):
         return None  # an index or divisor is a symbol: the value is not known before the run
     result = np.asarray(result[0] if isinstance(result, (tuple, list)) else result)
     if result.size > SYMBOLIC_ELEMENTS or result.ndim > 1:

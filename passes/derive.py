@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import CONSTANT, INITIALIZER, PARAMETER, Graph, Value
-from flowgrad.ir.ops.registry import find_op, opdef
+from flowgrad.ir.ops.registry import Trait, find_op, opdef
 from flowgrad.passes.adjoint import adjoint
 from flowgrad.passes.expand import expand
 from flowgrad.passes.registry import pass_
@@ -43,7 +43,10 @@ def tangent_pass(graph: Graph, *, wrt: tuple[str, ...] = ("inputs",), of: tuple[
 
 @pass_("expand", kind="rounding")
 def expand_pass(graph: Graph, *, ops: tuple[str, ...] = ()) -> None:
-    """Replace ops by their expansions into plain ONNX: those in ``ops``, by default those of the flowgrad domain."""
+    """Replace ops by their expansions into plain ONNX: those in ``ops``, by default those of the flowgrad domain.
+
+    StopGradient stays unless it is named: in plain ONNX it is an Identity, through which derivatives pass.
+    """
     for name in ops:
         if opdef(name).expansion_rule is None:
             raise InputError(f"{name} has no expansion", code="option")
@@ -53,7 +56,7 @@ def expand_pass(graph: Graph, *, ops: tuple[str, ...] = ()) -> None:
         definition = find_op(op)
         if definition is None or definition.expansion_rule is None:
             return False
-        return op in chosen if chosen else definition.own
+        return op in chosen if chosen else definition.own and Trait.ZERO not in definition.traits
 
     expand(graph, lambda node: select(node.op))
 
