@@ -309,7 +309,22 @@ def blocking_nodes(graph: Graph, wrt: Sequence[Value], of: Sequence[Value]) -> l
         needed.update(operands)
         if any(v in active for v in operands) and not any(v in active for v in node.outputs if v is not None):
             stops.append(node)
-    return stops[::-1] if any(y in reached for y in of) else []
+    if not any(y in reached for y in of):
+        return []
+    return stops[::-1] or _blocking_subgraphs(order, reached, needed)
+
+
+def _blocking_subgraphs(order: Sequence[Node], reached: set[Value], needed: set[Value]) -> list[Node]:
+    """Return the nodes in whose subgraphs derivatives must have stopped, if they stopped nowhere else."""
+    from flowgrad.passes.bodies import dependent_outputs
+
+    found = []
+    for node in order:
+        if node.subgraphs:
+            dependent = dependent_outputs(node, reached)
+            if any(y in needed for k, y in enumerate(node.outputs) if y is not None and k in dependent):
+                found.append(node)
+    return found
 
 
 def check_cotangent(node: Node, x: Value, x_bar: Value) -> None:

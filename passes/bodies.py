@@ -89,6 +89,38 @@ def useful_outputs(body: Graph, links: Sequence[Link], inputs: Collection[int], 
         found |= more
 
 
+def dependent_outputs(node: Node, reached: Collection[Value]) -> set[int]:
+    """Return which outputs of an If, Loop or Scan depend, differentiably or not, on the operands in ``reached``."""
+    operands = [*node.inputs, *node.captures]
+    lead = 1 if node.op == "Loop" else 0
+    if any(v in reached for v in operands[: {"If": 1, "Loop": 2}.get(node.op, 0)]):
+        return set(range(len(node.outputs)))
+    links = layout_of(node).links if node.op in ("Loop", "Scan") else []
+    found: set[int] = set()
+    for body in node.subgraphs.values():
+        shift = len(body.inputs) - len(operands)
+        places = {i if i < len(node.inputs) else i + shift for i, v in enumerate(operands) if v in reached}
+        found |= _dependent(body, links, places)
+    if lead and 0 in found:
+        return set(range(len(node.outputs)))
+    return {o - lead for o in found}
+
+
+def _dependent(body: Graph, links: Sequence[Link], places: Collection[int]) -> set[int]:
+    order, formals, outputs = body.nodes(), body.inputs, body.outputs
+    starts = set(places)
+    while True:
+        reached = {formals[i] for i in starts}
+        for node in order:
+            if any(v in reached for v in (*node.inputs, *node.captures) if v is not None):
+                reached.update(v for v in node.outputs if v is not None)
+        found = {o for o, y in enumerate(outputs) if y in reached}
+        more = {i for i, o in links if o in found} - starts
+        if not more:
+            return found
+        starts |= more
+
+
 # ---- adjoint ------------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +151,7 @@ def body_adjoint(
         split = _Split(body, captures, fixed_dims)
         split.differentiate(sorted(inputs), sorted(outputs), [links[k][1] for k in states])
     except NotDifferentiableError as error:
-        return Refusal(f"its body is not differentiable: {error}")
+        return Refusal(f"its body is {error}")
     split.find_sources(given, kept)
     reason = split.unstackable(frozenset(changing))
     if reason:
@@ -324,7 +356,7 @@ def body_tangent(body: Graph, dotted: Collection[int], links: Sequence[Link] = (
     try:
         found = tangent(graph, pairs, [outputs[o] for o in wanted])
     except NotDifferentiableError as error:
-        return Refusal(f"its body is not differentiable: {error}")
+        return Refusal(f"its body is {error}")
     result.outputs = {o: y_dot for o, y_dot in zip(wanted, found, strict=True) if y_dot is not None}
     b = Builder(graph)
     for i, o in links:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import NotDifferentiableError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type
 from flowgrad.ir.verify import verify
 from flowgrad.passes.adjoint import adjoint
 from flowgrad.passes.bodies import prune_subgraphs
+from flowgrad.passes.tangent import tangent
 from tests.derivative_checks import check_gradients, check_tangents, with_cotangents
 
 RNG = np.random.default_rng(5)
@@ -216,8 +218,6 @@ def test_cotangent_of_the_iteration_number_only() -> None:
 
 def test_growing_state() -> None:
     """A state that grows has a gradient as long as no value of changing shape must be kept; otherwise it is refused."""
-    from flowgrad.ir.errors import NotDifferentiableError
-
     def made(square: bool) -> Graph:
         graph = Graph()
         b = Builder(graph)
@@ -355,8 +355,6 @@ def test_loop_in_if_in_scan(length: int) -> None:
 
 
 def test_tangent_along_the_gradient_makes_no_cycle() -> None:
-    from flowgrad.passes.tangent import tangent
-
     graph = recurrent(np.int64(3))
     w = graph.value("w")
     y = Builder(graph).ReduceSum(graph.outputs[0], keepdims=0)
@@ -519,3 +517,72 @@ def test_the_optimised_gradient_is_the_same() -> None:
     verify(optimized.graph)
     for name, got in Model(joint)(feeds).items():
         np.testing.assert_allclose(got, expected[name], rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("through", ["state", "condition", "branch"])
+def test_a_derivative_that_stops_inside_a_body_is_no_silent_zero(through: str) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x, w = graph.add_input("x", f64(2)), graph.add_input("w", f64(2))
+
+    def body(b: Builder, i: Value, going: Value, v: Value, w: Value) -> Any:
+        step = b.Round(w) if through == "state" else b.Sin(v)
+        return b.Greater(b.ReduceSum(w, keepdims=0), 0.0) if through == "condition" else going, b.Add(v, step), v, b.Exp(w)
+
+    if through == "branch":
+        node = add_if(b, np.asarray(True), [x, w], lambda b, x, w: [b.Mul(b.Floor(w), x)], lambda b, x, w: [x])
+    else:
+        node = add_loop(b, np.int64(3), None, [x], [w], body)
+    y = node.outputs[0]
+    assert y is not None
+    y_bar = graph.add_input("y_bar", y.type)
+    with pytest.raises(NotDifferentiableError, match="zero"):
+        adjoint(graph, [(y, y_bar)], [w])
+    assert adjoint(graph, [(y, y_bar)], [w], zero="allow") == [None]
+
+
+def test_an_output_that_does_not_depend_is_zero_without_an_error() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x, w = graph.add_input("x", f64(2)), graph.add_input("w", f64(2))
+    node = add_loop(b, np.int64(3), None, [x], [w], lambda b, i, going, v, w: (going, b.Sin(v), b.Exp(w)))
+    y = node.outputs[0]
+    assert y is not None
+    assert adjoint(graph, [(y, graph.add_input("y_bar", y.type))], [w]) == [None]
+
+
+def test_refusals_inside_a_body_name_the_operator() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", f64(2))
+    node = add_loop(b, np.int64(3), None, [x], [], lambda b, i, going, v: (going, b.Sin(v), b.Unique(v)))
+    with pytest.raises(NotDifferentiableError, match="(?s)Loop.*Unique"):
+        with_cotangents(outputs_of(graph, *node.outputs), ["x"])
+    assert len(graph) == 1 and len(node.outputs) == 2
+
+
+def dropout_loop() -> Graph:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", f64(60))
+    node = add_loop(b, np.int64(3), None, [x], [], lambda b, i, going, v: (going, b.add("Dropout", [v, 0.3, True]), v))
+    return outputs_of(graph, node.outputs[0])
+
+
+def test_tangent_uses_the_mask_of_the_forward_pass() -> None:
+    graph = dropout_loop()
+    (dot,) = tangent(graph, [(graph.value("x"), graph.add_input("x_dot", f64(60)))], graph.outputs)
+    assert dot is not None
+    graph.add_output(dot, "dot")
+    verify(graph)
+    assert [n.op for n in graph.nodes()] == ["Loop"]
+    got = evaluate(graph, {"x": np.ones(60), "x_dot": np.full(60, 2.0)})
+    np.testing.assert_allclose(got["dot"], 2 * got["y0"])
+    assert 0 < np.count_nonzero(got["y0"]) < 60
+
+
+def test_random_numbers_are_not_drawn_again_for_a_tangent_that_depends_on_them() -> None:
+    graph = dropout_loop()
+    y = graph.outputs[0]
+    with pytest.raises(NotDifferentiableError, match="random numbers"):
+        tangent(graph, [(graph.value("x"), Builder(graph).Sin(y))], [y])

@@ -73,11 +73,13 @@ class _Backward:
         numbers are drawn: a loop around this node must then be able to stack it, since nothing can be drawn again.
         """
         graphs = [half.forward for half in self.halves]
-        pairs = _paired(*(list(g.output_entries[self.before :]) for g in graphs))
+        tapes = [list(g.output_entries[self.before :]) for g in graphs]
+        pairs = _paired(*tapes)
         whole = draws_random_numbers(self.node)
         for side, graph in enumerate(graphs):
             own = [pair[side] for pair in pairs]
-            self.slots.append([self.before + p for p, entry in enumerate(own) if entry is not None])
+            place = {entry: self.before + p for p, entry in enumerate(own)}
+            self.slots.append([place[entry] for entry in tapes[side]])
             other = [pair[1 - side] for pair in pairs]
             filled = [mine or _add_filler(graph, theirs, whole) for mine, theirs in zip(own, other, strict=True)]
             graph.reorder_outputs([*graph.output_entries[: self.before], *filled])
@@ -118,7 +120,8 @@ class _Backward:
     def _formal(self, half: Any, operands: list[Value], capture: int) -> Value:
         graph: Graph = half.backward
         if capture in half.captures:
-            return graph.inputs[len(half.bars) + len(half.sources) + half.captures.index(capture)]
+            found: Value = graph.inputs[len(half.bars) + len(half.sources) + half.captures.index(capture)]
+            return found
         x = half.forward.inputs[capture]
         half.captures.append(capture)
         operands.append(self.node.captures[capture])

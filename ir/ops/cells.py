@@ -18,8 +18,7 @@ Function = Callable[[Any, Any], Any]
 class NumericOps:
     """The operators of the recurrence on arrays, under their ONNX names."""
 
-    Add, Sub, Mul, MatMul, Tanh = np.add, np.subtract, np.multiply, np.matmul, np.tanh
-    Where = np.where
+    Add, Sub, Mul, Div, MatMul, Abs, Tanh = np.add, np.subtract, np.multiply, np.divide, np.matmul, np.abs, np.tanh
 
     @staticmethod
     def Sigmoid(x: Array) -> Array:
@@ -58,11 +57,6 @@ class NumericOps:
     def Softplus(x: Array) -> Array:
         """Return log(1 + exp(x))."""
         return np.logaddexp(x, np.zeros((), x.dtype))
-
-    @staticmethod
-    def Softsign(x: Array) -> Array:
-        """Return x / (1 + |x|)."""
-        return x / (1 + np.abs(x))
 
     @staticmethod
     def Clip(x: Array, low: float, high: float) -> Array:
@@ -126,6 +120,8 @@ def _function(name: str, alpha: float, beta: float) -> Function:
         return lambda o, x: o.Add(o.Mul(x, alpha), beta)
     if name == "ScaledTanh":
         return lambda o, x: o.Mul(o.Tanh(o.Mul(x, beta)), alpha)
+    if name == "Softsign":
+        return lambda o, x: o.Div(x, o.Add(o.Abs(x), 1.0))
     if name == "HardSigmoid":
         return lambda o, x: o.HardSigmoid(x, alpha=alpha, beta=beta)
     if name in _SINGLE:

@@ -54,7 +54,7 @@ CASES: list[Case] = [
     row("LSTM", "turned", turned=True, initial=True, directions=2, lengths=[1, 2, 4]),
     row("LSTM", "turned_plain", turned=True),
     row("LSTM", "coupled", initial=True, input_forget=1),
-    row("LSTM", "clip", initial=True, clip=0.6),
+    row("LSTM", "clip", initial=True, clip=1.0),
     row("LSTM", "activations", initial=True, activations=("Sigmoid", "Softplus", "Relu")),
     row("LSTM", "last_states", initial=True, outputs=["", "y_h", "y_c"]),
     row("LSTM", "rows_only", outputs=1),
