@@ -34,7 +34,9 @@ def dropout(
     rate = 0.5 if ratio is None else float(ratio.reshape(()))
     if training_mode is None or not training_mode.reshape(()) or rate == 0:
         return data, np.ones(data.shape, bool)
-    mask = np.asarray(_generator(seed, rng).random(data.shape) >= rate)
+    # With a seed, the numbers that the standard's reference draws: its stored results hold here as well.
+    draws = rng.random(data.shape) if seed is None else np.random.RandomState(seed % 2**32).random_sample(data.shape)
+    mask = np.asarray(draws >= rate)
     kept = data * data.dtype.type(1 / (1 - rate)) if rate < 1 else data
     return np.where(mask, kept, data.dtype.type(0)), mask
 

@@ -53,10 +53,13 @@ softmax.work(_row_type)
 
 
 def _softmax_rule(b: Any, node: Node, v: Value) -> Value:
-    """y (v - sum(y v)): the Jacobian is symmetric, so both modes share this."""
+    """y (v - sum(y v)): the Jacobian is symmetric, so both modes share this.
+
+    A row that is masked as a whole (all -inf) has y = NaN; the selecting product keeps its zero cotangent zero.
+    """
     y = node.output()
-    weighted = b.ReduceSum(b.Mul(v, y), [attr(node, "axis")], keepdims=1)
-    return b.Mul(y, b.Sub(v, weighted))  # type: ignore[no-any-return]
+    weighted = b.ReduceSum(b.MaskedMul(v, y), [attr(node, "axis")], keepdims=1)
+    return b.MaskedMul(b.Sub(v, weighted), y)  # type: ignore[no-any-return]
 
 
 softmax.adjoint(_softmax_rule)
@@ -89,13 +92,13 @@ def _(node: Node) -> list[Type]:
 def _(b: Any, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar - exp(y) sum(y_bar)."""
     total = b.ReduceSum(y_bar, [attr(node, "axis")], keepdims=1)
-    return b.Sub(y_bar, b.Mul(b.Exp(node.output()), total))
+    return b.Sub(y_bar, b.MaskedMul(total, b.Exp(node.output())))
 
 
 @log_softmax.tangent
 def _(b: Any, node: Node, x_dot: Value) -> Any:
     """y_dot = x_dot - sum(exp(y) x_dot)."""
-    weighted = b.Mul(b.Exp(node.output()), x_dot)
+    weighted = b.MaskedMul(x_dot, b.Exp(node.output()))
     return b.Sub(x_dot, b.ReduceSum(weighted, [attr(node, "axis")], keepdims=1))
 
 
