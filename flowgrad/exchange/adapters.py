@@ -10,13 +10,16 @@ import numpy as np
 from flowgrad.exchange.calls import Call, ImportBuilder
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph, Value
-from flowgrad.ir.types import BOOL, FLOAT32, Dim, Type
+from flowgrad.ir.types import FLOAT32, Dim, Type
 
 Adapter = Callable[[ImportBuilder, Call], Sequence[Value | None] | None]
 """Changes the call and returns None, or returns the values of its outputs (None for those nobody wants)."""
 
 ADAPTERS: dict[tuple[str, str], list[tuple[int, Adapter]]] = {}
 """By domain and op: (first opset that needs no adapting, adapter), from old to new."""
+
+
+EVERY_OPSET = 10**9
 
 
 def before(version: int, *ops: str, domain: str = "") -> Callable[[Adapter], Adapter]:
@@ -76,6 +79,14 @@ def split_counts(b: ImportBuilder, call: Call) -> None:
     if isinstance(extent, int) and extent % count:
         raise ValidationError(f"{extent} does not split into {count} equal parts", code="shape", where=call.label)
     call.attributes["num_outputs"] = count
+
+
+@before(EVERY_OPSET, "Split")
+def split_count_fits(b: ImportBuilder, call: Call) -> None:
+    """As many parts as outputs, whatever the attribute claims."""
+    if call.attributes.get("num_outputs", len(call.outputs)) != len(call.outputs):
+        raise ValidationError(f"num_outputs={call.attributes['num_outputs']} with {len(call.outputs)} outputs",
+                              code="attribute", where=call.label)
 
 
 @before(10, "Slice")
@@ -297,7 +308,7 @@ def scan_over_batch(b: ImportBuilder, call: Call, body: Graph) -> Sequence[Value
 # ---- other domains ------------------------------------------------------------------------------------------------------
 
 
-@before(10**9, "ArrayFeatureExtractor", domain="ai.onnx.ml")
+@before(EVERY_OPSET, "ArrayFeatureExtractor", domain="ai.onnx.ml")
 def array_feature_extractor(b: ImportBuilder, call: Call) -> Sequence[Value | None]:
     """Z = X[..., Y], which Gather does; a vector X gives a row."""
     x, indices = call.input(0), b.Reshape(call.input(1), [-1])
@@ -313,13 +324,6 @@ def slice_type(type_: Type, axis: int) -> Type:
     if not -rank <= axis < rank:
         raise ValidationError(f"cannot scan axis {axis} of {type_!r}", code="attribute")
     return type_.with_shape(tuple(d for i, d in enumerate(type_.shape) if i != axis % rank))
-
-
-def scalar_types() -> tuple[Type, Type]:
-    """Return the types of the iteration number and the condition of a Loop."""
-    from flowgrad.ir.types import INT64
-
-    return Type(INT64, ()), Type(BOOL, ())
 
 
 def is_unknown(dim: object) -> bool:

@@ -109,18 +109,17 @@ class Importer:
             for node in region.walk():
                 domain, op, _ = key_of(node)
                 version = versions.get(domain)
-                if key_of(node) in self.functions or (op, version) in seen and not domain:
+                if key_of(node) in self.functions:
                     continue
                 if version is None:
                     raise ValidationError(f"the file imports no opset of domain {domain or 'ai.onnx'!r}, which "
                                           f"{op} needs", code="opset", where=node.name or next(iter(node.output), ""))
-                if not domain:
-                    seen.add((op, version))
                 if self._is_known(domain, op):
                     continue
                 if domain or not has_body(op, version):
                     unknown.setdefault(f"{domain}:{op}" if domain else op, []).append(node.name or next(iter(node.output), ""))
-                elif plain_body(op, version) is not None:
+                elif plain_body(op, version) is not None and (op, version) not in seen:
+                    seen.add((op, version))
                     body = self._body_function(node, version, ())
                     work.append((body.region, body.opsets))
         if unknown:
@@ -147,7 +146,7 @@ class Importer:
             if info.name not in region.initializers:
                 frame.values[info.name] = graph.add_input(self._named(info.name), self._type(graph, info))
         for name, array in region.initializers.items():
-            frame.values[name] = self._initializer(graph, name, array, region.declared.get(name))
+            frame.values[name] = self._initializer(graph, name, array, region.declared.get(name, ()))
         for key, array in self.reader.hoisted.items():
             frame.hoisted[key] = graph.add_constant(array, frame.b.fresh(key[1]), INITIALIZER)
         self.run(frame)
@@ -170,10 +169,10 @@ class Importer:
                 for match in _OURS.finditer(dim.dim_param):
                     graph._next_dim = max(graph._next_dim, int(match[1]))
 
-    def _initializer(self, graph: Graph, name: str, array: Array, declared: onnx.TypeProto | None) -> Value:
+    def _initializer(self, graph: Graph, name: str, array: Array, declared: Sequence[onnx.TypeProto]) -> Value:
         value = graph.add_constant(array, self._named(name), INITIALIZER)
-        if declared is not None:
-            refine(graph, value, declared)
+        for type_ in declared:
+            refine(graph, value, type_)
         return value
 
     def _type(self, graph: Graph, info: onnx.ValueInfoProto) -> Type:
@@ -320,8 +319,7 @@ class Importer:
 
     @staticmethod
     def _declare(frame: Frame, value: Value, name: str) -> None:
-        declared = frame.region.declared.get(name)
-        if declared is not None:
+        for declared in frame.region.declared.get(name, ()):
             refine(frame.b.graph, value, declared)
 
     # ---- functions -------------------------------------------------------------------------------------------------------
@@ -446,6 +444,7 @@ class Importer:
                 inner.values.setdefault(source, local)
             else:
                 inner.hoisted[source] = local
+        inner.values.update({name: v for (region, name), v in inner.hoisted.items() if region == id(sub)})
         for name, array in sub.initializers.items():
             inner.values[name] = graph.add_constant(array, self._named(name), INITIALIZER)
         self.run(inner)

@@ -38,7 +38,7 @@ class Region:
     free: list[str] = field(default_factory=list)
     hoisted: list[HoistKey] = field(default_factory=list)
     subregions: dict[int, dict[str, Region]] = field(default_factory=dict)
-    declared: dict[str, onnx.TypeProto] = field(default_factory=dict)
+    declared: dict[str, list[onnx.TypeProto]] = field(default_factory=dict)
 
     def walk(self) -> Iterator[NodeProto]:
         """Yield all nodes, those of subregions too."""
@@ -68,8 +68,11 @@ class RegionReader:
         infos = [*proto.value_info, *proto.output, *proto.input]
         region = Region(
             proto.name, list(proto.node), [i.name for i in proto.input], [o.name for o in proto.output],
-            self._initializers(proto), declared={i.name: i.type for i in infos if i.HasField("type")},
+            self._initializers(proto),
         )
+        for entry in infos:
+            if entry.HasField("type"):
+                region.declared.setdefault(entry.name, []).append(entry.type)
         self._finish(region, depth, hoists)
         if hoists and depth:
             for name in [n for n, array in region.initializers.items() if not is_small_integer(array)]:
