@@ -40,7 +40,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
 def _(b: Any, node: Node) -> Any:
     """y = Where(a = 0, 0, a * b)."""
     x, y = node.inputs
-    return b.Where(b.Equal(x, 0.0), 0.0, b.Mul(x, y))
+    return b.Where(b.Equal(x, 0.0), b.scalar(0, x.type.dtype), b.Mul(x, y))
 
 
 @op("StopGradient", own=True, traits=(Trait.ELEMENTWISE, Trait.VIEW, Trait.ZERO))
