@@ -304,3 +304,65 @@ def _(b: Any, node: Node) -> Value:
     """The maximum over all axes of the image."""
     x = node.input(0)
     return b.ReduceMax(x, list(range(2, len(x.shape))), keepdims=1)  # type: ignore[no-any-return]
+
+
+# ---- norms --------------------------------------------------------------------------------------------------------------
+
+
+@op("LpPool", since=18)
+def lp_pool(
+    x: Array, *, kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] | None = None, p: int = 2,
+    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    out: Array | None = None,
+) -> Array:
+    window = slide(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    y = _result(out, (*x.shape[:2], *window.output), x.dtype)
+    sum_windows(np.abs(x) ** p, window, y)
+    return np.power(y, x.dtype.type(1 / p), out=y)
+
+
+lp_pool.types(pooled_type)
+
+
+@lp_pool.expansion
+def _(b: Any, node: Node) -> Value:
+    """(sum of |x|^p)^(1/p), the sum being the mean over the window times what it counts."""
+    x, p, kernel = node.input(0), int(attr(node, "p")), attr(node, "kernel_shape")
+    mean = b.AveragePool(_powered(b, x, p), count_include_pad=1, **geometry(node))
+    how = Slide.of(b, node, len(x.shape) - 2, vector_tail(b, x))
+    return _root(b, b.Mul(mean, window_counts(b, how, mean, kernel, 1)), p)
+
+
+def _powered(b: Any, x: Value, p: int) -> Value:
+    """Return |x|^p."""
+    if p == 2:
+        return b.Mul(x, x)  # type: ignore[no-any-return]
+    size = b.Abs(x)
+    return size if p == 1 else b.Pow(size, b.scalar(p, x.type.dtype))
+
+
+def _root(b: Any, total: Value, p: int) -> Value:
+    """Return total^(1/p), with the slope 0 where nothing but zeros was summed."""
+    if p == 1:
+        return total
+    vanishes = b.Equal(total, 0.0)
+    safe = b.Where(vanishes, b.scalar(1, total.type.dtype), total)
+    root = b.Sqrt(safe) if p == 2 else b.Pow(safe, b.scalar(1 / p, total.type.dtype))
+    return b.Where(vanishes, b.scalar(0, total.type.dtype), root)  # type: ignore[no-any-return]
+
+
+@op("GlobalLpPool", since=2)
+def global_lp_pool(x: Array, *, p: int = 2, out: Array | None = None) -> Array:
+    total = np.sum(np.abs(x) ** p, axis=tuple(range(2, x.ndim)), keepdims=True, out=out)
+    return np.asarray(np.power(total, x.dtype.type(1 / p), out=out))
+
+
+global_lp_pool.types(global_type)
+
+
+@global_lp_pool.expansion
+def _(b: Any, node: Node) -> Value:
+    """(sum of |x|^p over the image)^(1/p)."""
+    x, p = node.input(0), int(attr(node, "p"))
+    return _root(b, b.ReduceSum(_powered(b, x, p), list(range(2, len(x.shape))), keepdims=1), p)

@@ -177,7 +177,7 @@ class OpDef:
 _OPS: dict[str, OpDef] = {}
 _loaded = False
 FAMILIES = ("elementwise", "maths", "cast", "activation", "logic", "matmul", "reduce", "softmax", "loss", "conv",
-            "pool", "norm", "shape", "layout", "index", "create", "random", "control", "rnn", "own", "marks")
+            "pool", "norm", "resize", "shape", "layout", "index", "create", "random", "control", "rnn", "own", "marks")
 
 
 def op(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array
-from tests.op_cases import Case, const, distinct, fixed, normal
+from tests.op_cases import Case, away, const, distinct, fixed, normal
 
 
 def _windows(x: Array, made: Sequence[int], kernel: Sequence[int], strides: Sequence[int], begin: Sequence[int]) -> Any:
@@ -46,6 +46,20 @@ def _means(made: Sequence[int], begin: Sequence[int]) -> Any:
 
     return pool
 
+def _norms(made: Sequence[int], begin: Sequence[int]) -> Any:
+    """LpPool with dilations: onnx.reference counts what ceil_mode adds beyond the image."""
+
+    def pool(x: Array, *, kernel_shape: Sequence[int], strides: Sequence[int], dilations: Sequence[int], p: int, **_: Any) -> Array:
+        y = np.empty((*x.shape[:2], *made))
+        spread = [(k - 1) * d + 1 for k, d in zip(kernel_shape, dilations, strict=True)]
+        for at, _places in _windows(x, made, spread, strides, begin):
+            taps = [at[2] * strides[0] - begin[0] + k * dilations[0] for k in range(kernel_shape[0])]
+            y[at] = sum(abs(x[*at[:2], t]) ** p for t in taps if 0 <= t < x.shape[2]) ** (1 / p)
+        return y
+
+    return pool
+
+
 CASES: list[Case] = [
     Case("MaxPool", [distinct(2, 3, 6, 5)], dict(kernel_shape=[2, 3], strides=[2, 1])),
     Case("MaxPool", [distinct(2, 2, 6, 5)], dict(kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1]), outputs=2, name="indices"),
@@ -76,4 +90,13 @@ CASES: list[Case] = [
     Case("GlobalAveragePool", [normal(2, 3, 4, 5)]),
     Case("GlobalAveragePool", [normal(2, 3, 4)], name="line"),
     Case("GlobalMaxPool", [distinct(2, 3, 4, 5)]),
+    Case("LpPool", [normal(2, 2, 5, 4)], dict(kernel_shape=[2, 3], strides=[2, 1])),
+    Case("LpPool", [away(1, 2, 6)], dict(kernel_shape=[2], p=3, dilations=[2], ceil_mode=1, strides=[2]), name="third",
+         expected=_norms((3,), (0,))),
+    Case("LpPool", [away(1, 2, 6)], dict(kernel_shape=[3], p=1, auto_pad="SAME_UPPER", strides=[2]), name="first"),
+    Case("LpPool", [fixed([[[0.0, 0.0, 3.0, 4.0]]])], dict(kernel_shape=[2], strides=[2]), name="zeros", smooth=False,
+         note="a norm has a kink at zero"),
+    Case("GlobalLpPool", [normal(2, 3, 4, 5)], expected=lambda x, **_: np.sqrt((x**2).sum((2, 3), keepdims=True))),
+    Case("GlobalLpPool", [away(2, 3, 4)], dict(p=3), name="third",
+         expected=lambda x, **_: np.cbrt((np.abs(x) ** 3).sum(2, keepdims=True))),
 ]
