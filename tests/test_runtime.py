@@ -435,7 +435,9 @@ def loop_graph(trips: int | None, body_ops: int = 3) -> Graph:
 @pytest.mark.parametrize("known", [True, False])
 def test_loops(trips: int, known: bool) -> None:
     graph = loop_graph(trips if known else None)
-    feeds = {"x": np.linspace(-1, 1, 4)} | ({} if known else {"trips": np.array(trips)})
+    feeds: dict[str, Array] = {"x": np.linspace(-1, 1, 4)}
+    if not known:
+        feeds["trips"] = np.array(trips)
     program = Program(graph)
     for _ in range(2):
         assert_bitwise(program.run(feeds), evaluate(graph, feeds))
@@ -462,12 +464,16 @@ def wide() -> Graph:
     t = b.Transpose(x)
     graph.add_output(b.MatMul(t, y), "g")
     graph.add_output(b.Exp(b.Neg(t)), "e")
+    graph.add_output(b.Gemm(x, y, transA=1), "tn")
+    graph.add_output(b.Gemm(y, w, graph.add_constant(np.ones((700,), np.float32)), transB=1), "nt")
+    graph.add_output(b.Gemm(x, w, graph.add_constant(np.ones((512, 1), np.float32)), alpha=0.5, beta=2.0), "nn")
+    graph.add_output(b.Gemm(w, x, transA=1, transB=1), "tt")
     return graph
 
 
 def test_thread_counts_give_the_same_bits() -> None:
     rng = np.random.default_rng(0)
-    feeds = {"x": rng.standard_normal((512, 700)).astype(np.float32) / 26,
+    feeds = {"x": (rng.standard_normal((512, 700)) / 26).astype(np.float32),
              "w": rng.standard_normal((700, 600)).astype(np.float32)}
     graph = wide()
     one = Program(graph, threads=1).run(feeds)

@@ -59,14 +59,13 @@ def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, Node]:
     graph, node = case.graph(arrays)
     b = Builder(graph)
     for fed in list(graph.inputs):
-        value: Value | None = fed
-        if value is None or not value.type.dtype.is_float or value.type.dtype.itemsize < 4:
+        if not fed.type.dtype.is_float or fed.type.dtype.itemsize < 4:
             continue
-        before = b.Add(value, b.Mul(value, 0.0))  # a planned buffer with the bits of the input
-        for user in value.users:
+        before = b.Add(fed, b.Mul(fed, 0.0))  # a planned buffer with the bits of the input
+        for user in fed.users:
             if user is node:
-                graph.set_inputs(user, [before if v is value else v for v in user.inputs],
-                                 [before if v is value else v for v in user.captures])
+                graph.set_inputs(user, [before if v is fed else v for v in user.inputs],
+                                 [before if v is fed else v for v in user.captures])
     for value in node.outputs:
         if value is not None and value.type.dtype.is_float and value.type.dtype.itemsize >= 4:
             filler = b.Exp(b.Mul(value, 0.5))

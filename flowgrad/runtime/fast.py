@@ -84,7 +84,8 @@ def _reduction(node: Node) -> Kernel | None:
     shape = node.output().type.static_shape
     if all(data.static_shape[a] == 1 for a in chosen):
         return _copying(shape, len(node.inputs))
-    reduce, keep = _REDUCTIONS[node.op].reduce, bool(attr(node, "keepdims"))
+    reduce: Any = _REDUCTIONS[node.op].reduce
+    keep = bool(attr(node, "keepdims"))
     axis: Any = axes or None
     if len(node.inputs) > 1:
         def kernel(x: Array, _: Any, out: Array) -> None:

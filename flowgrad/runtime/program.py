@@ -116,11 +116,11 @@ class Program:
         if len(feeds) == len(self._names):
             arrays = [feeds.get(name) for name in self._names]
             for array, dtype in zip(arrays, engine.dtypes, strict=True):
-                if array.__class__ is not np.ndarray or array.dtype is not dtype:  # type: ignore[union-attr]
+                if array.__class__ is not np.ndarray or array.dtype is not dtype:
                     break
             else:
                 if tuple([a.shape for a in arrays]) in self._checked_shapes:  # type: ignore[union-attr]
-                    return arrays + engine.defaults  # type: ignore[return-value, operator]
+                    return arrays + engine.defaults  # type: ignore[return-value]
         return self._checked(feeds)
 
     def _checked(self, feeds: Mapping[str, Any]) -> list[Array]:

@@ -106,7 +106,7 @@ class _Watched(Value):
         super().__init__(name, type_, Node(-1, INPUT), 0)
 
     @property
-    def symbolic(self) -> Array | None:  # type: ignore[override]
+    def symbolic(self) -> Array | None:
         self.log |= self.sources
         return self._symbolic
 

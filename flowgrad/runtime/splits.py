@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node
-from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.ir.ops.registry import Trait, attr, opdef
 from flowgrad.runtime.threads import pool
 
 Kernel = Callable[..., Any]
@@ -50,6 +50,8 @@ def split_kernel(node: Node, kernel: Kernel, threads: int) -> SplitKernel | None
         return None
     if node.op == "MatMul":
         cuts = _product_cuts(node)
+    elif node.op == "Gemm":
+        cuts = _gemm_cuts(node)
     elif Trait.ELEMENTWISE in opdef(node.op).traits:
         cuts = _elementwise_cuts(node)
     else:
@@ -99,6 +101,24 @@ def _product_cuts(node: Node) -> list[tuple[Cut, ...]]:
     if rows >= columns:
         return [(_at(len(a), -2, span), None, _at(len(shape), -2, span)) for span in spans(rows, pieces, 64)]
     return [(None, _at(len(b), -1, span), _at(len(shape), -1, span)) for span in spans(columns, pieces, 64)]
+
+
+def _gemm_cuts(node: Node) -> list[tuple[Cut, ...]]:
+    flips = bool(attr(node, "transA")), bool(attr(node, "transB"))
+    rows, columns = shape = node.output().type.static_shape
+    inner = node.input(0).type.static_shape[0 if flips[0] else 1]
+    work = rows * columns * inner
+    if work < 2 * PRODUCTS:
+        return []
+    by_rows = rows >= columns
+    cuts = []
+    for span in spans(max(rows, columns), -(-work // PRODUCTS), 64):
+        first = _at(2, -1 if flips[0] else -2, span) if by_rows else None
+        second = None if by_rows else _at(2, -2 if flips[1] else -1, span)
+        rest = [_cut(v.type.static_shape, 2, 0 if by_rows else 1, span, max(rows, columns))
+                for v in node.inputs[2:] if v is not None]
+        cuts.append((first, second, *rest, _cut(shape, 2, 0 if by_rows else 1, span, max(rows, columns))))
+    return cuts
 
 
 def _at(rank: int, axis: int, span: tuple[int, int]) -> Cut:
