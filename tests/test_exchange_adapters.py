@@ -199,8 +199,8 @@ def test_scan_8_runs_over_the_batch() -> None:
     verify(graph)
     got = evaluate(graph, feeds)
     sums = feeds["start"][:, None] + np.cumsum(feeds["seq"], axis=1)
-    np.testing.assert_allclose(got["sums"], sums, rtol=1e-6)
-    np.testing.assert_allclose(got["end"], sums[:, -1], rtol=1e-6)
+    np.testing.assert_allclose(got["sums"], sums, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got["end"], sums[:, -1], rtol=1e-5, atol=1e-5)
     again = evaluate(read_onnx(write_onnx(graph)), feeds)
     np.testing.assert_array_equal(again["sums"], got["sums"])
 

@@ -175,10 +175,11 @@ def test_functions_nested_too_deeply() -> None:
 @pytest.mark.parametrize("op", ["ConstantOfShape", "Range", "Expand", "Tile"])
 def test_bombs_allocate_nothing(op: str) -> None:
     huge = np.array([2**45], np.int64)
+    inputs: dict[str, Any] = {"a": huge}
     if op == "Range":
         inputs = {"a": np.int64(0), "b": np.int64(2**45), "c": np.int64(1)}
-    else:
-        inputs = {"a": huge} if op == "ConstantOfShape" else {"x": np.ones(1, np.int64), "a": huge}
+    elif op != "ConstantOfShape":
+        inputs = {"x": np.ones(1, np.int64), "a": huge}
     attributes = {"value": helper.make_tensor("v", TensorProto.INT64, [1], [1])} if op == "ConstantOfShape" else {}
     arrays = {k: np.asarray(v) for k, v in inputs.items()}
     node = helper.make_node(op, list(arrays), ["y"], **attributes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from flowgrad import ir
 from flowgrad.exchange.attributes import attribute_of
 from flowgrad.exchange.functions import onnx_type, schema_of
 from flowgrad.ir.errors import SaveError
-from flowgrad.ir.graph import Graph, Node, same_array
+from flowgrad.ir.graph import Graph, Node, Value, same_array
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import REQUIRED, opdef
 from flowgrad.ir.types import DType
@@ -73,13 +73,17 @@ def _lowest(node: Node) -> int:
 
 
 def _fits(node: Node, schema: Any) -> bool:
-    if schema.deprecated or len(node.inputs) > schema.max_input or len(node.outputs) > schema.max_output:
+    if schema.deprecated or _count(node.inputs) > schema.max_input or _count(node.outputs) > schema.max_output:
         return False
     if any(k not in schema.attributes and not _is_default(node, k) for k in node.attributes):
         return False
     inputs = _typed(node.inputs, schema.inputs)
     outputs = _typed(node.outputs, schema.outputs)
     return all(onnx_type(t) in formal.types for t, formal in (*inputs, *outputs))
+
+
+def _count(values: Sequence[Value | None]) -> int:
+    return max((i for i, v in enumerate(values, 1) if v is not None), default=0)
 
 
 def _typed(values: Iterable[Any], formals: Any) -> list[tuple[DType, Any]]:
