@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flowgrad.ir.graph import Graph, Node
 from flowgrad.ir.ops.registry import opdef
-from flowgrad.passes import bodies
+from flowgrad.passes.bodies import prune_subgraphs
 from flowgrad.passes.edits import all_graphs, fingerprint, is_dead, is_removable_constant
 from flowgrad.passes.registry import pass_
-from flowgrad.passes.rewrite import permitted
+from flowgrad.passes.rewrite import may_change, permitted
 
 
 @pass_("dce", kind="exact")
@@ -29,8 +29,11 @@ def _sweep(graph: Graph) -> None:
                 graph.remove(node)
             continue
         _drop_outputs(graph, node)
-        if node.subgraphs and hasattr(bodies, "prune_subgraphs"):
-            bodies.prune_subgraphs(graph, node)
+        if node.subgraphs and may_change():
+            before = fingerprint(graph)
+            prune_subgraphs(graph, node)
+            if fingerprint(graph) != before:
+                permitted("prune", node)
     for value in graph.constants:
         if is_removable_constant(graph, value.producer) and permitted("dce", value.producer):
             graph.remove(value.producer)

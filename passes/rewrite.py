@@ -131,6 +131,12 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
         _RECORDER.reset(token)
 
 
+def may_change() -> bool:
+    """Return whether a pass may make one more change."""
+    recorder = _RECORDER.get()
+    return recorder is None or recorder.permits()
+
+
 def permitted(rule: str, node: Node) -> bool:
     """Ask whether a pass may make one more change, and record it if so."""
     recorder = _RECORDER.get()
