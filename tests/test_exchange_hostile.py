@@ -427,3 +427,23 @@ def test_huge_external_tensors_allocate_nothing(folder: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
+
+
+def test_nested_loops_with_changing_shapes_are_read_in_linear_time() -> None:
+    body: onnx.GraphProto | None = None
+    for level in range(25):
+        names = {k: f"{k}{level}" for k in ("i", "c", "d", "v", "w")}
+        inner = [helper.make_node("Identity", [names["c"]], [names["d"]]),
+                 helper.make_node("Concat", [names["v"], "x"], [f"t{level}"], axis=0)]
+        if body is None:
+            inner.append(helper.make_node("Identity", [f"t{level}"], [names["w"]]))
+        else:
+            inner.append(helper.make_node("Loop", ["n", "", f"t{level}"], [names["w"]], body=body))
+        body = helper.make_graph(
+            inner, f"body{level}",
+            [info(names["i"], (), TensorProto.INT64), info(names["c"], (), TensorProto.BOOL), info(names["v"], None)],
+            [info(names["d"], (), TensorProto.BOOL), info(names["w"], None)])
+    proto = model([helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)],
+                  {"n": info("n", (), TensorProto.INT64), "x": (2,)}, ["y"])
+    graph = read_onnx(proto, Limits(expanded_nodes=20_000))
+    assert graph.outputs[0].type.dtype.name == "float32"

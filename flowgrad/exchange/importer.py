@@ -41,6 +41,9 @@ from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Dim, DimLike, Type, parse_di
 FRAME_DEPTH = 128
 """Functions within functions, the bodies that the standard gives for operators counted too."""
 
+REPEATS = 64
+"""How often bodies of Loops are read again for better types; nested ones would multiply without an end."""
+
 _BECOMES = {"Upsample": "Resize", "Scatter": "ScatterElements"}
 _NO_NAME = {"", "?", "None", "-1", "*"}
 _OURS = re.compile(r"_d(\d{1,18})")
@@ -94,6 +97,7 @@ class Importer:
         self.folder = folder
         self.limits = limits
         self.count = 0
+        self.repeats = 0
         self.own_names = False
         self._bodies: dict[tuple[str, int], Function] = {}
 
@@ -364,9 +368,9 @@ class Importer:
 
         def finish() -> None:
             results = [inner.value(n) for n, _ in wanted]
-            for (formal, name), value in zip(wanted, results, strict=True):
+            for place, (formal, name) in enumerate(wanted):
                 if inner.names.get(formal) != name:
-                    results[results.index(value)] = frame.b.add("Identity", [value], outputs=[name])
+                    results[place] = frame.b.add("Identity", [results[place]], outputs=[name])
             by_name = {name: v for (_, name), v in zip(wanted, results, strict=True)}
             self._bind(frame, call, [by_name.get(n) if n else None for n in call.outputs])
 
@@ -385,6 +389,8 @@ class Importer:
         call.captures = list(dict.fromkeys(v for _, v in sources if not _is_copied(v)))
         for name, sub in call.subregions.items():
             formals = self._formals(call, sub)
+            if call.op == "Loop" and self.repeats > REPEATS:
+                formals[2:] = [t.with_shape(None) for t in formals[2:]]
             graph = self._subgraph(frame, call, sub, formals, sources)
             if call.op == "Loop":
                 graph = self._stable_body(frame, call, sub, formals, sources, graph)
@@ -463,6 +469,7 @@ class Importer:
             if widened == formals[2 : 2 + len(widened)]:
                 return graph
             formals = formals[:2] + [frame.b.graph.resolve(t) for t in widened]
+            self.repeats += 1
             graph = self._subgraph(frame, call, sub, formals, sources)
         return graph
 
