@@ -24,9 +24,7 @@ IDS = [c.id for c in CASES]
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_expansion_gives_the_same_values(case: Case, symbolic: bool) -> None:
     arrays = case.arrays()
-    graph, node = case.graph(arrays, symbolic)
-    if case.op == "GatherGrad" and node.output().type.rank is None:
-        pytest.skip("has no expansion at unknown rank")
+    graph, _ = case.graph(arrays, symbolic)
     feeds = case.feeds(arrays)
     expected = evaluate(graph, feeds)
     expand(graph, lambda n: opdef(n.op).own)

@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import as_int64, extents, joined, known_dims, normal_axis, reshape_to
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
-from flowgrad.ir.types import INT64, UNKNOWN, Type
+from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
 
 
 @op("Gather", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.SHAPE_ARITHMETIC))
@@ -244,6 +244,8 @@ def _(node: Node) -> Type:
 def _(b: Any, node: Node, y_bar: Value) -> Any:
     """x_bar = zeros, to which the parts of y_bar are added at their indices."""
     x = node.input(0)
+    if attr(node, "batch_dims") and node.input(1).type.rank is None:
+        return refuse("the rank of the indices is not known")
     indices = _with_batch(b, node.input(1), attr(node, "batch_dims"))
     return b.ScatterND(b.zero(x), indices, y_bar, reduction="add"), NO_GRADIENT
 
@@ -288,7 +290,8 @@ def _(node: Node) -> Type:
 @one_hot.adjoint
 def _(b: Any, node: Node, y_bar: Value) -> Any:
     """off_bar = the sum of y_bar off the places, on_bar = its sum at them."""
-    hot = b.OneHot(node.input(0), node.input(1), np.array([False, True]), axis=attr(node, "axis"))
+    ones = b.OneHot(node.input(0), node.input(1), np.array([0, 1], np.float32), axis=attr(node, "axis"))
+    hot = b.Cast(ones, to=BOOL.onnx)  # runtimes lack OneHot of bool
     zero = b.scalar(0, y_bar.type.dtype)
     parts = [b.ReduceSum(b.Where(hot, zero, y_bar), keepdims=0), b.ReduceSum(b.Where(hot, y_bar, zero), keepdims=0)]
     return NO_GRADIENT, NO_GRADIENT, b.Concat(*(b.Unsqueeze(p, [0]) for p in parts), axis=0)

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.operands import joined
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import UNKNOWN, DimLike, Type, broadcast_dims, broadcast_shapes, merge_dims
 
@@ -37,6 +38,8 @@ def _(node: Node) -> Type:
 def _(b: Any, node: Node, y_bar: Value) -> Any:
     """Y = A B: A_bar = Y_bar B^T, B_bar = A^T Y_bar, summed over broadcast batch axes; a vector is a row or column."""
     x, w = node.input(0), node.input(1)
+    if x.type.rank is None and w.type.rank == 2:
+        return b.MatMul(y_bar, b.Transpose(w, perm=[1, 0])), _matrix_bar(b, x, w, y_bar)
     if x.type.rank is None or w.type.rank is None:
         return refuse("the rank of an operand is not known")
     if x.type.rank == w.type.rank == 1:
@@ -47,6 +50,12 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     bar = b.Unsqueeze(y_bar, [-2]) if row else b.Unsqueeze(y_bar, [-1]) if column else y_bar
     x_bar, w_bar = _left_bar(b, rows, columns, bar), _right_bar(b, rows, columns, bar)
     return b.Squeeze(x_bar, [0]) if row else x_bar, b.Squeeze(w_bar, [1]) if column else w_bar
+
+
+def _matrix_bar(b: Any, x: Value, w: Value, y_bar: Value) -> Value:
+    """Return x^T y_bar summed over all axes but the last, of any rank."""
+    rows, columns = joined(b, [b.ints([-1]), b.extent(w, 0)]), joined(b, [b.ints([-1]), b.extent(w, 1)])
+    return b.Gemm(b.Reshape(x, rows), b.Reshape(y_bar, columns), transA=1)  # type: ignore[no-any-return]
 
 
 def _left_bar(b: Any, x: Value, w: Value, bar: Value) -> Value:
@@ -213,18 +222,22 @@ def _contracted(terms: Sequence[str], result: str, x: Array, y: Array) -> Array:
 @einsum.types
 def _(node: Node) -> Type:
     types = [v.type for v in node.inputs if v is not None]
-    if any(t.shape is None for t in types):
+    if "..." in attr(node, "equation") and any(t.shape is None for t in types):
         return types[0].with_shape(None)
     terms, result = _labels(node)
     extents: dict[str, DimLike] = {}
     for term, type_ in zip(terms, types, strict=True):
-        for label, extent in zip(term, type_.shape or (), strict=True):
+        for label, extent in zip(term, (UNKNOWN,) * len(term) if type_.shape is None else type_.shape, strict=True):
             extents[label] = broadcast_dims(extents.get(label, 1), extent)
     return types[0].with_shape([extents[c] for c in result])
 
 
 def _labels(node: Node) -> tuple[list[str], str]:
-    return einsum_labels(attr(node, "equation"), [len(v.shape) for v in node.inputs if v is not None])
+    """Return the labels; an unknown rank is the number of labels (unless there are dots)."""
+    equation = attr(node, "equation")
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    ranks = [v.type.rank for v in node.inputs if v is not None]
+    return einsum_labels(equation, [len(t) if r is None else r for t, r in zip(terms, ranks, strict=True)])
 
 
 @einsum.adjoint
@@ -234,7 +247,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     Labels that only this operand has are broadcast back; a diagonal is written to zeros.
     """
     operands = [v for v in node.inputs if v is not None]
-    if any(v.type.rank is None for v in operands):
+    if "..." in attr(node, "equation") and any(v.type.rank is None for v in operands):
         return refuse("the rank of an operand is not known")
     terms, result = _labels(node)
     return [_operand_bar(b, y_bar, operands, terms, result, k) for k in range(len(operands))]

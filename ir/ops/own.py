@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.errors import UnsupportedError, ValidationError
+from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
     as_int64,
@@ -251,11 +251,14 @@ def _together(b: Any, parts: Sequence[Value]) -> Value:
 
 
 def _scattered_elements(b: Any, node: Node, pieces: Sequence[Sequence[Value]]) -> Value:
-    """Return zeros to which the pieces are added element by element, at the slices of a ramp of element numbers."""
+    """Return zeros to which the pieces are added element by element, where a ramp of element numbers says."""
     shape, flat = node.input(0), b.ints([-1])
     count = b.ReduceProd(shape, keepdims=1)
     ramp = b.Reshape(_ramp(b, count), shape, allowzero=1)
-    places = [b.Reshape(b.Slice(ramp, *where), flat) for _, *where in pieces]
+    if node.op == "SliceGrad":
+        places = [b.Reshape(b.Slice(ramp, *where), flat) for _, *where in pieces]
+    else:
+        places = [b.Reshape(b.Gather(ramp, indices, axis=attr(node, "axis")), flat) for _, indices in pieces]
     updates = [b.Reshape(y_bar, flat) for y_bar, *_ in pieces]
     zeros = b.Expand(b.scalar(0, updates[0].type.dtype), count)
     total = b.ScatterElements(zeros, _together(b, places), _together(b, updates), axis=0, reduction="add")
@@ -326,7 +329,7 @@ def _(b: Any, node: Node) -> Value:
     shape, rank = node.input(0), node.output().type.rank
     pieces = [tuple(group) for group in _groups(node.inputs[1:], 2)]
     if rank is None or any(indices.type.rank is None for _, indices in pieces):
-        raise UnsupportedError("GatherGrad of unknown rank has no plain form", code="rank", where=node.label)
+        return _scattered_elements(b, node, pieces)
     axis = normal_axis(attr(node, "axis"), rank)
     extent = slice_axis(b, shape, axis, axis + 1)
     rows = [_rows(b, shape, rank, axis, y_bar, indices) for y_bar, indices in pieces]

@@ -22,7 +22,7 @@ from flowgrad.ir.ops.operands import (
     slice_axis,
     unknown_shape,
 )
-from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
+from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import (
     INT64,
     UNKNOWN,
@@ -325,7 +325,7 @@ def _even_sizes(extent: int, pieces: int) -> list[int]:
 @split.types
 def _(node: Node) -> list[Type]:
     x, axis = node.input(0).type, attr(node, "axis")
-    sizes = _split_sizes(node)
+    sizes = _split_sizes(node)[: len(node.outputs)]
     if x.shape is None:
         return [x] * len(sizes)
     at = normal_axis(axis, len(x.shape))
@@ -333,30 +333,48 @@ def _(node: Node) -> list[Type]:
 
 
 def _split_sizes(node: Node) -> list[Any]:
-    """Return the extents of the pieces, UNKNOWN for those that only the run can tell."""
-    count = len(node.outputs)
+    """Return the extents of all pieces, of which the last ones may be no outputs; UNKNOWN if only the run can tell."""
+    outputs = len(node.outputs)
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        known = known_dims(node.inputs[1])
-        if known is not None and len(known) != count:
-            raise ValidationError(f"Split into {len(known)} pieces has {count} outputs", code="shape")
-        return [UNKNOWN] * count if known is None else list(known)
+        known, length = known_dims(node.inputs[1]), known_length(node.inputs[1])
+        if known is not None and len(known) < outputs:
+            raise ValidationError(f"Split into {len(known)} pieces has {outputs} outputs", code="shape")
+        return [UNKNOWN] * (length or outputs) if known is None else list(known)
     x_shape = node.input(0).type.shape
-    pieces = attr(node, "num_outputs") or count
+    pieces = attr(node, "num_outputs") or outputs
     if x_shape is None:
-        return [UNKNOWN] * count
+        return [UNKNOWN] * pieces
     extent = x_shape[normal_axis(attr(node, "axis"), len(x_shape))]
     if isinstance(extent, int):
-        return _even_sizes(extent, pieces)[:count]
+        return _even_sizes(extent, pieces)
     step = extent // pieces
-    return [step if not isinstance(extent % pieces, Dim) else UNKNOWN] * count
+    return [step if not isinstance(extent % pieces, Dim) else UNKNOWN] * pieces
 
 
 @split.adjoint
 def _(b: Any, node: Node, *y_bars: Value | None) -> Any:
-    """x_bar = the cotangents of the pieces, concatenated; zeros for a piece that is not used at all."""
+    """x_bar = the cotangents of the pieces, concatenated; zeros for a piece that is no output."""
+    y_bars += (None,) * (len(_split_sizes(node)) - len(y_bars))
+    if len(node.inputs) > 1 and node.inputs[1] is not None and known_length(node.inputs[1]) is None:
+        return _run_time_pieces(b, node, y_bars), NO_GRADIENT
+    if node.input(0).type.rank is None and any(y_bar is None for y_bar in y_bars):
+        return refuse("an output is absent and the rank of the input is not known")
     pieces = [y_bar if y_bar is not None else _zero_piece(b, node, i) for i, y_bar in enumerate(y_bars)]
     axis = attr(node, "axis")
     return (pieces[0] if len(pieces) == 1 else b.Concat(*pieces, axis=axis)), NO_GRADIENT
+
+
+def _run_time_pieces(b: Any, node: Node, y_bars: Sequence[Value | None]) -> Any:
+    """Concatenate pieces of which there may be more than outputs: zeros take up what is left."""
+    x, sizes, count = node.input(0), node.input(1), len(y_bars)
+    if x.type.rank is None:
+        return refuse("neither the rank of the input nor the number of pieces is known")
+    at = normal_axis(attr(node, "axis"), len(x.shape))
+    rest = b.ReduceSum(b.Slice(sizes, [count], [2**63 - 1], [0]), keepdims=1)
+    parts = [*extents(b, x, 0, at), rest, *extents(b, x, at + 1, len(x.shape))]
+    tail = b.Expand(b.scalar(0, x.type.dtype), joined(b, parts))
+    pieces = [y_bar if y_bar is not None else _zero_piece(b, node, i) for i, y_bar in enumerate(y_bars)]
+    return b.Concat(*pieces, tail, axis=attr(node, "axis"))
 
 
 def _zero_piece(b: Any, node: Node, index: int) -> Value:
@@ -369,7 +387,7 @@ def _zero_piece(b: Any, node: Node, index: int) -> Value:
     elif len(node.inputs) > 1 and node.inputs[1] is not None:
         length = slice_axis(b, node.inputs[1], index, index + 1)
     else:
-        total, pieces = b.extent(x, at), attr(node, "num_outputs") or len(node.outputs)
+        total, pieces = b.extent(x, at), len(_split_sizes(node))
         step = b.Div(b.Add(total, pieces - 1), pieces)
         length = b.Max(b.Min(step, b.Sub(total, b.Mul(step, index))), 0)
     parts = [*extents(b, x, 0, at), length, *extents(b, x, at + 1, len(x.shape))]
