@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import flowgrad
 from flowgrad.exchange.reader import read_onnx
 from flowgrad.exchange.writer import save_onnx, write_onnx
 from flowgrad.ir.builder import Builder
@@ -21,6 +22,7 @@ from flowgrad.ir.graph import INITIALIZER, LITERAL, PARAMETER, Array, Graph
 from flowgrad.ir.ops.registry import find_op
 from flowgrad.ir.types import FLOAT32, INT64, Dim, Type, dtype_of
 from flowgrad.ir.verify import verify
+from flowgrad.model import Model
 from tests.exchange_sweep import Case, close, file_cases, node_cases, run_case
 from tests.onnx_models import info, model, onnxruntime_outputs
 
@@ -408,3 +410,23 @@ def test_a_conflict_with_the_declared_type_names_the_value() -> None:
     proto.graph.value_info.append(info("y", (3, 2)))
     with pytest.raises(ValidationError, match="%y"):
         read_onnx(proto)
+
+
+@pytest.mark.parametrize("entry", [e for e in ("mlp", "lenet", "hf_gpt2") if e in ENTRIES])
+def test_exported_gradients_in_onnxruntime(entry: str) -> None:
+    """What is written is plain ONNX: another runtime gets the reference gradients from it."""
+    data = np.load(ZOO / entry / "data.npz")
+    meta = json.loads((ZOO / entry / "meta.json").read_text())
+    records = [r for r in meta["gradients"] if r["kind"] != "initializer_sum" and r.get("used") is not False]
+    of = [o["name"] for o in meta["outputs"] if o["cotangent"]]
+    derived = flowgrad.vjp(Model(read_onnx(ZOO / entry / "model.onnx")), of=of, wrt=[r["name"] for r in records])
+    proto = write_onnx(derived.graph)
+    assert {n.domain for n in proto.graph.node} == {""}
+    feeds = {i.name: np.asarray(data["in/" + i.name]) for i in proto.graph.input if "in/" + i.name in data}
+    feeds |= {f"{name}_grad": np.asarray(data["ct/" + name]) for name in of}
+    got = dict(zip([o.name for o in proto.graph.output], onnxruntime_outputs(proto, feeds), strict=True))
+    largest = max(r["max_abs"] for r in records)
+    for record in records:
+        allowed = max(1e-4 * record["max_abs"], 20 * record["floor"], 1e-7 * largest)
+        error = np.abs(got[record["name"] + "_grad"] - data["grad/" + record["name"]]).max(initial=0)
+        assert error <= allowed, record["name"]

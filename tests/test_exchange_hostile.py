@@ -119,6 +119,18 @@ def _varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
+def test_limits_hold_exactly() -> None:
+    chain = [helper.make_node("LeakyRelu", [f"v{i}"], [f"v{i + 1}"], alpha=0.5) for i in range(10)]
+    proto = model(chain, {"v0": (2, 3)}, ["v10"], initializers={"w": np.ones((2, 3), np.float32)})
+    data = proto.SerializeToString()
+    for name, needed in (("nodes", 10), ("values", 11), ("attributes", 1), ("rank", 2), ("dim", 3),
+                         ("tensor_bytes", 24), ("expanded_nodes", 10), ("name_bytes", 9), ("file_bytes", len(data))):
+        read_onnx(data, Limits(**{name: needed}))
+        with pytest.raises(LimitError) as caught:
+            read_onnx(data, Limits(**{name: needed - 1}))
+        assert caught.value.code == name
+
+
 def test_names_and_text() -> None:
     proto = relu()
     proto.graph.node[0].name = "n" * 5000

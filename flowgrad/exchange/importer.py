@@ -219,6 +219,7 @@ class Importer:
     def _step(self, frame: Frame, index: int) -> Frame | None:
         self.count += 1
         self.limits.check("expanded_nodes", self.count)
+        self.limits.check("values", len(frame.b.graph.values))
         node = frame.region.nodes[index]
         where = node.name or next(iter(node.output), "")
         try:
@@ -256,6 +257,7 @@ class Importer:
         return None
 
     def _attribute_protos(self, frame: Frame, node: NodeProto) -> list[AttributeProto]:
+        self.limits.check("attributes", len(node.attribute), node.name)
         found: dict[str, AttributeProto] = {}
         for attribute in node.attribute:
             proto = attribute
