@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import threading
 import tracemalloc
@@ -481,6 +482,43 @@ def test_thread_counts_give_the_same_bits() -> None:
         assert_bitwise(Program(graph, threads=count).run(feeds), one)
     for name, array in evaluate(graph, feeds).items():
         np.testing.assert_allclose(one[name], array, rtol=2e-4, atol=1e-3)
+
+
+def test_convolutions_in_pieces() -> None:
+    graph = Graph("images")
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT32, (N, 16, 40, 40)))
+    w = graph.add_constant(np.random.default_rng(0).standard_normal((32, 16, 3, 3)).astype(np.float32) / 12, "w", PARAMETER)
+    y = b.Tanh(b.Conv(x, w, pads=[1, 1, 1, 1]))
+    loss = b.ReduceSum(b.Mul(y, y), keepdims=0)
+    graph.add_output(loss, "loss")
+    found = adjoint(graph, [(loss, graph.add_constant(np.ones((), np.float32)))], [x, w])
+    for name, value in zip(("x_bar", "w_bar"), found, strict=True):
+        assert value is not None
+        graph.add_output(value, name)
+    rng = np.random.default_rng(2)
+    program = Program(graph, threads=1)
+    for count in (7, 2, 11):
+        feeds = {"x": rng.standard_normal((count, 16, 40, 40)).astype(np.float32)}
+        one = program.run(feeds)
+        for threads in (2, 4):
+            other = Program(graph, threads=threads)
+            assert_bitwise(other.run(feeds), one)
+            assert_bitwise(other.run(feeds), one)
+        for name, array in evaluate(graph, feeds).items():
+            np.testing.assert_allclose(one[name], array, rtol=2e-4, atol=2e-4 * np.abs(array).max())
+    ops = {type(f).__name__ for s in [program._engine.specialisation([feeds["x"]]).first]
+           for g in s.code.functions for f in g.__globals__.values()}
+    assert "ImageSplit" in ops
+
+
+def test_forked_children_run() -> None:
+    feeds = {"x": np.ones((512, 700), np.float32), "w": np.ones((700, 600), np.float32)}
+    program = Program(wide(), threads=3)
+    expected = program.run(feeds)
+    with multiprocessing.get_context("fork").Pool(2) as workers:
+        for got in workers.map(program.run, [feeds, feeds]):
+            assert_bitwise(got, expected)
 
 
 def test_eight_threads_share_a_program() -> None:

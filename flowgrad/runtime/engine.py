@@ -31,6 +31,9 @@ KEPT_KEYS = 16
 MOST_VALUES = 64
 """After this many different values of shape inputs, an engine stops making them part of its key."""
 
+RETAINED_BYTES = 1 << 29
+"""Arenas that specialisations keep for their next run, in all; beyond this the least recently used give theirs up."""
+
 BLAS_ELEMENTS = 4096
 """BLAS may use threads of its own from operands of about this size on."""
 
@@ -101,6 +104,18 @@ class Segment:
         """Keep the memory of a finished run for the next one."""
         if len(self._frames) < self.engine.frames:
             self._frames.append(frame)
+
+    @property
+    def retained_bytes(self) -> int:
+        """Bytes of memory kept for the next run, here and in what follows."""
+        own = len(self._frames) * self.layout.arena_bytes
+        return own + sum(s.retained_bytes for s in list(self._following.values()))
+
+    def forget_frames(self) -> None:
+        """Give up the memory kept for the next run, here and in what follows."""
+        self._frames.clear()
+        for segment in list(self._following.values()):
+            segment.forget_frames()
 
     def following(self, slots: list[Any]) -> Segment:
         """Return the segment that goes on, given the arrays that the open steps made."""
@@ -289,8 +304,16 @@ class Engine:
             else:
                 self._kept.move_to_end(key)
             self._last = (key, found)
+            self._trim(found)
             self._note_values(key)
             return found
+
+    def _trim(self, current: Specialisation) -> None:
+        total = 0
+        for specialisation in reversed(list(self._kept.values())):
+            total += specialisation.first.retained_bytes
+            if total > RETAINED_BYTES and specialisation is not current:
+                specialisation.first.forget_frames()
 
     def _note_values(self, key: Key) -> None:
         """Give up keying by value where values never come back: their extents are then found while running."""

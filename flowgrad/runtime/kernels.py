@@ -15,6 +15,7 @@ from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import REQUIRED, OpDef
 from flowgrad.ir.types import Type
 from flowgrad.runtime.fast import fast_kernel
+from flowgrad.runtime.images import ImageSplit, image_spans
 from flowgrad.runtime.splits import split_kernel
 
 Kernel = Callable[..., Any]
@@ -48,6 +49,11 @@ def takes_out(node: Node, definition: OpDef) -> bool:
         return False
     widened = any(v is not None and v.type.dtype.name in WIDENED for v in (*node.inputs, *node.outputs))
     return not widened or "to_dtype" in definition.special
+
+
+def splits_by_image(node: Node, definition: OpDef) -> bool:
+    """True if the step runs in spans of images, which bring scratch of their own."""
+    return takes_out(node, definition) and len(image_spans(node)) > 1
 
 
 def may_overwrite(node: Node) -> bool:
@@ -84,6 +90,8 @@ def bind(node: Node, definition: OpDef, threads: int) -> Bound:
     if "to_dtype" in definition.special:
         keywords["to_dtype"] = next(v.type.dtype.numpy for v in node.outputs if v is not None)
     function = bind_kernel(node, definition)
+    if splits_by_image(node, definition):
+        return Bound(ImageSplit(node, definition, image_spans(node), threads), keywords)
     if function is definition.kernel and takes_out(node, definition) and not definition.special & {"rng", "work"}:
         function = split_kernel(node, function, threads) or function
     return Bound(function, keywords)

@@ -16,7 +16,7 @@ import numpy as np
 from flowgrad.ir.graph import Array, Value
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.ir.types import Type
-from flowgrad.runtime.kernels import may_overwrite, takes_out
+from flowgrad.runtime.kernels import may_overwrite, splits_by_image, takes_out
 from flowgrad.runtime.snapshot import ABSENT
 from flowgrad.runtime.specialise import Step, nbytes
 
@@ -213,6 +213,8 @@ def _sweep(steps: Sequence[Step], last: Mapping[int, int], layout: Layout) -> No
 def _work_types(step: Step) -> list[Type]:
     rule = step.record.definition.work_rule
     if rule is None or step.open or "work" not in step.record.definition.special:
+        return []
+    if splits_by_image(step.twin, step.record.definition):
         return []
     return list(rule(step.twin))
 

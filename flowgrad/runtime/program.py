@@ -82,9 +82,12 @@ class Program:
         """
         arrays = self._arrays(feeds)
         context = Context(self.seed if seed is None else seed)
-        with np.errstate(all="ignore"):
-            specialisation = self._engine.specialisation(arrays[: len(self._names)])
-            results = specialisation.run(context, arrays)
+        try:
+            with np.errstate(all="ignore"):
+                specialisation = self._engine.specialisation(arrays[: len(self._names)])
+                results = specialisation.run(context, arrays)
+        except MemoryError as error:
+            raise ResourceError(f"out of memory: {error}", code="memory") from error
         return dict(zip(self._output_names, results, strict=True))
 
     def plan(self, shapes: Mapping[str, Sequence[int]]) -> Plan:
