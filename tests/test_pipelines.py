@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.graph import INITIALIZER, Graph, Value
+from flowgrad.ir.graph import INITIALIZER, Graph, Node, Value
 from flowgrad.ir.text import format_graph
 from flowgrad.ir.types import FLOAT64, Dim, Type
 from flowgrad.passes.check import compare
 from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
+from flowgrad.passes.rewrite import Recorder, apply_rules, no_match, recording, rewrite
 
 EXACT = ("canonicalize", "fold", "cse", "dce")
 ALL = ("stabilize", *EXACT, "simplify")
@@ -102,3 +106,53 @@ def test_the_standard_pipeline_comes_to_rest(seed: int) -> None:
 def test_the_same_graph_gives_the_same_text(seed: int) -> None:
     texts = {format_graph(PassManager(DEFAULT_PIPELINE).run(Maker(300 + seed, 30).graph).model) for _ in range(2)}
     assert len(texts) == 1
+
+
+# ---- planted miscompilations --------------------------------------------------------------------------------------------
+
+Make = Callable[..., Any]
+
+
+def _swap(b: Any, node: Node, x: Value, y: Value) -> Any:
+    return b.add(node.op, [y, x], node.attributes) if x.type == y.type else no_match("types")
+
+
+def _typed(node: Node, x: Value) -> Any:
+    return x if x.type == node.output().type else no_match("types")
+
+
+PLANTED: dict[str, tuple[str, Make]] = {
+    "drops a zero's sign": ("Add(%x, 0.0)", lambda b, node, x: _typed(node, x)),
+    "reversing slice taken for a whole one": ("Slice(%x, %s, %e, %a, %t)", lambda b, node, x: _typed(node, x)),
+    "swapped difference": ("Sub(%x, %y)", _swap),
+    "swapped branches": ("Where(%c, %x, %y)", lambda b, c, x, y: b.Where(c, y, x)),
+    "negation lost": ("Neg(%x)", lambda b, x: x),
+    "mean for a sum": ("ReduceSum(%x, %a) {keepdims=1}", lambda b, x, a: b.ReduceMean(x, a, keepdims=1)),
+    "softmax along another axis": ("Softmax(%x) {axis=-1}", lambda b, x: b.Softmax(x, axis=0)),
+    "term dropped from a sum": ("Sum(%x, %y, %z)", lambda b, x, y, z: b.Add(x, y)),
+    "narrowed": ("Tanh(%x)", lambda b, x: b.Cast(b.Tanh(b.Cast(x, to=1)), to=11)),
+    "log of softmax without the log": ("Log(Softmax(%x))", lambda b, node, x: b.Softmax(x)),
+    "row taken for the operand": ("Mul(%x, %r)", lambda b, node, x, r: _typed(node, x)),
+    "maximum as minimum": ("Max(%x, %y)", lambda b, x, y: b.Min(x, y)),
+    "clip forgotten": ("Clip(%x, %l)", lambda b, x: x),
+    "relu as abs": ("Relu(%x)", lambda b, x: b.Abs(x)),
+    "sub-term duplicated": ("Add(%x, %y)", lambda b, node, x, y: b.Add(x, x) if x.type == y.type else no_match("types")),
+    "transposed factor forgotten": ("MatMul(%x, Transpose(%w))", lambda b, x, w: b.MatMul(x, w)),
+    "gradient stopped": ("Identity(%x)", lambda b, x: b.StopGradient(x)),
+    "gradient of sqrt(x x) cut": ("Sqrt(Mul(%x, %x))", lambda b, x: b.StopGradient(b.Abs(x))),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_miscompilations_are_caught(name: str) -> None:
+    pattern, function = PLANTED[name]
+    rule = rewrite(pattern)(function)
+    for seed in range(40):
+        graph = Maker(seed, 40).graph
+        broken = graph.copy()
+        recorder = Recorder(limit=1)
+        with recording(recorder):
+            apply_rules(broken, [rule])
+        if recorder.applied and compare(graph, broken, "exact").difference:
+            return
+    raise AssertionError(f"{name}: not caught on any graph")
