@@ -20,6 +20,9 @@ from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Dim, DimLike, Type
 FIRST_CAPACITY = 16
 """How many iterations a scan output has room for at first, where their number is not known beforehand."""
 
+FIRST_BYTES = 2**24
+"""How much memory a scan output of a Loop takes at first, if so many iterations are allowed."""
+
 
 # ---- If -----------------------------------------------------------------------------------------------------------------
 
@@ -61,46 +64,57 @@ def _check_count(node: Node, what: str, found: int, expected: int) -> None:
 
 
 class Stack:
-    """A scan output being filled: one array per iteration, along a new axis, in order or (``reverse``) backwards."""
+    """A scan output being filled: one array per iteration along a new axis, in order or (``reverse``) backwards.
 
-    def __init__(self, name: str, most: int | None, axis: int = 0, reverse: bool = False) -> None:
+    ``most`` bounds the iterations; if it is ``exact``, the output is laid out at once. Axis and order need that.
+    """
+
+    def __init__(self, name: str, most: int | None, exact: bool = False, axis: int = 0, reverse: bool = False) -> None:
         self.name = name
         self.most = most
+        self.exact = exact
         self.axis = axis
         self.reverse = reverse
         self.count = 0
-        self.rows: Array | None = None
+        self.result: Array | None = None
+        self.rows: Array = np.empty(0)
 
     def append(self, array: Array) -> None:
         """Add the array of the next iteration; RunError if its shape is not that of the others."""
-        rows = self.rows
-        if rows is None:
-            capacity = FIRST_CAPACITY if self.most is None else min(self.most, FIRST_CAPACITY)
-            rows = self.rows = self._buffer(capacity, array)
-        if rows.shape[1:] != array.shape:
-            raise RunError(f"{self.name} has shape {list(rows.shape[1:])}, then {list(array.shape)}: iterations that "
+        if self.result is None:
+            self._begin(array)
+        elif self.rows.shape[1:] != array.shape:
+            raise RunError(f"{self.name} has shape {list(self.rows.shape[1:])}, then {list(array.shape)}: iterations that "
                            "are stacked must agree", code="shape")
-        if self.count == len(rows):
-            grown = 2 * len(rows) if self.most is None else min(self.most, 2 * len(rows))
-            self.rows = self._buffer(grown, array)
-            self.rows[: self.count] = rows
-            rows = self.rows
-        rows[self.count] = array
+        elif self.count == len(self.rows):
+            self._grow()
+        self.rows[self.count] = array
         self.count += 1
 
     def finish(self, empty: Array | None) -> Array:
         """Return the stacked array; ``empty`` is what one iteration would have given, if there was none."""
-        rows = self.rows
-        if rows is None:
+        if self.result is None:
             assert empty is not None
-            rows = self._buffer(0, empty)
-        rows = rows[: self.count]
-        rows = rows[::-1] if self.reverse else rows
-        axis = self.axis if self.axis >= 0 else self.axis + rows.ndim
-        return np.ascontiguousarray(np.moveaxis(rows, 0, axis))
+            self.most = 0
+            self._begin(empty)
+        assert self.result is not None
+        return self.result if self.exact else self.result[: self.count]
 
-    def _buffer(self, capacity: int, like: Array) -> Array:
-        return np.empty((capacity, *like.shape), like.dtype)
+    def _begin(self, like: Array) -> None:
+        capacity = self.most if self.exact and self.most is not None else self._capacity(like.nbytes)
+        axis = self.axis if self.axis >= 0 else self.axis + like.ndim + 1
+        self.result = np.empty((*like.shape[:axis], capacity, *like.shape[axis:]), like.dtype)
+        self.rows = np.moveaxis(self.result, axis, 0)[:: -1 if self.reverse else 1]
+
+    def _capacity(self, row_bytes: int) -> int:
+        room = FIRST_CAPACITY if self.most is None else max(FIRST_CAPACITY, FIRST_BYTES // max(1, row_bytes))
+        return room if self.most is None else min(self.most, room)
+
+    def _grow(self) -> None:
+        capacity = 2 * self.count if self.most is None else min(self.most, 2 * self.count)
+        grown = np.empty((capacity, *self.rows.shape[1:]), self.rows.dtype)
+        grown[: self.count] = self.rows
+        self.result = self.rows = grown
 
 
 def _finished(stacks: Sequence[Stack], body: Any, first: int, formals: Sequence[Array]) -> list[Array]:
@@ -210,7 +224,7 @@ def scan(
     rows = [r[::-1] if flip else r for r, flip in zip(rows, _padded(scan_input_directions, len(rows)), strict=True)]
     outputs = count - states
     stacks = [
-        Stack(f"scan output {i} of Scan", length, axis, bool(flip))
+        Stack(f"scan output {i} of Scan", length, True, axis, bool(flip))
         for i, (axis, flip) in enumerate(zip(_padded(scan_output_axes, outputs), _padded(scan_output_directions, outputs),
                                              strict=True))
     ]
