@@ -21,8 +21,10 @@ _ARRAYS = {0xDC: 2, 0xDD: 4}
 _MAPS = {0xDE: 2, 0xDF: 4}
 
 
-def scan(data: Any, limits: Limits) -> None:
+def scan(data: Any, limits: Limits, *, filled: tuple[int, ...] = ()) -> None:
     """Check that ``data`` (bytes or a memoryview of bytes) is exactly one msgpack message within ``limits``.
+
+    Containers at the depths ``filled`` must not be empty: so a file full of empty ones ends at the first.
 
     Refuses extension types, keys that are not strings or come twice, strings that are not UTF-8, lengths beyond the
     end, and bytes left over: LoadError. Raises LimitError for depth, string bytes, keys of a map, containers of one
@@ -36,11 +38,13 @@ def scan(data: Any, limits: Limits) -> None:
     while True:
         while not left:
             if not stack:
+                if at > end:
+                    raise _damaged("the message ends too early", end)
                 if at != end:
                     raise _damaged(f"{end - at} bytes follow the message", at)
                 return
             left, keys = stack.pop()
-        if at >= end:
+        if at >= end:  # also where a number reached beyond it
             raise _damaged("the message ends too early", at)
         left -= 1
         byte = data[at]
@@ -82,12 +86,14 @@ def scan(data: Any, limits: Limits) -> None:
         if entries > end - start:
             raise _damaged(f"a container of {count} entries goes beyond the end", at)
         stack.append((left, keys))
+        if not entries and len(stack) in filled:
+            raise _damaged("a container is empty", at)
         if len(stack) >= ITEM_DEPTH:
             containers = 0 if len(stack) == ITEM_DEPTH else containers + 1
             _check_nesting(len(stack), containers, at, limits)
-        if is_map:
+        if is_map and count > limits.attributes:
             limits.check("attributes", count, f"byte {at}")
-        left, keys = entries, set() if is_map else None
+        left, keys = entries, set() if is_map and count else None
         at = start
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from flowgrad.ir.errors import EngineError, FlowgradError, LoadError
+from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
 from flowgrad.ir.files import ALIGNMENT
 from flowgrad.ir.graph import INITIALIZER, INLINE_ELEMENTS, LITERAL, PARAMETER, Array, Graph, Origin, Value
 from flowgrad.ir.infer import symbolic_value
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.literals import SUBBYTE, little_endian
 from flowgrad.ir.ops.registry import opdef
-from flowgrad.ir.scan import scan
+from flowgrad.ir.scan import ITEM_DEPTH, scan
 from flowgrad.ir.types import DimLike, DType, Type, dtype_of, parse_dim
 from flowgrad.ir.verify import verify
 from flowgrad.ir.weights import read_weights
@@ -78,7 +78,7 @@ def read_frame(data: memoryview, limits: Limits, *, check_digest: bool) -> Frame
     if not start + 15 <= head < len(data):
         raise _wrong("the head goes beyond the file")
     limits.check("header_bytes", head)
-    scan(data, limits)
+    scan(data, limits, filled=(3, ITEM_DEPTH))
     if data[0] not in (0x86, 0x87) or bytes(data[-_DIGEST - len(_CLOSING) : -_DIGEST]) != _CLOSING:
         raise _wrong("there are other keys than there should be")
     if bytes(data[head : head + 8]) != b"\xa7tensors" or data[head + 8] != 0xDD:
@@ -243,7 +243,11 @@ class _Reader:
         name, dims = row
         _need(isinstance(name, str) and (dims is None or isinstance(dims, list)), "a type is not a dtype and extents")
         self.limits.check("rank", 0 if dims is None else len(dims))
-        return Type(dtype_of(name), None if dims is None else tuple(self.dim(d) for d in dims))
+        try:
+            dtype = dtype_of(name)
+        except InputError as error:
+            raise _wrong(str(error)) from error
+        return Type(dtype, None if dims is None else tuple(self.dim(d) for d in dims))
 
     def dim(self, given: Any) -> DimLike:
         """Return an extent."""
