@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops import convexpansion, convolution
 from flowgrad.ir.ops.convexpansion import Slide, pad_image, shape_tail, vector_tail
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
-from flowgrad.ir.ops.window import SAME, Window, check_auto_pad, output_shape, shape_in, slide, spatial_tuple, split_pads
+from flowgrad.ir.ops.window import (
+    SAME,
+    Window,
+    check_auto_pad,
+    output_shape,
+    shape_in,
+    slide,
+    spatial_tuple,
+    split_pads,
+)
 from flowgrad.ir.types import FLOAT32, UNKNOWN, DimLike, Shape, Type
 
 GEOMETRY = ("auto_pad", "dilations", "group", "pads", "strides")
@@ -98,7 +105,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     how = geometry(node)
     x_bar = b.ConvInputGrad(y_bar, w, b.shape(x), **how)
     w_bar = b.ConvWeightGrad(x, y_bar, b.shape(w), **how)
-    bias = b.ReduceSum(y_bar, spatial_axes(y_bar.type.rank), keepdims=0) if len(node.inputs) > 2 else None
+    bias = b.ReduceSum(y_bar, spatial_axes(len(y_bar.shape)), keepdims=0) if len(node.inputs) > 2 else None
     return [x_bar, w_bar, bias][: len(node.inputs)]
 
 
@@ -114,8 +121,8 @@ def _(node: Node) -> list[Type]:
     window = window_of(node, x.type.static_shape[2:], w.type.static_shape[2:])
     if window.is_pointwise and x.type.static_shape[2:] == window.output:
         return []
-    shapes = convolution.scratch_shapes(*x.type.static_shape[:2], w.type.static_shape[0], window, attr(node, "group"),
-                                        x.type.static_shape[2:])
+    batch, channels, *sizes = x.type.static_shape
+    shapes = convolution.scratch_shapes(batch, channels, w.type.static_shape[0], window, attr(node, "group"), sizes)
     return scratch_types(node, shapes)
 
 

@@ -118,8 +118,9 @@ def _left_over(
         return None
     if sizes is None or not all(isinstance(n, int) for n in y_bar.shape[2:]):
         return None if any(s > 1 for s in slide.strides) else (0,) * slide.rank
-    covered = [(int(o) - 1) * s + r - p - q for o, s, r, p, q in
-               zip(y_bar.shape[2:], slide.strides, reach, *pads, strict=True)]  # type: ignore[arg-type]
+    made = [n for n in y_bar.shape[2:] if isinstance(n, int)]
+    covered = [(o - 1) * s + r - p - q for o, s, r, p, q in
+               zip(made, slide.strides, reach, *pads, strict=True)]
     over = tuple(n - c for n, c in zip(sizes, covered, strict=True))
     return over if all(0 <= v < max(s, 1) for v, s in zip(over, slide.strides, strict=True)) else None
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from flowgrad.ir.graph import Array
-from flowgrad.ir.ops.window import Window, needs_place, overlap, patches, place, tap_slices
+from flowgrad.ir.ops.window import Window, image_part, needs_place, overlap, patches, place, tap_slices
 
 SMALL_IMAGE = 512
 """Images with fewer output positions than this are put together: a narrow matrix product is a slow one."""
@@ -93,7 +93,7 @@ def convolve(
 
 def needs_no_columns(x: Array, window: Window) -> bool:
     """Return whether a pointwise window covers the whole image, so that its columns are the image itself."""
-    return x.shape[2:] == window.output
+    return bool(x.shape[2:] == window.output)
 
 
 def _pointwise(x: Array, w: Array, group: int, result: Array) -> None:
@@ -148,7 +148,7 @@ def _depthwise(
             term = _room(product, target.shape, x.dtype)
             for tap, where in enumerate(slices):
                 goal = target if tap == 0 else term
-                np.multiply(image[(..., *where)], factors[:, m : m + 1, tap], out=goal)
+                np.multiply(image[image_part(where)], factors[:, m : m + 1, tap], out=goal)
                 if tap:
                     target += term
         _add_bias(result[n : n + 1], bias)
@@ -191,7 +191,7 @@ def input_gradient(
         seen = np.ascontiguousarray(y_bar[n]).reshape(group, w.shape[0] // group, -1)
         np.matmul(matrix, seen, out=column.reshape(group, -1, window.positions))
         _scatter(column, window, image)
-        result[n][(..., *source)] = image[(..., *inside)]
+        result[n][image_part(source)] = image[image_part(inside)]
     return _handed(result, out)
 
 
@@ -203,7 +203,7 @@ def gradient_scratch_shapes(channels: int, window: Window) -> list[tuple[int, ..
 def _scatter(column: Array, window: Window, image: Array) -> None:
     image.fill(0)
     for tap, where in enumerate(tap_slices(window)):
-        image[(..., *where)] += column[:, tap]
+        image[image_part(where)] += column[:, tap]
 
 
 def weight_gradient(
@@ -248,4 +248,4 @@ def _depthwise_weights(x: Array, y_bar: Array, window: Window, result: Array, pl
     for n in range(x.shape[0]):
         image = place(x[n : n + 1], window, placed)[0]
         for tap, where in enumerate(slices):
-            total[:, tap] += np.einsum(f"c{letters},c{letters}->c", image[(..., *where)], y_bar[n])
+            total[:, tap] += np.einsum(f"c{letters},c{letters}->c", image[image_part(where)], y_bar[n])

@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convexpansion import Slide, average_gradient, shape_tail, vector_tail, window_counts
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
-from flowgrad.ir.ops.window import SAME, Window, output_shape, place, shape_in, slide, split_pads, tap_slices
+from flowgrad.ir.ops.window import Window, image_part, output_shape, overlap, place, shape_in, slide, tap_slices
 from flowgrad.ir.types import INT64, Shape, Type
 
 GEOMETRY = ("auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides")
@@ -50,9 +50,9 @@ def max_pool(
     y = _result(out, (*x.shape[:2], *window.output), x.dtype)
     slices = tap_slices(window)
     if count < 2:
-        np.copyto(y, placed[(..., *slices[0])])
+        np.copyto(y, placed[image_part(slices[0])])
         for where in slices[1:]:
-            np.maximum(y, placed[(..., *where)], out=y)
+            np.maximum(y, placed[image_part(where)], out=y)
         return y
     return y, _first_maxima(placed, window, slices, y, x.shape, storage_order)
 
@@ -61,7 +61,7 @@ def _first_maxima(
     placed: Array, window: Window, slices: Sequence[tuple[slice, ...]], y: Array, shape: tuple[int, ...], column_major: int
 ) -> Array:
     """Fill ``y`` with the maxima and return the flat index into the whole tensor of the first element that is one."""
-    seen = [placed[(..., *where)] for where in slices]
+    seen = [placed[image_part(where)] for where in slices]
     steps = _image_steps(shape[2:], column_major)
     tap_steps = [sum(k * d * s for k, d, s in zip(tap, window.dilations, steps, strict=True))
                  for tap in np.ndindex(*window.kernel)]
@@ -189,9 +189,9 @@ def sum_windows(x: Array, window: Window, y: Array) -> None:
     """Fill ``y`` with the sum of each window."""
     placed = place(x, window, None)
     slices = tap_slices(window)
-    np.copyto(y, placed[(..., *slices[0])])
+    np.copyto(y, placed[image_part(slices[0])])
     for where in slices[1:]:
-        y += placed[(..., *where)]
+        y += placed[image_part(where)]
 
 
 def _reciprocal_counts(window: Window, sizes: Sequence[int], include_pad: int, dtype: np.dtype[Any]) -> Array:
@@ -225,18 +225,16 @@ def average_pool_grad(
     pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
     out: Array | None = None,
 ) -> Array:
-    from flowgrad.ir.ops.window import overlap
-
     shape = tuple(int(n) for n in x_shape)
     window = slide(shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     share = y_bar * _reciprocal_counts(window, shape[2:], count_include_pad, y_bar.dtype)
     spread = np.zeros((*shape[:2], *window.span), y_bar.dtype)
     for where in tap_slices(window):
-        spread[(..., *where)] += share
+        spread[image_part(where)] += share
     x_bar = _result(out, shape, y_bar.dtype)
     x_bar.fill(0)
     inside, source = overlap(shape[2:], window)
-    x_bar[(..., *source)] = spread[(..., *inside)]
+    x_bar[image_part(source)] = spread[image_part(inside)]
     return x_bar
 
 
@@ -287,7 +285,7 @@ def image_size(b: Any, x: Value) -> Any:
     """Return the number of pixels of an image: a number if it is known, else a value in the dtype of ``x``."""
     sizes = x.shape[2:]
     if all(isinstance(n, int) for n in sizes):
-        return float(np.prod(sizes))
+        return float(np.prod([int(n) for n in sizes]))  # type: ignore[arg-type]
     return b.Cast(b.ReduceProd(b.Shape(x, start=2), keepdims=0), to=x.type.dtype.onnx)
 
 
@@ -319,7 +317,7 @@ def lp_pool(
     window = slide(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     y = _result(out, (*x.shape[:2], *window.output), x.dtype)
     sum_windows(np.abs(x) ** p, window, y)
-    return np.power(y, x.dtype.type(1 / p), out=y)
+    return np.asarray(np.power(y, x.dtype.type(1 / p), out=y))
 
 
 lp_pool.types(pooled_type)
@@ -339,7 +337,7 @@ def _powered(b: Any, x: Value, p: int) -> Value:
     if p == 2:
         return b.Mul(x, x)  # type: ignore[no-any-return]
     size = b.Abs(x)
-    return size if p == 1 else b.Pow(size, b.scalar(p, x.type.dtype))
+    return size if p == 1 else b.Pow(size, b.scalar(p, x.type.dtype))  # type: ignore[no-any-return]
 
 
 def _root(b: Any, total: Value, p: int) -> Value:

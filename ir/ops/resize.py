@@ -175,9 +175,10 @@ def _(b: Any, node: Node) -> Value:
     y_bar = node.input(0)
     shape = known_ints(node.input(1))
     roi, scales, sizes = _grad_operands(node)
-    given = [None if v is None else v.constant for v in (roi, scales, sizes)]
-    if shape is not None and all((v is None) == (c is None) for v, c in zip((roi, scales, sizes), given, strict=True)):
-        axes = plan(shape, *given, attr(node, "axes"), attr(node, "keep_aspect_ratio_policy"),
+    present = [v for v in (roi, scales, sizes) if v is not None]
+    if shape is not None and all(v.constant is not None for v in present):
+        given = [None if v is None else v.constant for v in (roi, scales, sizes)]
+        axes = plan(shape, given[0], given[1], given[2], attr(node, "axes"), attr(node, "keep_aspect_ratio_policy"),
                     attr(node, "coordinate_transformation_mode"))
         total = y_bar
         for axis in axes:

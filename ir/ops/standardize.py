@@ -35,7 +35,7 @@ def count_along(b: Any, x: Value, axes: Sequence[int]) -> Any:
     extents = [x.shape[a] for a in axes]
     known = [n for n in extents if isinstance(n, int)]
     if len(known) == len(extents):
-        return float(max(np.prod(known), 1))
+        return float(max(int(np.prod(known)), 1))
     return b.Cast(b.ReduceProd(b.Gather(b.shape(x), list(axes)), keepdims=0), to=x.type.dtype.onnx)
 
 

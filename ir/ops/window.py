@@ -167,13 +167,18 @@ def place(x: Array, window: Window, buffer: Array | None, fill: float = 0.0) -> 
     """
     sizes, span = x.shape[2:], window.span
     if not any(window.begin) and all(s <= n for s, n in zip(span, sizes, strict=True)):
-        return x[(..., *(slice(0, s) for s in span))]
+        return x[image_part([slice(0, s) for s in span])]
     if buffer is None:
         buffer = np.full((*x.shape[:2], *span), fill, x.dtype)
     target = buffer[: x.shape[0]]
     inside, source = overlap(sizes, window)
-    target[(..., *inside)] = x[(..., *source)]
+    target[image_part(inside)] = x[image_part(source)]
     return target
+
+
+def image_part(where: Sequence[slice]) -> Any:
+    """Return the index that takes these parts of the last axes."""
+    return (Ellipsis, *where)
 
 
 def needs_place(sizes: Sequence[int], window: Window) -> bool:

@@ -19,10 +19,10 @@ def _transposed(
     per_group = w.shape[1]
     y = np.zeros((x.shape[0], per_group * group, *made))
     for n, c, i, j in np.ndindex(*x.shape):
-        for m, k, l in np.ndindex(*w.shape[1:]):
-            row, column = i * strides[0] + k * dilations[0] - begin[0], j * strides[1] + l * dilations[1] - begin[1]
+        for m, k, h in np.ndindex(*w.shape[1:]):
+            row, column = i * strides[0] + k * dilations[0] - begin[0], j * strides[1] + h * dilations[1] - begin[1]
             if 0 <= row < made[0] and 0 <= column < made[1]:
-                y[n, c // (x.shape[1] // group) * per_group + m, row, column] += x[n, c, i, j] * w[c, m, k, l]
+                y[n, c // (x.shape[1] // group) * per_group + m, row, column] += x[n, c, i, j] * w[c, m, k, h]
     return y if bias is None else y + bias[:, None, None]
 
 
