@@ -1,0 +1,588 @@
+"""``python -m flowgrad.tools.fuzz``: random graphs through evaluator, program, passes, derivatives, files and ONNX.
+
+Every failure is shrunk and printed as IR text with the seed that makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.compare import same_graph
+from flowgrad.ir.errors import NotDifferentiableError
+from flowgrad.ir.evaluate import evaluate, run_values
+from flowgrad.ir.graph import Array, Graph, Node, Value
+from flowgrad.ir.pack import pack, unpack
+from flowgrad.ir.text import format_graph, large_constants, parse_graph
+from flowgrad.ir.types import Dim, Type
+from flowgrad.ir.verify import verify
+from flowgrad.passes import available
+from flowgrad.passes.adjoint import adjoint
+from flowgrad.passes.check import compare
+from flowgrad.passes.edits import remove_dead
+from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
+from flowgrad.passes.tangent import tangent
+from flowgrad.runtime.program import Program
+from flowgrad.tools.random_graphs import Sample, random_graph
+
+Feeds = dict[str, Array]
+Check = Callable[[Graph, Sequence[Feeds], bool], "str | None"]
+"""A check raises AssertionError or any other error for a failure; a text it returns says why it looked at nothing."""
+
+TOLERANCE = {"float64": 1e-9, "float32": 2e-3, "float16": 6e-2}
+
+ORT_LIMITS = (
+    ("NOT_IMPLEMENTED", "no kernel for this type"),
+    ("Could not find an implementation", "no kernel for this type"),
+    ("is invalid", "type not in its table"),
+)
+"""What onnxruntime refuses although the standard allows it: part of the message, and the reason."""
+
+STEPS = frozenset({"Floor", "Ceil", "Round", "Sign", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "ArgMax",
+                   "ArgMin", "TopK", "Hardmax", "NonZero", "Mod", "IsNaN", "IsInf", "ThresholdedRelu", "Shrink"})
+"""Ops whose result may jump where two engines round differently."""
+
+
+# ---- values -----------------------------------------------------------------------------------------------------------
+
+
+def check_types(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """The graph is valid, and every value has the dtype and extents that it declares."""
+    verify(graph)
+    for given in feeds:
+        env: dict[str, int] = {}
+        for value in graph.inputs:
+            for dim, extent in zip(value.type.shape or (), given[value.name].shape, strict=True):
+                if isinstance(dim, Dim) and repr(dim) in dim.names():
+                    env[repr(dim)] = extent
+        values = [v for n in graph.nodes() for v in n.outputs if v is not None]
+        arrays = run_values(graph, {v: given[v.name] for v in graph.inputs}, values, np.random.default_rng(0))
+        for value, array in zip(values, arrays, strict=True):
+            _holds(value, array, env)
+    return None
+
+
+def _holds(value: Value, array: Array, env: Mapping[str, int]) -> None:
+    assert array.dtype == value.type.dtype.numpy, f"{value!r} is {array.dtype}"
+    if value.type.shape is None:
+        return
+    assert len(value.type.shape) == array.ndim, f"{value!r} has shape {array.shape}"
+    for dim, extent in zip(value.type.shape, array.shape, strict=True):
+        known = dim if isinstance(dim, int) else dim.evaluate(env) if dim.names() <= set(env) else extent
+        assert known == extent, f"{value!r} has shape {array.shape}, with {dict(env)}"
+    if value.symbolic is not None:
+        told = [d if isinstance(d, int) else d.evaluate(env) if d.names() <= set(env) else None for d in value.symbolic.flat]
+        assert all(t in (None, n) for t, n in zip(told, array.flat, strict=True)), f"{value!r} is {array}, not {value.symbolic}"
+
+
+def check_program(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """The program gives the evaluator's bits, whatever ran before; it keeps its inputs and shares no outputs."""
+    expected = [evaluate(graph, f) for f in feeds]
+    for threads in (1, 2):
+        program = Program(graph, threads=threads)
+        for world in (0, 1, 0, 1, 1):
+            given = {k: a.copy() for k, a in feeds[world].items()}
+            got = program.run(given)
+            for name, array in feeds[world].items():
+                assert _same(given[name], array), f"input {name} was changed"
+            _all_same(got, expected[world], f"threads={threads}: ")
+            _unshared(got, given)
+            for array in got.values():
+                if array.flags.writeable and array.dtype != object:
+                    array.fill(1)
+    return None
+
+
+def _unshared(got: Feeds, given: Feeds) -> None:
+    arrays = [*got.items(), *given.items()]
+    for i, (name, array) in enumerate(got.items()):
+        for other, second in arrays[i + 1:]:
+            assert not np.may_share_memory(array, second), f"{name} shares memory with {other}"
+
+
+def _same(a: Array, b: Array) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.dtype.kind == "f":
+        a, b = np.where(np.isnan(a), a.dtype.type(7), a), np.where(np.isnan(b), b.dtype.type(7), b)
+    return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+
+
+def _all_same(got: Feeds, expected: Feeds, what: str = "") -> None:
+    assert list(got) == list(expected), f"{what}outputs {list(got)}, not {list(expected)}"
+    for name, array in expected.items():
+        mine = got[name]
+        assert mine.dtype == array.dtype and mine.shape == array.shape, (
+            f"{what}{name} is {mine.dtype}{mine.shape}, not {array.dtype}{array.shape}")
+        assert _same(mine, array), f"{what}{name} is\n{mine}\nnot\n{array}"
+
+
+def _all_close(got: Feeds, expected: Feeds, what: str, slack: float = 1.0) -> None:
+    for name, array in expected.items():
+        mine = got[name]
+        assert mine.dtype == array.dtype and mine.shape == array.shape, (
+            f"{what}{name} is {mine.dtype}{mine.shape}, not {array.dtype}{array.shape}")
+        if array.dtype.kind != "f":
+            assert _same(mine, array), f"{what}{name} is\n{mine}\nnot\n{array}"
+            continue
+        a, b = mine.astype(float), array.astype(float)
+        assert np.array_equal(np.isnan(a), np.isnan(b)), f"{what}{name} is\n{mine}\nnot\n{array}"
+        infinite = np.isinf(a) | np.isinf(b)
+        assert np.array_equal(a[infinite], b[infinite]), f"{what}{name} is\n{mine}\nnot\n{array}"
+        chosen = np.isfinite(a)
+        if chosen.any():
+            a, b = a[chosen], b[chosen]
+            bound = slack * TOLERANCE[array.dtype.name] * max(1.0, float(np.abs(b).max()))
+            assert np.abs(a - b).max() <= bound, f"{what}{name} is\n{mine}\nnot\n{array}"
+
+
+# ---- passes -----------------------------------------------------------------------------------------------------------
+
+
+def check_passes(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """Every pass keeps its promise, leaves a valid graph and finds nothing to do the second time."""
+    names = [n for n, p in available().items() if p.kind != "extends"]
+    for name in names:
+        _keeps(graph, feeds, name)
+    _keeps_in_turn(graph, feeds)
+    return None
+
+
+def check_passes_of_gradient(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """The passes on the graph with its adjoint."""
+    joint, more = _with_adjoint(graph, feeds)
+    if joint is None:
+        return "no gradient"
+    verify(joint)
+    names = [n for n, p in available().items() if p.kind != "extends"]
+    for name in names:
+        _keeps(joint, more, name)
+    _keeps_in_turn(joint, more)
+    return None
+
+
+def _keeps(graph: Graph, feeds: Sequence[Feeds], pipeline: str) -> Graph:
+    result = PassManager(pipeline, verify=True).run(graph)
+    if not result.changed:
+        return graph
+    kinds = {s.stage.pass_.kind for s in result.steps if s.changed}
+    promise = "repairs" if "repairs" in kinds else "rounding" if "rounding" in kinds else "exact"
+    for given in feeds:
+        verdict = compare(graph, result.model, promise, given, derivatives=False)  # type: ignore[arg-type]
+        assert not verdict.difference, f"{pipeline}: {verdict.difference}\n{format_graph(result.model)}"
+    again = PassManager(pipeline, verify=True).run(result.model)
+    fired = [(s.name, dict(s.applied)) for s in again.steps if s.applied]
+    assert "," in pipeline or not fired, f"{pipeline} is not done after one run: {fired}\n{format_graph(result.model)}"
+    made: Graph = result.model
+    return made
+
+
+def _keeps_in_turn(graph: Graph, feeds: Sequence[Feeds]) -> None:
+    for stage in PassManager(DEFAULT_PIPELINE).stages:
+        graph = _keeps(graph, feeds, str(stage))
+    expected = [evaluate(graph, f) for f in feeds]
+    program = Program(graph, threads=2)
+    for given, outputs in zip(feeds, expected, strict=True):
+        _all_same(program.run(given), outputs, "optimised, as a program: ")
+
+
+# ---- derivatives --------------------------------------------------------------------------------------------------------
+
+
+def _with_adjoint(graph: Graph, feeds: Sequence[Feeds]) -> tuple[Graph | None, list[Feeds]]:
+    """Return the graph with inputs ``<y>_ct`` and outputs ``<x>_grad``, and inputs for it."""
+    joint = graph.copy()
+    entries = [e for e in joint.output_entries if e.input(0).type.dtype.is_float]
+    wrt = [v for v in joint.inputs if v.type.dtype.is_float]
+    if not entries or not wrt:
+        return None, []
+    seeds = [(e.input(0), joint.add_input(f"{e.name}_ct", e.input(0).type)) for e in entries]
+    try:
+        found = adjoint(joint, seeds, wrt, zero="allow")
+    except NotDifferentiableError:
+        return None, []
+    for x, bar in zip(wrt, found, strict=True):
+        if bar is not None:
+            joint.add_output(bar, f"{x.name}_grad")
+    more = []
+    for given in feeds:
+        rng = np.random.default_rng(5)
+        outputs = evaluate(graph, given)
+        more.append({**given, **{f"{e.name}_ct": np.asarray(rng.standard_normal(outputs[e.name].shape)).astype(
+            outputs[e.name].dtype) for e in entries}})
+    return joint, more
+
+
+def _only_float64(graph: Graph) -> bool:
+    """Return whether differences are meaningful: all floats are float64, and nothing jumps through integers."""
+    values = [v for n in graph.nodes() for v in (*n.inputs, *n.outputs) if v is not None]
+    return all(v.type.dtype.name == "float64" or not v.type.dtype.is_float for v in (*graph.inputs, *values))
+
+
+def check_derivatives(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """Adjoint and tangent agree with central differences in float64; so do second derivatives."""
+    if not smooth or not _only_float64(graph):
+        return "not float64"
+    joint, more = _with_adjoint(graph, feeds)
+    if joint is None:
+        return "no gradient"
+    verify(joint)
+    reasons = [_adjoint_at(graph, joint, g, m) or _tangent_at(joint, m) for g, m in zip(feeds, more, strict=True)]
+    return next((r for r in reasons if r), None)
+
+
+def _adjoint_at(graph: Graph, joint: Graph, given: Feeds, more: Feeds) -> str | None:
+    cotangents = {k[:-3]: a for k, a in more.items() if k not in given}
+    results = evaluate(joint, more)
+    _all_same({n: results[n] for n in cotangents}, {n: a for n, a in evaluate(graph, given).items() if n in cotangents},
+              "with the adjoint: ")
+    rng = np.random.default_rng(9)
+    for _ in range(2):
+        direction = {k: rng.standard_normal(a.shape) for k, a in given.items() if a.dtype == np.float64}
+
+        def pairing(at: Feeds) -> Array:
+            outputs = evaluate(graph, at)
+            return np.asarray(sum(np.sum(outputs[n] * c) for n, c in cotangents.items()))
+
+        measured = _differences(pairing, given, direction)
+        if isinstance(measured, str):
+            return measured
+        expected, error = measured
+        parts = [results[f"{n}_grad"] * d for n, d in direction.items() if f"{n}_grad" in results]
+        got, scale = sum(float(p.sum()) for p in parts), sum(float(np.abs(p).sum()) for p in parts)
+        bound = 1e-6 * max(scale, abs(float(expected)), 1.0) + 20 * float(error)
+        assert abs(got - float(expected)) <= bound, f"adjoint {got}, differences {float(expected)} (bound {bound:.2e})"
+    return None
+
+
+def _tangent_at(joint: Graph, more: Feeds) -> str | None:
+    """Compare the tangents of all outputs, the gradients among them, with differences."""
+    forward = joint.copy()
+    pairs = [(v, forward.add_input(f"{v.name}_dot", v.type)) for v in forward.inputs if v.type.dtype.is_float]
+    entries = [e for e in forward.output_entries if e.input(0).type.dtype.is_float]
+    try:
+        found = tangent(forward, pairs, [e.input(0) for e in entries])
+    except NotDifferentiableError:
+        return "no tangent"
+    for entry, dot in zip(entries, found, strict=True):
+        if dot is not None:
+            forward.add_output(dot, f"{entry.name}_dot")
+    verify(forward)
+    rng = np.random.default_rng(11)
+    direction = {x.name: rng.standard_normal(more[x.name].shape) for x, _ in pairs}
+    got = evaluate(forward, {**more, **{f"{n}_dot": d for n, d in direction.items()}})
+    for entry in entries:
+        measured = _differences(lambda at, e=entry: evaluate(joint, at)[e.name], more, direction)  # type: ignore[misc]
+        if isinstance(measured, str):
+            return measured
+        expected, error = measured
+        mine = got.get(f"{entry.name}_dot", np.zeros_like(expected))
+        assert mine.shape == expected.shape, f"tangent of {entry.name}: {mine.shape}, not {expected.shape}"
+        scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+        assert np.all(np.abs(mine - expected) <= 1e-5 * scale + 20 * error), (
+            f"tangent of {entry.name} is\n{mine}\nnot\n{expected}")
+    return None
+
+
+def _differences(function: Callable[[Feeds], Array], at: Feeds, direction: Feeds) -> tuple[Array, Array] | str:
+    """Return the Richardson central difference and its error, or why there is none."""
+    def moved(h: float) -> Array:
+        return function({k: a + h * direction[k] if k in direction else a for k, a in at.items()})
+
+    h = 1e-3
+    center = moved(0.0)
+    ends = {s: moved(s * h) for s in (1, -1, 0.5, -0.5, 0.25, -0.25)}
+    if any(e.shape != center.shape for e in ends.values()):
+        return "the shape depends on the point"
+    if not all(np.isfinite(e).all() for e in (center, *ends.values())):
+        return "not finite"
+    d1, d2, d3 = ((ends[s] - ends[-s]) / (2 * s * h) for s in (1, 0.5, 0.25))
+    r1, r2 = (4 * d2 - d1) / 3, (4 * d3 - d2) / 3
+    best = (16 * r2 - r1) / 15
+    magnitude = np.maximum(1.0, np.maximum(np.abs(best), np.abs(center)))
+    bend1, bend2 = (np.abs(ends[s] + ends[-s] - 2 * center) / (s * h) for s in (1, 0.25))
+    if np.any((bend2 > 0.5 * bend1) & (bend2 > 1e-7 * magnitude)):
+        return "near a kink"
+    error = np.abs(best - r2) + 1e-12 * magnitude / h
+    return (best, error) if np.all(error <= 1e-5 * magnitude) else "the differences do not converge"
+
+
+# ---- files --------------------------------------------------------------------------------------------------------------
+
+
+def check_forms(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """Text and msgpack bring the same graph back; the gradient graph as well."""
+    joint, _ = _with_adjoint(graph, feeds)
+    for each in (graph, joint):
+        if each is None:
+            continue
+        data = pack(each)
+        back = unpack(data)
+        verify(back)
+        assert (difference := same_graph(each, back)) is None, difference
+        assert pack(back) == data, "msgpack differs the second time"
+        text = format_graph(each)
+        parsed = parse_graph(text, large_constants(each))
+        assert (difference := same_graph(each, parsed)) is None, difference
+        assert format_graph(parsed) == text, "the text differs the second time"
+    return None
+
+
+def check_onnx(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """The ONNX export passes the checker, means the same read back, and runs alike on onnxruntime."""
+    return _exported(graph, feeds)
+
+
+def check_onnx_of_gradient(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """The same for the graph with its adjoint."""
+    joint, more = _with_adjoint(graph, feeds)
+    return "no gradient" if joint is None else _exported(joint, more)
+
+
+def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
+    import onnx
+    import onnxruntime
+
+    from flowgrad.exchange.reader import read_onnx
+    from flowgrad.exchange.writer import write_onnx
+
+    proto = write_onnx(graph)
+    onnx.checker.check_model(proto, full_check=True)
+    expected = [evaluate(graph, f) for f in feeds]
+    back = read_onnx(proto)
+    verify(back)
+    for given, outputs in zip(feeds, expected, strict=True):
+        _all_close(evaluate(back, given), outputs, "read back: ", slack=3.0)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        got = [session.run(None, f) for f in feeds]
+    except Exception as error:
+        reason = next((why for part, why in ORT_LIMITS if part in str(error)), None)
+        if reason is None:
+            raise AssertionError(f"onnxruntime: {error}") from error
+        return f"onnxruntime: {reason}"
+    steps = any(n.op in STEPS for n in graph.nodes()) and not _only_float64(graph)
+    if steps:
+        return "onnxruntime: a step may fall on either side"
+    for outputs, arrays in zip(expected, got, strict=True):
+        _all_close(dict(zip(outputs, arrays, strict=True)), outputs, "onnxruntime: ", slack=100.0)
+    return None
+
+
+CHECKS: dict[str, tuple[Check, float]] = {
+    "types": (check_types, 1.0),
+    "program": (check_program, 1.0),
+    "passes": (check_passes, 1.0),
+    "derivatives": (check_derivatives, 1.0),
+    "forms": (check_forms, 1.0),
+    "onnx": (check_onnx, 1.0),
+    "gradient passes": (check_passes_of_gradient, 0.4),
+    "gradient onnx": (check_onnx_of_gradient, 0.4),
+}
+"""The checks, and the share of graphs that each looks at."""
+
+
+# ---- shrinking ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Failure:
+    """A check that failed on a graph."""
+
+    seed: int
+    check: str
+    error: str
+    graph: Graph
+    feeds: list[Feeds]
+
+    def __str__(self) -> str:
+        fed = "\n".join(f"#   {k} = {a.tolist()}" for k, a in self.feeds[0].items() if a.size < 30)
+        return f"# ---- seed {self.seed}, {self.check}: {self.error}\n{fed}\n{format_graph(self.graph)}"
+
+
+def run_check(name: str, graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> tuple[str, str | None]:
+    """Return (kind of failure or "", message or reason to skip) of one check."""
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return "", CHECKS[name][0](graph, feeds, smooth)
+    except Exception as error:
+        return _signature(error), f"{type(error).__name__}: {str(error)[:3000]}"
+
+
+def _signature(error: Exception) -> str:
+    """Return what tells one kind of failure from another: the error, and the first words of its message."""
+    words = "".join(c if c.isalpha() else " " for c in str(error).partition("\n")[0]).split()
+    return f"{type(error).__name__} {' '.join(words[:2] if isinstance(error, AssertionError) else words[-3:])}"
+
+
+def shrink(graph: Graph, feeds: Sequence[Feeds], fails: Callable[[Graph, Sequence[Feeds]], bool], seconds: float = 20.0
+           ) -> tuple[Graph, list[Feeds]]:
+    """Return a smaller graph that still fails: fewer outputs, and nodes cut out, their results fed instead."""
+    best, given = graph, [dict(f) for f in feeds]
+    end = time.monotonic() + seconds
+    progress = True
+    while progress and time.monotonic() < end:
+        progress = False
+        for candidate, fed in _smaller(best, given):
+            if time.monotonic() >= end:
+                break
+            if fails(candidate, fed):
+                best, given, progress = candidate, fed, True
+                break
+    return best, given
+
+
+def _smaller(graph: Graph, feeds: list[Feeds]) -> Any:
+    entries = len(graph.output_entries)
+    for k in range(entries if entries > 1 else 0):
+        copy = graph.copy()
+        for i, entry in enumerate(copy.output_entries):
+            if i != k:
+                copy.remove(entry)
+        yield _trimmed(copy, feeds)
+    for k in range(entries if entries > 2 else 0):
+        copy = graph.copy()
+        copy.remove(copy.output_entries[k])
+        yield _trimmed(copy, feeds)
+    for node in reversed(graph.nodes()):
+        copy = graph.copy()
+        yield _trimmed(*_cut(copy, copy.dag.nodes[node.key]["entry"], feeds))
+    for node in graph.nodes():
+        copy = graph.copy()
+        twin: Node = copy.dag.nodes[node.key]["entry"]
+        for entry in copy.output_entries:
+            copy.remove(entry)
+        for value in twin.outputs:
+            if value is not None:
+                copy.add_output(value)
+        yield _trimmed(copy, feeds)
+
+
+def _cut(graph: Graph, node: Node, feeds: list[Feeds]) -> tuple[Graph, list[Feeds]]:
+    values = [v for v in node.outputs if v is not None]
+    fed = [dict(f) for f in feeds]
+    arrays = [run_values(graph, {v: f[v.name] for v in graph.inputs}, values, np.random.default_rng(0)) for f in feeds]
+    for index, value in enumerate(values):
+        stand_in = graph.add_input(graph.unique_name("cut"), Type(value.type.dtype, _plain(value, arrays, index)))
+        graph.replace_uses(value, stand_in)
+        for world, found in enumerate(arrays):
+            fed[world][stand_in.name] = np.asarray(found[index])
+    return graph, fed
+
+
+def _plain(value: Value, arrays: list[list[Array]], index: int) -> Any:
+    """Return a shape with fresh names where the worlds differ."""
+    if value.type.shape is not None and not any(n.startswith("_d") for d in value.type.shape if isinstance(d, Dim)
+                                                for n in d.names()):
+        return value.type.shape
+    shapes = [a[index].shape for a in arrays]
+    return tuple(e if len({s[i] for s in shapes}) == 1 else Dim.named(f"{value.name}_{i}") for i, e in enumerate(shapes[0]))
+
+
+def _trimmed(graph: Graph, feeds: list[Feeds]) -> tuple[Graph, list[Feeds]]:
+    remove_dead(graph, graph.nodes())
+    for value in graph.inputs:
+        if not value.uses:
+            graph.remove(value.producer)
+    names = {v.name for v in graph.inputs}
+    return graph, [{k: a for k, a in f.items() if k in names} for f in feeds]
+
+
+# ---- the run ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Summary:
+    """What a run saw."""
+
+    graphs: int = 0
+    nodes: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    ops: collections.Counter[str] = field(default_factory=collections.Counter)
+    done: collections.Counter[str] = field(default_factory=collections.Counter)
+    skipped: collections.Counter[str] = field(default_factory=collections.Counter)
+
+
+def fuzz_one(seed: int, most: int, names: Sequence[str], summary: Summary, *, shrinking: float = 20.0,
+             thorough: bool = False) -> list[Failure]:
+    """Make the graph of a seed, check it, and return its failures, shrunk."""
+    sample: Sample = random_graph(seed, most)
+    summary.graphs += 1
+    summary.nodes += len(sample.graph.nodes())
+    summary.ops.update(n.op for n in sample.graph.nodes())
+    rng = np.random.default_rng(seed + 12345)
+    found = []
+    for name in names:
+        if rng.random() > CHECKS[name][1] and not thorough:
+            continue
+        signature, message = run_check(name, sample.graph, sample.feeds, sample.smooth)
+        summary.done[name] += not message
+        if message and not signature:
+            summary.skipped[f"{name}: {message}"] += 1
+        if not signature:
+            continue
+
+        def fails(graph: Graph, feeds: Sequence[Feeds], name: str = name, signature: str = signature) -> bool:
+            try:
+                for given in feeds:
+                    evaluate(graph, given)
+            except Exception:  # a candidate that does not run says nothing
+                return False
+            return run_check(name, graph, feeds, sample.smooth)[0] == signature
+
+        graph, feeds = shrink(sample.graph, sample.feeds, fails, shrinking)
+        found.append(Failure(seed, name, run_check(name, graph, feeds, sample.smooth)[1] or str(message), graph, feeds))
+    summary.failures += found
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fuzz and return 1 if anything failed."""
+    parser = argparse.ArgumentParser(prog="python -m flowgrad.tools.fuzz", description="Check random graphs in every way.")
+    parser.add_argument("--graphs", type=int, default=1000, help="how many (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first graph (default 0)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="stop after this time (default 5)")
+    parser.add_argument("--nodes", type=int, default=40, help="the most nodes of a graph (default 40)")
+    parser.add_argument("--checks", help=f"some of: {', '.join(CHECKS)} (default: all)")
+    parser.add_argument("--shrink", type=float, default=20.0, help="seconds to spend on making a failure small (default 20)")
+    parser.add_argument("--thorough", action="store_true", help="every check on every graph")
+    parser.add_argument("--quiet", action="store_true", help="no summary")
+    given = parser.parse_args(argv)
+    names = [n.strip() for n in given.checks.split(",")] if given.checks else list(CHECKS)
+    unknown = [n for n in names if n not in CHECKS]
+    if unknown:
+        parser.error(f"no check {unknown[0]!r}; checks: {', '.join(CHECKS)}")
+    summary = Summary()
+    started = time.monotonic()
+    for seed in range(given.seed, given.seed + given.graphs):
+        if time.monotonic() - started > 60 * given.minutes:
+            break
+        for failure in fuzz_one(seed, given.nodes, names, summary, shrinking=given.shrink, thorough=given.thorough):
+            print(failure, flush=True)
+    if not given.quiet:
+        _report(summary, time.monotonic() - started)
+    return 1 if summary.failures else 0
+
+
+def _report(summary: Summary, seconds: float) -> None:
+    print(f"{summary.graphs} graphs, {summary.nodes} nodes of {len(summary.ops)} operators, "
+          f"{len(summary.failures)} failures, {seconds:.0f} s", file=sys.stderr)
+    print("checked: " + ", ".join(f"{n} {c}" for n, c in summary.done.items()), file=sys.stderr)
+    print("left out: " + "; ".join(f"{n} {c}" for n, c in summary.skipped.most_common()), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
