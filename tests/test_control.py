@@ -36,7 +36,7 @@ def branch(captures: Sequence[Value], make: Body) -> Graph:
     return graph
 
 
-def add_if(b: Builder, condition: Value, captures: Sequence[Value], then: Body, other: Body) -> Node:
+def add_if(b: Builder, condition: Any, captures: Sequence[Value], then: Body, other: Body) -> Node:
     graphs = {"then_branch": branch(captures, then), "else_branch": branch(captures, other)}
     count = len(graphs["then_branch"].outputs)
     return b.add_node("If", [condition], outputs=count, captures=captures, subgraphs=graphs)
@@ -89,7 +89,7 @@ def check(graph: Graph, feeds: dict[str, Any], wrt: Sequence[str], *, second: bo
     check_tangents(graph, feeds, wrt, step=1e-3, rtol=1e-8)
     joint, _ = with_cotangents(graph, wrt)
     verify(joint)
-    cotangents = {v.name: RNG.standard_normal(before[v.name[:-3]].shape) for v in joint.inputs[len(graph.inputs):]}
+    cotangents: dict[str, Any] = {v.name: RNG.standard_normal(before[v.name[:-3]].shape) for v in joint.inputs[len(graph.inputs):]}
     after = evaluate(joint, {**feeds, **cotangents})
     for name, array in before.items():
         np.testing.assert_array_equal(after[name], array)
@@ -403,7 +403,7 @@ def test_gradients_run_in_onnxruntime(length: int) -> None:
     for attributes in SCANS:
         joint, _ = with_cotangents(scan_graph(attributes, True), ["h", "w", "xs", "ys"])
         feeds = scan_feeds(attributes, length)
-        cotangents = {f"{k}_ct": RNG.standard_normal(y.shape)
+        cotangents: dict[str, Any] = {f"{k}_ct": RNG.standard_normal(y.shape)
                       for k, y in evaluate(scan_graph(attributes, True), feeds).items()}
         expected = evaluate(joint, {**feeds, **cotangents})
         assert_same_in_onnxruntime(joint, {**feeds, **cotangents}, expected)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.op_cases import Case, In, fixed, normal
 
-T, B, I, H = 4, 3, 2, 3
+T, B, WIDTH, H = 4, 3, 2, 3
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 BOTH = "bidirectional"
 
@@ -18,7 +18,7 @@ def row(op: str, name: str, *, directions: int = 1, bias: bool = True, lengths: 
     gates = GATES[op]
     state = normal(B, directions, H) if turned else normal(directions, B, H)
     inputs: list[In | None] = [
-        normal(B, T, I) if turned else normal(T, B, I), normal(directions, gates * H, I), normal(directions, gates * H, H),
+        normal(B, T, WIDTH) if turned else normal(T, B, WIDTH), normal(directions, gates * H, WIDTH), normal(directions, gates * H, H),
         normal(directions, 2 * gates * H) if bias else None, None if lengths is None else fixed(lengths, "int32"),
         state if initial else None,
     ]
