@@ -123,6 +123,10 @@ def _blocks(
     rows = channels // group * window.taps
     count = images_at_once(batch, rows, window.positions)
     kernel_rank = len(window.kernel)
+    if count == 1 and window.is_pointwise and needs_no_columns(x, window):
+        for n in range(batch):
+            yield slice(n, n + 1), np.ascontiguousarray(x[n]).reshape(group, rows, window.positions)
+        return
     for start in range(0, batch, count):
         block = x[start : start + count]
         seen = patches(place(block, window, placed), window)
@@ -161,7 +165,7 @@ def turned(w: Array, group: int) -> Array:
     """Return the weights of the transposed convolution: inputs and outputs swapped within groups, taps reversed."""
     outputs, inputs = w.shape[:2]
     grouped = w.reshape(group, outputs // group, *w.shape[1:]).swapaxes(1, 2)
-    flipped = grouped[(..., *(slice(None, None, -1),) * (w.ndim - 2))]
+    flipped = grouped[image_part([slice(None, None, -1)] * (w.ndim - 2))]
     return np.ascontiguousarray(flipped).reshape(group * inputs, outputs // group, *w.shape[2:])
 
 

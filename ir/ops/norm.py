@@ -9,6 +9,7 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops import plainnorm as plainnorm  # declares its operators
 from flowgrad.ir.ops.operands import normal_axis
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.ops.standardize import Standardized, cast, inverse_deviation, standardize, statistics, wide
@@ -576,100 +577,3 @@ def _(b: Any, node: Node, y_bar: Value, mean_bar: Value | None, r_bar: Value | N
 def _(b: Any, node: Node, *dots: Value | None) -> Any:
     """y_dot = x^_dot scale + x^ scale_dot + bias_dot."""
     return _groups(b, node).dots(*dots)
-
-
-# ---- across channels, by moments and by norms ---------------------------------------------------------------------------
-
-
-@op("LRN", since=1)
-def lrn(
-    x: Array, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int, out: Array | None = None
-) -> Array:
-    sums = np.zeros_like(x)
-    squares = np.square(x)
-    before, after = (size - 1) // 2, size // 2
-    channels = x.shape[1]
-    for shift in range(max(-before, 1 - channels), min(after, channels - 1) + 1):
-        low, high = max(0, -shift), min(channels, channels - shift)
-        sums[:, low:high] += squares[:, low + shift : high + shift]
-    sums *= alpha / size
-    sums += bias
-    np.power(sums, -beta, out=sums)
-    return np.multiply(x, sums, out=out)
-
-
-@lrn.types
-def _(node: Node) -> Type:
-    return node.input(0).type
-
-
-@lrn.expansion
-def _(b: Any, node: Node) -> Value:
-    """x (bias + alpha mean(x^2 over the window of channels))^-beta, the mean counting what lies beyond the channels."""
-    x, size = node.input(0), int(attr(node, "size"))
-    rank = len(x.shape)
-    kernel, still = [size, *(1,) * (rank - 2)], [0] * (rank - 2)
-    pooled = b.AveragePool(b.Unsqueeze(b.Mul(x, x), [1]), kernel_shape=kernel, count_include_pad=1,
-                           pads=[(size - 1) // 2, *still, size // 2, *still])
-    base = b.Add(b.Mul(b.Squeeze(pooled, [1]), attr(node, "alpha")), attr(node, "bias"))
-    return b.Mul(x, b.Pow(base, b.scalar(-attr(node, "beta"), x.type.dtype)))  # type: ignore[no-any-return]
-
-
-DEVIATION_GUARD = 1e-9
-"""What the standard adds to the deviation in MeanVarianceNormalization."""
-
-
-@op("MeanVarianceNormalization", since=13)
-def mean_variance_normalization(x: Array, *, axes: Sequence[int] = (0, 2, 3), out: Array | None = None) -> Array:
-    along = tuple(int(a) for a in axes)
-    centred = np.subtract(x, np.mean(x, axis=along, keepdims=True), out=out)
-    deviation = np.sqrt(np.mean(np.square(centred), axis=along, keepdims=True))
-    centred /= deviation + x.dtype.type(DEVIATION_GUARD)
-    return centred
-
-
-@mean_variance_normalization.types
-def _(node: Node) -> Type:
-    return node.input(0).type
-
-
-@mean_variance_normalization.expansion
-def _(b: Any, node: Node) -> Value:
-    """(x - mean) / (sqrt(var) + 1e-9), where a constant image has the deviation 0 and slope 0 in it."""
-    x, axes = node.input(0), list(attr(node, "axes"))
-    centred = b.Sub(x, b.ReduceMean(x, axes, keepdims=1))
-    var = b.ReduceMean(b.Mul(centred, centred), axes, keepdims=1)
-    return b.Div(centred, b.Add(_safe_root(b, var), DEVIATION_GUARD))  # type: ignore[no-any-return]
-
-
-def _safe_root(b: Any, square: Value) -> Value:
-    """Return the square root with the slope 0 at 0."""
-    vanishes = b.Equal(square, 0.0)
-    return b.Where(vanishes, b.scalar(0, square.type.dtype), b.Sqrt(b.Where(vanishes, b.scalar(1, square.type.dtype), square)))  # type: ignore[no-any-return]
-
-
-@op("LpNormalization", since=1)
-def lp_normalization(x: Array, *, axis: int = -1, p: int = 2, out: Array | None = None) -> Array:
-    if p == 1:
-        norm = np.sum(np.abs(x), axis=axis, keepdims=True)
-    else:
-        norm = np.sqrt(np.sum(np.square(x), axis=axis, keepdims=True))
-    return np.divide(x, np.where(norm == 0, x.dtype.type(1), norm), out=out)
-
-
-@lp_normalization.types
-def _(node: Node) -> Type:
-    if attr(node, "p") not in (1, 2):
-        raise ValidationError(f"LpNormalization has p 1 or 2, got {attr(node, 'p')}", code="attribute", where=node.label)
-    return node.input(0).type
-
-
-@lp_normalization.expansion
-def _(b: Any, node: Node) -> Value:
-    """x / |x|, and 0 with slope 0 where the norm is 0."""
-    x = node.input(0)
-    reduce = b.ReduceL1 if attr(node, "p") == 1 else b.ReduceL2
-    norm = reduce(x, [attr(node, "axis")], keepdims=1)
-    vanishes = b.Equal(norm, 0.0)
-    one, zero = b.scalar(1, x.type.dtype), b.scalar(0, x.type.dtype)
-    return b.Where(vanishes, zero, b.Div(x, b.Where(vanishes, one, norm)))  # type: ignore[no-any-return]

@@ -87,7 +87,8 @@ def slide(
     elif auto_pad == "VALID":
         begin, end = (0,) * rank, (0,) * rank
     ceil = bool(ceil_mode) and auto_pad == "NOTSET"
-    output = tuple(int(output_extent(*axis, ceil)) for axis in zip(sizes, reach, steps, begin, end, strict=True))
+    made: list[Any] = [output_extent(*axis, ceil) for axis in zip(sizes, reach, steps, begin, end, strict=True)]
+    output = tuple(int(n) for n in made)
     if any(o < 0 for o in output):
         raise ValueError(f"the kernel {list(kernel)} does not fit into an image of extents {list(sizes)}")
     return Window(tuple(kernel), steps, spread, begin, end, output)
@@ -167,7 +168,7 @@ def place(x: Array, window: Window, buffer: Array | None, fill: float = 0.0) -> 
     """
     sizes, span = x.shape[2:], window.span
     if not any(window.begin) and all(s <= n for s, n in zip(span, sizes, strict=True)):
-        return x[image_part([slice(0, s) for s in span])]
+        return np.asarray(x[image_part([slice(0, s) for s in span])])
     if buffer is None:
         buffer = np.full((*x.shape[:2], *span), fill, x.dtype)
     target = buffer[: x.shape[0]]
