@@ -291,7 +291,7 @@ class _Reader:
         op = self.word("an operator")
         inputs = self.listed(lambda: self.operand(scope))
         attributes = self.attributes() if self.accept("{") else {}
-        captures = self.listed(lambda: self.captured(scope)) if self.accept("captures") else []
+        captures = self.listed(lambda: self.capture(scope)) if self.accept("captures") else []
         name = self.name("at", "a name") if self.kind() == "at" else ""
         metadata = self.metadata() if self.accept("metadata") else {}
         origin = self.origin(scope) if self.accept("from") else 0
@@ -344,6 +344,15 @@ class _Reader:
             raise self.error("strings, and constants of more than 64 elements, need a name: put them among the "
                              "literals", start)
         return scope.graph.add_constant(array)
+
+    def capture(self, scope: _Scope) -> Value:
+        """Read what a node captures: a value or a literal."""
+        if self.kind() == "value":
+            return self.captured(scope)
+        found = self.operand(scope)
+        if found is None:
+            raise self.error("a capture cannot be left out", self.at - 1)
+        return found
 
     def captured(self, scope: _Scope) -> Value:
         """Read a value that is there already."""

@@ -36,8 +36,8 @@ def kinked_unary(m: Maker) -> None:
 @kind()
 def attributes_of_unary(m: Maker) -> None:
     """Functions with attributes other than the default."""
-    op, attributes = m.one_of([("LeakyRelu", {"alpha": 0.3}), ("Elu", {"alpha": 2.0}), ("HardSigmoid", {"alpha": 0.4, "beta": 0.3}),
-                               ("Gelu", {"approximate": "tanh"}), ("Celu", {"alpha": 0.5}), ("Shrink", {"bias": 0.2, "lambd": 0.1})])
+    op, attributes = m.one_of([("LeakyRelu", {"alpha": 0.25}), ("Elu", {"alpha": 2.0}), ("HardSigmoid", {"alpha": 0.25, "beta": 0.375}),
+                               ("Gelu", {"approximate": "tanh"}), ("Celu", {"alpha": 0.5}), ("Shrink", {"bias": 0.25, "lambd": 0.125})])
     m.emit(op, [m.pick()], attributes)
 
 

@@ -6,7 +6,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import SaveError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
-from flowgrad.ir.ops.registry import opdef
+from flowgrad.ir.ops.registry import attr, opdef
 from flowgrad.passes.expand import expand
 
 ROUNDS = 16
@@ -25,11 +25,20 @@ def lowered(graph: Graph) -> Graph:
         expand(graph, _needs_expansion, "export")
         if before == (graph.version, sum(g.version for g, _ in graph.walk())):
             break
+    _complete_training(graph)
     left = [n for _, n in graph.walk() if opdef(n.op).own or _residual_outputs(n)]
     if left:
         listed = ", ".join(f"{op}" for op in sorted({n.op for n in left}))
         raise SaveError(f"no ONNX form is known for {listed}", code="expand", where=describe(left[0]))
     return graph
+
+
+def _complete_training(graph: Graph) -> None:
+    """Add the outputs without which the standard allows no batch normalization in training mode."""
+    for inner, node in list(graph.walk()):
+        if node.op == "BatchNormalization" and attr(node, "training_mode"):
+            for name in opdef(node.op).outputs[1:3]:
+                Builder(inner).residual(node, name)
 
 
 def _needs_expansion(node: Node) -> bool:

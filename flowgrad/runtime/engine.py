@@ -242,7 +242,8 @@ class Specialisation:
             if number in handed_out or (self.engine.share and (slot is None or slot < fed)):
                 results.append(array)
                 continue
-            if array.base is not None or not array.flags.writeable or (not self.engine.share and id(array) in seen):
+            visible = not self.engine.share and (slot is None or id(array) in seen)  # to later runs, or as another output
+            if array.base is not None or not array.flags.writeable or visible:
                 array = array.copy()
             seen.add(id(array))
             results.append(array)

@@ -415,7 +415,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     outer = extents(b, moved, 0, rank - len(last))
     inner = b.Reshape(b.ReduceProd(joined(b, extents(b, moved, rank - len(last), rank))), b.ints([1]))
     rows = b.Reshape(moved, joined(b, [*outer, inner]), allowzero=1)
-    bars = b.Reshape(b.Transpose(y_bar, perm=order), b.shape(rows))
+    bars = b.Reshape(b.Transpose(y_bar, perm=order), b.shape(rows), allowzero=1)
     ramp = b.Range(np.int64(0), b.Squeeze(b.extent(rows, -1), [0]), np.int64(1))
     same = b.Equal(b.Unsqueeze(ramp, [1]), ramp)
     without_k = b.Where(same, b.scalar(1, x.type.dtype), b.Unsqueeze(rows, [-2]))

@@ -1,0 +1,76 @@
+"""Random graphs through every check of the fuzzer, and the bugs that it found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flowgrad.exchange.writer import write_onnx
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.compare import same_graph
+from flowgrad.ir.evaluate import evaluate
+from flowgrad.ir.graph import Graph
+from flowgrad.ir.text import format_graph, parse_graph
+from flowgrad.ir.types import BOOL, FLOAT64, Dim, Type
+from flowgrad.runtime.program import Program
+from flowgrad.tools.fuzz import CHECKS, Summary, fuzz_one
+from tests.derivative_checks import check_gradients
+
+GRAPHS = 150
+
+
+@pytest.mark.parametrize("start", range(0, GRAPHS, 30))
+def test_random_graphs(start: int) -> None:
+    summary = Summary()
+    for seed in range(start, start + 30):
+        fuzz_one(seed, 15, list(CHECKS), summary, shrinking=2.0)
+    assert not summary.failures, "\n".join(map(str, summary.failures))
+    assert all(summary.done[name] for name in CHECKS), summary
+
+
+def test_outputs_that_need_no_input_are_fresh_in_every_run() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (Dim.named("N"),)))
+    graph.add_output(b.Sign(np.array([-1.5, 2.0])), "constant")
+    graph.add_output(b.Cast(b.Shape(x), to=FLOAT64.onnx), "extent")
+    graph.add_output(b.Shape(x), "shape")
+    program = Program(graph)
+    feeds = {"x": np.zeros(3)}
+    for _ in range(2):
+        got = program.run(feeds)
+        assert [a.tolist() for a in got.values()] == [[-1.0, 1.0], [3.0], [3]]
+        for array in got.values():
+            array.fill(7)
+
+
+def test_a_literal_is_captured_in_the_text_form() -> None:
+    graph = Graph()
+    condition = graph.add_input("c", Type(BOOL, ()))
+    captured = graph.add_constant(np.array([1.5, 2.5]))
+    bodies = {}
+    for name, op in (("then_branch", "Sin"), ("else_branch", "Cos")):
+        bodies[name] = Graph(name)
+        inner = bodies[name].add_input("a", captured.type)
+        bodies[name].add_output(Builder(bodies[name]).add(op, [inner]), "r")
+    graph.add_output(Builder(graph).add("If", [condition], captures=[captured], subgraphs=bodies), "y")
+    assert same_graph(graph, parse_graph(format_graph(graph))) is None
+
+
+def test_training_mode_is_exported_with_the_outputs_it_must_have() -> None:
+    graph = Graph()
+    x = graph.add_input("x", Type(FLOAT64, (2, 3)))
+    ones = graph.add_constant(np.ones(3))
+    graph.add_output(Builder(graph).BatchNormalization(x, ones, ones, ones, ones, training_mode=1), "y")
+    proto = write_onnx(graph)
+    assert [len(n.output) for n in proto.graph.node if n.op_type == "BatchNormalization"] == [3]
+    assert [o.name for o in proto.graph.output] == ["y"]
+
+
+def test_second_derivative_of_a_product_of_nothing() -> None:
+    graph = Graph()
+    x = graph.add_input("x", Type(FLOAT64, (0, 0, 4, 2)))
+    graph.add_output(Builder(graph).ReduceProd(x, [3, 2, 1], keepdims=0), "y")
+    feeds = {"x": np.zeros((0, 0, 4, 2))}
+    assert evaluate(graph, feeds)["y"].shape == (0,)
+    check_gradients(graph, feeds, ["x"], step=1e-3, rtol=1e-8, order=2)
