@@ -270,6 +270,7 @@ class Graph:
 
     def add_input(self, name: str, type_: Type) -> Value:
         """Add a graph input. Raises ValidationError if the name is taken."""
+        self._check_free(name)
         node = self._add_entry(INPUT)
         value = self._add_value(name, type_, node, 0)
         node.outputs = (value,)
@@ -288,6 +289,7 @@ class Graph:
         literal = (type_, array.tobytes()) if anonymous and array.size <= INLINE_ELEMENTS and array.dtype != object else None
         if literal is not None and literal in self._literals:
             return self._literals[literal]
+        self._check_free(name)
         node = self._add_entry(CONSTANT)
         node.data, node.role = _frozen(array), role
         value = self._add_value("" if literal else name or self.unique_name("constant"), type_, node, 0)
@@ -322,6 +324,11 @@ class Graph:
 
         Output names must be free. This checks nothing else: see ``verify`` and ``Builder``.
         """
+        names = [o[0] for o in outputs if o is not None]
+        for taken in names:
+            self._check_free(taken)
+        if len(names) > 1 and len(set(names)) < len(names):
+            raise ValidationError(f"two outputs of {op} have the same name", code="name", where=names[0])
         node = self._add_entry(op)
         node.attributes = dict(attributes or {})
         node.subgraphs = dict(subgraphs or {})
@@ -337,9 +344,13 @@ class Graph:
         self.version += 1
         return node
 
-    def _add_value(self, name: str, type_: Type, node: Node, index: int) -> Value:
+    def _check_free(self, name: str) -> None:
+        """Raise before anything is added, so that a refused addition leaves the graph as it was."""
         if name and name in self.values:
             raise ValidationError(f"two values are called {name!r}", code="name", where=name)
+
+    def _add_value(self, name: str, type_: Type, node: Node, index: int) -> Value:
+        self._check_free(name)
         value = Value(name, type_, node, index)
         self._keep_clear_of(type_)
         if name:

@@ -159,6 +159,9 @@ def _check_names(graph: Graph) -> None:
 
 
 def _check_origins(graph: Graph) -> None:
+    for node in graph.nodes():
+        if not 0 <= node.origin < len(graph.origins):
+            raise _broken(f"there is no origin {node.origin}", "origin", node)
     for index, origin in enumerate(graph.origins):
         if any(not 0 <= parent < max(index, 1) for parent in origin.parents):
             raise _broken(f"the origin {index} of {graph.name!r} comes from a later one", "origin")
