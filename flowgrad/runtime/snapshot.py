@@ -81,6 +81,8 @@ def _needed(graph: Graph) -> list[Node]:
 def constant_twin(name: str, data: Array) -> Value:
     """Return a value that type rules see as a constant with these data."""
     producer = Node(-1, CONSTANT)
+    data = data.view()
+    data.flags.writeable = False  # whoever is handed it as a result copies it
     producer.data, producer.role = data, LITERAL
     value = Value(name, type_of(data), producer, 0)
     value.symbolic = symbolic_of(data)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, refuse
 from flowgrad.ir.ops.reversal import draws_random_numbers, free_output_name, takes_in_place
-from flowgrad.ir.types import Type
+from flowgrad.ir.types import Type, merge_types
 
 BRANCHES = ("then_branch", "else_branch")
 
@@ -23,6 +24,7 @@ BRANCHES = ("then_branch", "else_branch")
 def if_adjoint(b: Any, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
     """Return the cotangents of an If: none for the condition, one per capture."""
     wanted = [i for i, is_wanted in enumerate(b.wanted[len(node.inputs) :]) if is_wanted]
+    y_bars = [y_bar if b.is_zero(y_bar) else _fitting(b, node, k, y_bar) for k, y_bar in enumerate(y_bars)]
     halves = []
     for name in BRANCHES:
         found = b.body_adjoint(
@@ -39,6 +41,19 @@ def if_adjoint(b: Any, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
     captured = [NO_GRADIENT if not x.type.dtype.is_float else by_capture[i] if i in by_capture else b.zero(x)
                 for i, x in enumerate(node.captures)]
     return [NO_GRADIENT, *captured]
+
+
+def _fitting(b: Any, node: Node, index: int, y_bar: Value) -> Value:
+    """Return a cotangent of a type that both branches can take.
+
+    Users of an output may fix extents that only one branch has; the other one is then never taken.
+    """
+    for name in BRANCHES:
+        try:
+            merge_types(node.subgraphs[name].outputs[index].type, y_bar.type)
+        except ValidationError:
+            return b.Reshape(y_bar, b.Shape(node.output(index)), allowzero=1)  # type: ignore[no-any-return]
+    return y_bar
 
 
 class _Backward:
