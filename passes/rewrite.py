@@ -270,10 +270,12 @@ class _Driver:
         around: dict[Node, None] = {}
         operands = [v for n in match.nodes for v in (*n.inputs, *n.captures) if v is not None]
         adopted: set[Value] = set()
+        survivors: dict[Value, Value] = {}  # a value may stand for several outputs, and gives way to the first of them
         for old, new in zip(list(root.outputs), results, strict=False):
             if old is not None:
                 around.update(dict.fromkeys(old.uses.values()))
-                replace_value(self.graph, old, _checked(rule, root, old, new), b.made, adopted)
+                checked = _checked(rule, root, old, new)
+                survivors[checked] = replace_value(self.graph, old, survivors.get(checked, checked), b.made, adopted)
         if len(results) < len(root.outputs) and not is_dead(self.graph, root):
             raise PassError(f"rule {rule.name} replaced {len(results)} of {len(root.outputs)} outputs", code="rule",
                             where=describe(root))

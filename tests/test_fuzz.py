@@ -12,9 +12,11 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT64, Dim, Type
+from flowgrad.ir.verify import verify
+from flowgrad.passes.manager import PassManager
 from flowgrad.runtime.program import Program
 from flowgrad.tools.fuzz import CHECKS, Summary, fuzz_one
-from tests.derivative_checks import check_gradients
+from tests.derivative_checks import check_gradients, with_cotangents
 
 GRAPHS = 150
 
@@ -74,3 +76,43 @@ def test_second_derivative_of_a_product_of_nothing() -> None:
     feeds = {"x": np.zeros((0, 0, 4, 2))}
     assert evaluate(graph, feeds)["y"].shape == (0,)
     check_gradients(graph, feeds, ["x"], step=1e-3, rtol=1e-8, order=2)
+
+
+def test_a_decided_branch_may_return_one_value_twice() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (2,)))
+    bodies = {}
+    for name in ("then_branch", "else_branch"):
+        bodies[name] = Graph(name)
+        inner = Builder(bodies[name]).Sin(bodies[name].add_input("a", x.type))
+        bodies[name].add_output(inner, "r0")
+        bodies[name].add_output(inner, "r1")
+    first, second = b.add("If", [np.asarray(True)], captures=[x], subgraphs=bodies, outputs=2)
+    graph.add_output(b.Cos(first), "y0")
+    graph.add_output(b.Exp(second), "y1")
+    optimised = PassManager("canonicalize,canonicalize,dce", verify=True).run(graph).model
+    assert sorted(n.op for n in optimised.nodes()) == ["Cos", "Exp", "Sin"]
+    got = evaluate(optimised, {"x": np.array([0.5, 1.0])})
+    assert np.array_equal(got["y1"], np.exp(np.sin([0.5, 1.0])))
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_gradient_of_an_if_whose_branches_differ_in_shape(taken: bool) -> None:
+    """What uses the result fits one branch alone: the cotangent has an extent that the other branch has not."""
+    graph = Graph()
+    b = Builder(graph)
+    x, c = graph.add_input("x", Type(FLOAT64, (2, 3))), graph.add_input("c", Type(BOOL, ()))
+    bodies = {}
+    for name in ("then_branch", "else_branch"):
+        bodies[name] = Graph(name)
+        inner, a = Builder(bodies[name]), bodies[name].add_input("a", x.type)
+        wide = name == "then_branch"
+        bodies[name].add_output(inner.Concat(inner.Sin(a), inner.Slice(a, [0], [1], [1]), axis=1) if wide else a, "r")
+    result = b.add("If", [c], captures=[x], subgraphs=bodies)
+    rows = b.MatMul(result, np.arange(8.0).reshape(4, 2)) if taken else b.Mul(result, np.ones((1, 3)))
+    graph.add_output(rows, "y")
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3)), "c": np.asarray(taken)}
+    joint, _ = with_cotangents(graph, ["x"])
+    verify(joint)
+    check_gradients(graph, feeds, ["x"], step=1e-3, rtol=1e-8)
