@@ -191,7 +191,7 @@ class Graph:
 
     def __len__(self) -> int:
         """Return the number of op nodes."""
-        return self.dag.number_of_nodes() - len(self._inputs) - len(self._outputs) - len(self._constants)
+        return int(self.dag.number_of_nodes()) - len(self._inputs) - len(self._outputs) - len(self._constants)
 
     def _sorted(self) -> list[Node]:
         entries = self.dag.nodes

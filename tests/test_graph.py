@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.compare import same_graph
 from flowgrad.ir.errors import InputError, ValidationError
 from flowgrad.ir.graph import CONSTANT, Graph, Value
-from flowgrad.ir.types import FLOAT32, UNKNOWN, Dim, Type
+from flowgrad.ir.types import FLOAT32, INT64, UNKNOWN, Dim, Type
 from flowgrad.ir.verify import verify
 from tests import ir_graphs
 
@@ -132,10 +135,10 @@ def test_names_are_unique_and_found() -> None:
 def test_outputs_of_nodes_come_and_go() -> None:
     graph = Graph("g")
     x = graph.add_input("x", Type(FLOAT32, (3, Dim.named("N"))))
-    node = Builder(graph).add_node("TopK", [x, graph.add_constant(np.int64([2]))], {"axis": 0}, outputs=["a", "b"])
+    node = Builder(graph).add_node("TopK", [x, graph.add_constant(np.array([2]))], {"axis": 0}, outputs=["a", "b"])
     graph.drop_output(node.output(1))
     assert len(node.outputs) == 1
-    graph.set_output(node, 1, "again", Type(ir_graphs.INT64, (2, UNKNOWN)))
+    graph.set_output(node, 1, "again", Type(INT64, (2, UNKNOWN)))
     assert repr(node.output(1)) == "%again: i64[2,_d1]"
     graph.drop_output(node.output(0))
     verify(graph)
@@ -193,7 +196,7 @@ def test_walking_visits_subgraphs() -> None:
 
 def test_differences_are_told() -> None:
     assert same_graph(*(pair()[0] for _ in "ab")) is None
-    changes = {
+    changes: dict[str, Callable[[Graph], Any]] = {
         "called": lambda g: setattr(g, "name", "other"), "metadata": lambda g: g.metadata.update(a="b"),
         "inputs differ at 1": lambda g: g.add_input("more", F2), "outputs differ at 2": lambda g: g.add_output(g.value("x")),
         "has the constant": lambda g: g.add_constant(np.zeros(3), "w"), "operators": lambda g: g.set_op(g.nodes()[0], "Abs", {}),

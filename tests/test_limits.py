@@ -15,7 +15,7 @@ NAMES = [f.name for f in fields(Limits)]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_limit_holds_at_its_value_and_not_one_above(name: str) -> None:
-    limits = Limits(**{name: 7})  # type: ignore[arg-type]
+    limits = Limits(**{name: 7})
     limits.check(name, 7)
     with pytest.raises(LimitError, match=f"{name} is 8, the limit is 7") as caught:
         limits.check(name, 8, "here")

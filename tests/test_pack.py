@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from flowgrad.ir import files
 from flowgrad.ir.compare import same_graph
 from flowgrad.ir.errors import (
     EngineError,
@@ -428,7 +427,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     if step == "write":
         monkeypatch.setattr("builtins.open", lambda *a, **k: _Full(os.fdopen(a[0], "wb")))
     else:
-        monkeypatch.setattr(files.os, step, fail)
+        monkeypatch.setattr(os, step, fail)
     with pytest.raises(SaveError, match="No space left"):
         save(ir_graphs.mlp(), path)
     monkeypatch.undo()
