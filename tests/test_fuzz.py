@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from flowgrad.exchange.writer import write_onnx
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.compare import same_graph
+from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.text import format_graph, parse_graph
@@ -59,14 +61,39 @@ def test_a_literal_is_captured_in_the_text_form() -> None:
     assert same_graph(graph, parse_graph(format_graph(graph))) is None
 
 
-def test_training_mode_is_exported_with_the_outputs_it_must_have() -> None:
+def test_training_mode_exported_leaves_shared_statistics_alone() -> None:
+    """onnxruntime updates running statistics in place: a constant that others use, or the next run uses, must not change."""
     graph = Graph()
-    x = graph.add_input("x", Type(FLOAT64, (2, 3)))
-    ones = graph.add_constant(np.ones(3))
-    graph.add_output(Builder(graph).BatchNormalization(x, ones, ones, ones, ones, training_mode=1), "y")
-    proto = write_onnx(graph)
-    assert [len(n.output) for n in proto.graph.node if n.op_type == "BatchNormalization"] == [3]
-    assert [o.name for o in proto.graph.output] == ["y"]
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (4, 3)))
+    ones = graph.add_constant(np.full(3, 0.5))
+    b.prefix = "normal"
+    y, mean, var = b.add("BatchNormalization", [x, ones, ones, ones, ones], {"training_mode": 1}, outputs=3)
+    for name, value in (("y", y), ("mean", mean), ("var", var)):
+        graph.add_output(value, name)
+    graph.add_output(b.Add(b.ReduceSum(x, [0], keepdims=0), ones), "z")
+    session = onnxruntime.InferenceSession(write_onnx(graph).SerializeToString())
+    feeds = {"x": np.random.default_rng(0).standard_normal((4, 3))}
+    expected = evaluate(graph, feeds)
+    for _ in range(2):
+        for name, array in zip(expected, session.run(None, feeds), strict=True):
+            np.testing.assert_allclose(array, expected[name])
+
+
+def test_a_pad_takes_away_no_more_than_there_is() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (1, 2)))
+    with pytest.raises(ValidationError, match="more than there is of axis 1"):
+        b.Pad(x, [0, -2, 0, -1])
+    y = graph.add_input("y", Type(FLOAT64, (Dim.named("N"),)))
+    graph.add_output(b.Pad(y, [-2, -1]), "z")
+    feeds = {"x": np.zeros((1, 2)), "y": np.zeros(2)}
+    with pytest.raises(RunError):
+        evaluate(graph, feeds)
+    with pytest.raises(RunError):
+        Program(graph).run(feeds)
+    assert Program(graph).run({**feeds, "y": np.arange(4.0)})["z"].tolist() == [2.0]
 
 
 def test_second_derivative_of_a_product_of_nothing() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.compare import same_graph
-from flowgrad.ir.errors import NotDifferentiableError
+from flowgrad.ir.errors import NotDifferentiableError, SaveError
 from flowgrad.ir.evaluate import evaluate, run_values
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.pack import pack, unpack
@@ -37,15 +37,36 @@ Feeds = dict[str, Array]
 Check = Callable[[Graph, Sequence[Feeds], bool], "str | None"]
 """A check raises AssertionError or any other error for a failure; a text it returns says why it looked at nothing."""
 
-TOLERANCE = {"float64": 1e-9, "float32": 2e-3, "float16": 6e-2}
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 3e-2}
+"""Rounding, relative to the largest element, after which two ways to compute a graph of that type may differ."""
+
+LAYOUT = 2e-3
+"""The part of that by which sums in another order may differ; float16 is rounded, and may differ by its last bit."""
 
 ORT_LIMITS = (
     ("NOT_IMPLEMENTED", "no kernel for this type"),
     ("Could not find an implementation", "no kernel for this type"),
+    ("The input tensor cannot be reshaped to the requested shape", "an open extent next to 0"),
+    ("Product cannot be 0 in combination with -1", "an open extent next to 0"),
     ("is not supported with", "no kernel for this type"),
+    ("output dimension is <= 0", "empty results of ConvTranspose"),
+    ("Pad reflect requires axis length >= 2", "reflection of one element"),
+    ("Missing Input", "empty initializers of LayerNormalization"),
+    ("Size of X.shape[axis:] must be at least 1", "layer normalization of nothing"),
+    ("Dilation not supported for AutoPadType", "dilation with automatic padding"),
+    ("Pad reflect: pre-pad", "reflection beyond the axis, which the standard library allows"),
+    ("Pad reflect: post-pad", "reflection beyond the axis, which the standard library allows"),
+    ("does not support double yet", "no kernel for this type"),
+    ("updates tensor should have shape equal to", "updates of a tensor without elements"),
     ("is invalid", "type not in its table"),
 )
 """What onnxruntime refuses although the standard allows it: part of the message, and the reason."""
+
+ORT_FLOAT32 = frozenset({"Gelu", "HardSwish", "Shrink"})
+"""Ops that onnxruntime computes in float32 for float64 too."""
+
+CHECKER_LIMITS = (("Product cannot be 0 in combination with -1", "an open extent next to 0"),)
+"""What onnx.checker refuses although the values are well defined."""
 
 STEPS = frozenset({"Floor", "Ceil", "Round", "Sign", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "ArgMax",
                    "ArgMin", "TopK", "Hardmax", "NonZero", "Mod", "IsNaN", "IsInf", "ThresholdedRelu", "Shrink"})
@@ -85,8 +106,13 @@ def _holds(value: Value, array: Array, env: Mapping[str, int]) -> None:
 
 
 def check_program(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
-    """The program gives the evaluator's bits, whatever ran before; it keeps its inputs and shares no outputs."""
+    """The program gives the evaluator's values, whatever ran before; it keeps its inputs and shares no outputs.
+
+    Bits may differ by rounding alone, since sums follow the memory layout; they are the same for every run and number
+    of threads.
+    """
     expected = [evaluate(graph, f) for f in feeds]
+    first: list[Feeds] = [{}, {}]
     for threads in (1, 2):
         program = Program(graph, threads=threads)
         for world in (0, 1, 0, 1, 1):
@@ -94,7 +120,9 @@ def check_program(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | N
             got = program.run(given)
             for name, array in feeds[world].items():
                 assert _same(given[name], array), f"input {name} was changed"
-            _all_same(got, expected[world], f"threads={threads}: ")
+            _all_close(got, expected[world], f"threads={threads}: ", LAYOUT)
+            first[world] = first[world] or {k: a.copy() for k, a in got.items()}
+            _all_same(got, first[world], f"threads={threads}, run again: ")
             _unshared(got, given)
             for array in got.values():
                 if array.flags.writeable and array.dtype != object:
@@ -126,7 +154,7 @@ def _all_same(got: Feeds, expected: Feeds, what: str = "") -> None:
         assert _same(mine, array), f"{what}{name} is\n{mine}\nnot\n{array}"
 
 
-def _all_close(got: Feeds, expected: Feeds, what: str, slack: float = 1.0) -> None:
+def _all_close(got: Feeds, expected: Feeds, what: str, slack: float = 1.0, coarsest: float = 0.0) -> None:
     for name, array in expected.items():
         mine = got[name]
         assert mine.dtype == array.dtype and mine.shape == array.shape, (
@@ -141,7 +169,8 @@ def _all_close(got: Feeds, expected: Feeds, what: str, slack: float = 1.0) -> No
         chosen = np.isfinite(a)
         if chosen.any():
             a, b = a[chosen], b[chosen]
-            bound = slack * TOLERANCE[array.dtype.name] * max(1.0, float(np.abs(b).max()))
+            relative = slack * (coarsest or TOLERANCE[array.dtype.name])
+            bound = max(relative, 2e-3 if array.dtype == np.float16 else 0.0) * max(1.0, float(np.abs(b).max()))
             assert np.abs(a - b).max() <= bound, f"{what}{name} is\n{mine}\nnot\n{array}"
 
 
@@ -178,7 +207,10 @@ def _keeps(graph: Graph, feeds: Sequence[Feeds], pipeline: str) -> Graph:
     promise = "repairs" if "repairs" in kinds else "rounding" if "rounding" in kinds else "exact"
     for given in feeds:
         verdict = compare(graph, result.model, promise, given, derivatives=False)  # type: ignore[arg-type]
-        assert not verdict.difference, f"{pipeline}: {verdict.difference}\n{format_graph(result.model)}"
+        if verdict.difference and promise == "exact":  # a folded transpose has another layout, which sums follow
+            _all_close(evaluate(result.model, given), evaluate(graph, given), f"{pipeline}: ", LAYOUT)
+        else:
+            assert not verdict.difference, f"{pipeline}: {verdict.difference}\n{format_graph(result.model)}"
     again = PassManager(pipeline, verify=True).run(result.model)
     fired = [(s.name, dict(s.applied)) for s in again.steps if s.applied]
     assert "," in pipeline or not fired, f"{pipeline} is not done after one run: {fired}\n{format_graph(result.model)}"
@@ -192,7 +224,7 @@ def _keeps_in_turn(graph: Graph, feeds: Sequence[Feeds]) -> None:
     expected = [evaluate(graph, f) for f in feeds]
     program = Program(graph, threads=2)
     for given, outputs in zip(feeds, expected, strict=True):
-        _all_same(program.run(given), outputs, "optimised, as a program: ")
+        _all_close(program.run(given), outputs, "optimised, as a program: ", LAYOUT)
 
 
 # ---- derivatives --------------------------------------------------------------------------------------------------------
@@ -350,6 +382,14 @@ def check_onnx_of_gradient(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -
     return "no gradient" if joint is None else _exported(joint, more)
 
 
+def _coarsest(graph: Graph) -> float:
+    """Return the tolerance of the coarsest float type that a graph computes in."""
+    values = [v for n in graph.nodes() for v in (*n.inputs, *n.outputs) if v is not None]
+    if any(n.op in ORT_FLOAT32 for n in graph.nodes()):
+        return max(TOLERANCE["float32"], *(TOLERANCE[v.type.dtype.name] for v in values if v.type.dtype.is_float))
+    return max((TOLERANCE[v.type.dtype.name] for v in values if v.type.dtype.is_float), default=TOLERANCE["float64"])
+
+
 def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
     import onnx
     import onnxruntime
@@ -357,7 +397,13 @@ def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
     from flowgrad.exchange.reader import read_onnx
     from flowgrad.exchange.writer import write_onnx
 
-    proto = write_onnx(graph)
+    try:
+        proto = write_onnx(graph)
+    except SaveError as error:
+        reason = next((why for part, why in CHECKER_LIMITS if part in str(error)), None)
+        if reason is None:
+            raise
+        return f"onnx.checker: {reason}"
     onnx.checker.check_model(proto, full_check=True)
     expected = [evaluate(graph, f) for f in feeds]
     back = read_onnx(proto)
@@ -380,7 +426,8 @@ def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
     if steps:
         return "onnxruntime: a step may fall on either side"
     for outputs, arrays in zip(expected, got, strict=True):
-        _all_close(dict(zip(outputs, arrays, strict=True)), outputs, "onnxruntime: ", slack=100.0)
+        if all(np.isfinite(a).all() for a in outputs.values() if a.dtype.kind == "f"):
+            _all_close(dict(zip(outputs, arrays, strict=True)), outputs, "onnxruntime: ", 3.0, _coarsest(graph))
     return None
 
 
@@ -522,7 +569,9 @@ class Summary:
 def fuzz_one(seed: int, most: int, names: Sequence[str], summary: Summary, *, shrinking: float = 20.0,
              thorough: bool = False) -> list[Failure]:
     """Make the graph of a seed, check it, and return its failures, shrunk."""
-    sample: Sample = random_graph(seed, most)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sample: Sample = random_graph(seed, most)
     summary.graphs += 1
     summary.nodes += len(sample.graph.nodes())
     summary.ops.update(n.op for n in sample.graph.nodes())

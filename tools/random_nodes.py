@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Type, dtype_of
-from flowgrad.tools.random_graphs import WORLDS, Maker, Rejected, kind
+from flowgrad.tools.random_graphs import NAMES, WORLDS, Maker, Rejected, kind
 
 SMOOTH = ("Sin", "Cos", "Tanh", "Sigmoid", "Erf", "Softplus", "Atan", "Asinh", "Gelu", "Mish", "Swish", "Elu", "Celu",
           "Selu", "Exp", "Neg", "Identity", "Sinh", "Cosh")
@@ -304,6 +306,8 @@ def other_norms(m: Maker) -> None:
     """Normalizations over channels."""
     x = m.pick(low=3) if m.chance(0.5) else m.pick(low=2)
     c = (x.type.shape or (1, 1))[1]
+    if not isinstance(c, int) and repr(c) not in NAMES:
+        raise Rejected("channels")
     if m.rank(x) == 2 or m.chance(0.4):
         variance = m.emit("Add", [m.emit("Abs", [m.leaf((c,))]), 0.3])
         m.emit("BatchNormalization", [x, m.leaf((c,)), m.leaf((c,)), m.leaf((c,)), variance],
@@ -312,6 +316,15 @@ def other_norms(m: Maker) -> None:
         m.emit("InstanceNormalization", [x, m.leaf((c,)), m.leaf((c,))])
     else:
         m.emit("LpNormalization", [x], {"axis": m.axis(x), "p": m.one_of([1, 2])})
+
+
+def filled(m: Maker, op: str, inputs: list[Any], attributes: dict[str, Any]) -> None:
+    """Add a node unless the window does not fit: there the shape inference of the standard library divides wrongly."""
+    y = m.emit(op, inputs, attributes)
+    if any(0 in m.extents(y, w) for w in range(WORLDS)):
+        m.arrays.pop(y)
+        m.graph.remove(y.producer)
+        raise Rejected("the window does not fit")
 
 
 @kind(1.2)
@@ -330,7 +343,7 @@ def convolution(m: Maker) -> None:
         attributes["pads"] = [int(p) for p in m.rng.integers(0, 3, 2 * len(kernel))]
     if m.chance(0.75):
         out = group * int(m.rng.integers(1, 3))
-        m.emit("Conv", [x, m.leaf((out, channels // group, *kernel)), m.leaf((out,)) if m.chance(0.5) else None], attributes)
+        filled(m, "Conv", [x, m.leaf((out, channels // group, *kernel)), m.leaf((out,)) if m.chance(0.5) else None], attributes)
         return
     attributes.pop("auto_pad", None)
     m.emit("ConvTranspose", [x, m.leaf((channels, 2, *kernel)), m.leaf((2 * group,)) if m.chance(0.5) else None], attributes)
@@ -350,9 +363,9 @@ def pooling(m: Maker) -> None:
     if m.chance(0.5):
         attributes["pads"] = [int(m.rng.integers(0, k)) for k in kernel] * 2
     if m.chance(0.5):
-        m.emit("MaxPool", [x], attributes)
+        filled(m, "MaxPool", [x], attributes)
     else:
-        m.emit("AveragePool", [x], {**attributes, "count_include_pad": int(m.chance(0.5))})
+        filled(m, "AveragePool", [x], {**attributes, "count_include_pad": int(m.chance(0.5))})
 
 
 # ---- shapes -------------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ def lowered(graph: Graph) -> Graph:
         expand(graph, _needs_expansion, "export")
         if before == (graph.version, sum(g.version for g, _ in graph.walk())):
             break
-    _complete_training(graph)
     left = [n for _, n in graph.walk() if opdef(n.op).own or _residual_outputs(n)]
     if left:
         listed = ", ".join(f"{op}" for op in sorted({n.op for n in left}))
@@ -33,19 +32,17 @@ def lowered(graph: Graph) -> Graph:
     return graph
 
 
-def _complete_training(graph: Graph) -> None:
-    """Add the outputs without which the standard allows no batch normalization in training mode."""
-    for inner, node in list(graph.walk()):
-        if node.op == "BatchNormalization" and attr(node, "training_mode"):
-            for name in opdef(node.op).outputs[1:3]:
-                Builder(inner).residual(node, name)
-
-
 def _needs_expansion(node: Node) -> bool:
     definition = opdef(node.op)
     if definition.expansion_rule is None:
         return False
-    return definition.own or (node.op == "Scan" and _may_be_empty(node))
+    return definition.own or (node.op == "Scan" and _may_be_empty(node)) or _updates_in_place(node)
+
+
+def _updates_in_place(node: Node) -> bool:
+    """True for batch normalization in training mode: onnxruntime writes the running statistics over its inputs, even
+    over constants that others, or the next run, use."""
+    return node.op == "BatchNormalization" and bool(attr(node, "training_mode"))
 
 
 def _may_be_empty(node: Node) -> bool:

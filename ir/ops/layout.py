@@ -77,6 +77,8 @@ def pad(
     widths = [(0, 0)] * data.ndim
     for i, axis in enumerate(where):
         widths[axis] = given[i], given[i + len(where)]
+    if any(n + before + after < 0 for n, (before, after) in zip(data.shape, widths, strict=True)):
+        raise ValueError(f"the pads {given} take away more than there is of {list(data.shape)}")
     kept = data[tuple(slice(max(-before, 0), max(n - max(-after, 0), 0))
                       for n, (before, after) in zip(data.shape, widths, strict=True))]
     widths = [(max(before, 0), max(after, 0)) for before, after in widths]
@@ -104,7 +106,10 @@ def _(node: Node) -> Type:
         raise ValidationError(f"Pad has {len(pads)} pads for {len(where)} axes", code="shape")
     new = list(x.shape)
     for i, axis in enumerate(where):
-        new[axis] = new[axis] + pads[i] + pads[i + len(where)]
+        extent = new[axis] + pads[i] + pads[i + len(where)]
+        if isinstance(extent, int) and extent < 0:
+            raise ValidationError(f"Pad takes away more than there is of axis {axis}: {x.shape[axis]!r}", code="shape")
+        new[axis] = extent
     return x.with_shape(new)
 
 

@@ -100,6 +100,29 @@ def _(b: Any, node: Node) -> Value:
     return b.Reshape(_batch_statistics(b, node)[1], [-1])  # type: ignore[no-any-return]
 
 
+@batch_normalization.expansion
+def _(b: Any, node: Node) -> list[Value | None]:
+    """y = x^ scale + b, with x^ from the given or from the data's own statistics."""
+    x, scale, bias, old_mean, old_var = (node.input(i) for i in range(5))
+    dtype, rank = wide(x.type.dtype), len(x.shape)
+    if attr(node, "training_mode"):
+        mean, r = _batch_statistics(b, node)
+        hat = b.Mul(b.Sub(cast(b, x, dtype), mean), r)
+    else:
+        hat = _inference(b, node)[2]
+    columns = [per_channel(b, cast(b, v, dtype), rank) for v in (scale, bias)]
+    results: list[Value | None] = [cast(b, b.Add(b.Mul(hat, columns[0]), columns[1]), x.type.dtype)]
+    if len(node.outputs) > 1:
+        centred = b.Sub(cast(b, x, dtype), mean)
+        var = b.ReduceMean(b.Mul(centred, centred), channel_axes(rank), keepdims=0)
+        momentum = float(attr(node, "momentum"))
+        for old, new in ((old_mean, b.Reshape(mean, [-1])), (old_var, var)):
+            running = b.Add(b.Mul(cast(b, old, dtype), momentum), b.Mul(new, 1 - momentum))
+            results.append(cast(b, running, old.type.dtype))
+        results += [b.Reshape(mean, [-1]), b.Reshape(r, [-1])]
+    return results
+
+
 @batch_normalization.adjoint
 def _(b: Any, node: Node, y_bar: Value, *rest: Value | None) -> Any:
     """With a = scale * r: x_bar = a y_bar, scale_bar = sum(y_bar x^), b_bar = sum(y_bar), and besides
