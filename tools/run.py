@@ -157,3 +157,7 @@ def _report(model: Model, feeds: dict[str, Array], outputs: dict[str, Array], se
         "outputs": {name: described(array) for name, array in outputs.items()},
         "seconds": {"median": statistics.median(seconds), "all": seconds},
     }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -402,3 +402,15 @@ def _(b: Any, node: Node) -> Any:
     is_tanh = attr(node, "approximate") == "tanh"
     t = b.Tanh(_tanh_argument(b, x)) if is_tanh else b.Erf(b.Mul(x, math.sqrt(0.5)))
     return b.Mul(b.Mul(x, 0.5), b.Add(t, 1.0))
+
+
+@op("Softsign", since=1, outputs=("output",), traits=(Trait.ELEMENTWISE,))
+def softsign(x: Array, *, out: Array | None = None) -> Array:
+    return np.divide(x, 1 + np.abs(x), out=out)
+
+
+@softsign.partials
+def _(b: Any, node: Node) -> Any:
+    """dy/dx = 1 / (1 + |x|)^2."""
+    scale = b.Add(b.Abs(node.input(0)), 1.0)
+    return (b.Reciprocal(b.Mul(scale, scale)),)

@@ -95,6 +95,8 @@ SMOOTH = [
     Case("Swish", [normal(3, 4)], {"alpha": 1.75}, name="alpha"),
     edge("Swish"),
     Case("SwiGLU", [normal(3, 4), normal(3, 4)], {"alpha": 1.25}),
+    Case("Softsign", [away(3, 4)]),
+    edge("Softsign"),
     Case("Gelu", [normal(3, 4)], expected=exact_gelu),
     Case("Gelu", [fixed(EDGE)], name="edges", expected=exact_gelu, smooth=False, note="large arguments"),
     Case("Gelu", [normal(3, dtype="float32")], name="float32"),
