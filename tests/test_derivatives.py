@@ -134,6 +134,7 @@ def test_names_and_roles() -> None:
     assert [o.name for o in fg.value_and_grad(model, wrt="params", of="loss").outputs] == [
         "loss", "w1_grad", "b1_grad", "w2_grad", "b2_grad"]
     assert [i.name for i in fg.vjp(model, "logits").inputs] == ["x", "target", "logits_grad"]
+    assert [o.name for o in fg.vjp(model, "logits").outputs] == ["loss", "logits", "x_grad"]
     assert [i.name for i in fg.jvp(model, "logits", "w*").inputs] == ["x", "target", "w1_tangent", "w2_tangent"]
     assert [i.name for i in fg.hvp(model, "loss", "x").inputs] == ["x", "target", "x_tangent"]
 

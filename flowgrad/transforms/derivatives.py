@@ -22,13 +22,14 @@ def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names =
     ``zero="allow"``, a derivative that is zero by piecewise constancy is zeros.
     """
     task = _Task(model)
+    of_values, wrt_values = find_of(task.graph, of), find_wrt(task.graph, wrt)  # before cotangents become inputs
     seeds = []
-    for name, y in find_of(task.graph, of):
+    for name, y in of_values:
         y_bar = task.graph.add_input(task.graph.unique_name(f"{name}_grad"), y.type)
         task.roles["cotangent", name, ""] = y_bar.name
         seeds.append((name, y, y_bar))
     task.keep(keep)
-    task.gradients(seeds, find_wrt(task.graph, wrt), zero)
+    task.gradients(seeds, wrt_values, zero)
     return task.finish()
 
 
