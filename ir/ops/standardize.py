@@ -111,3 +111,19 @@ def standardize(x: Array, epsilon: float, out: Array | None = None) -> tuple[Arr
     r = 1 / np.sqrt(var + x.dtype.type(epsilon))
     centred *= r
     return centred, mean, r
+
+
+def column(vector: Array, rank: int, dtype: np.dtype[Any]) -> Array:
+    """Return a vector of channels as an array that broadcasts along axis 1."""
+    return vector.reshape(-1, *(1,) * (rank - 2)).astype(dtype, copy=False)
+
+
+def summed(b: Any, *terms: Value | None) -> Value | None:
+    """Return the sum of the terms that are there, None if none is."""
+    present = [t for t in terms if t is not None]
+    if not present:
+        return None
+    total = present[0]
+    for term in present[1:]:
+        total = b.Add(total, term)
+    return total
