@@ -12,7 +12,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.evaluate import call_node
 from flowgrad.ir.graph import PARAMETER, Array, Graph, Value
-from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, DimLike, DType, Type, dtype_of
+from flowgrad.ir.types import BOOL, Dim, DimLike, DType, Type, dtype_of
 
 WORLDS = 2
 """Every graph comes with this many sets of inputs, of different shapes where dims are named."""
@@ -50,7 +50,7 @@ def kind(weight: float = 1.0) -> Callable[[Kind], Kind]:
 
 def random_graph(seed: int, most: int = 40) -> Sample:
     """Return the random graph of a seed, with at most about ``most`` nodes."""
-    from flowgrad.tools import random_nodes  # noqa: F401  (declares the kinds)
+    from flowgrad.tools import random_nodes, random_shapes  # noqa: F401  (they declare the kinds)
 
     return Maker(seed).make(most)
 
@@ -143,12 +143,15 @@ class Maker:
     def seen(self, value: Value) -> list[Array]:
         """Return the arrays of a value, one a world."""
         if value not in self.arrays:
-            self.arrays[value] = [value.producer.data] * WORLDS
+            data = value.producer.data
+            assert data is not None, value
+            self.arrays[value] = [data] * WORLDS
         return self.arrays[value]
 
     def extents(self, value: Value, world: int = 0) -> tuple[int, ...]:
         """Return the concrete shape of a value."""
-        return self.seen(value)[world].shape
+        shape: tuple[int, ...] = self.seen(value)[world].shape
+        return shape
 
     def rank(self, value: Value) -> int:
         """Return the concrete rank of a value."""
@@ -274,5 +277,3 @@ class Maker:
         if self.chance(0.05):
             self.graph.add_output(next(iter(chosen)), "again")
 
-
-__all__ = ["BOOL", "FLOAT64", "INT64", "KINDS", "Maker", "Rejected", "Sample", "kind", "random_graph"]
