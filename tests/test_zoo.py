@@ -10,8 +10,11 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.graph import Array
+from flowgrad.ir.evaluate import evaluate
+from flowgrad.ir.graph import Array, same_array
 from flowgrad.model import Model
+from flowgrad.passes import available
+from flowgrad.passes.manager import DEFAULT_PIPELINE
 from flowgrad.tools.zoo import check_entry, entry_names, line, read_entry
 
 ZOO = Path(__file__).resolve().parent.parent.parent / "shared" / "zoo"
@@ -80,3 +83,23 @@ def scalar_model(model: Model, meta: dict[str, Any], data: dict[str, Array]) -> 
              for o in meta["outputs"] if o["cotangent"]]
     graph.add_output(parts[0] if len(parts) == 1 else b.Sum(*parts), "paired")
     return model.with_graph(graph)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_pass_alone_and_all_keep_outputs_and_gradients(entry: str) -> None:
+    meta, data = read_entry(ZOO / entry)
+    outputs = [o["name"] for o in meta["outputs"] if o["cotangent"]]
+    joint = fg.vjp(fg.load(ZOO / entry / "model.onnx"), outputs, entry_names(meta), zero="allow")
+    feeds = {i["name"]: data["in/" + i["name"]] for i in meta["inputs"]}
+    feeds |= {joint.roles["cotangent", name, ""]: data["ct/" + name] for name in outputs}
+    expected = evaluate(joint.graph, feeds)
+    for name in ("stabilize", "canonicalize", "fold", "cse", "simplify", "dce", DEFAULT_PIPELINE):
+        got = evaluate(joint.optimized(name).graph, feeds)
+        exact = "," not in name and available()[name].kind == "exact"
+        for output, array in expected.items():
+            if exact:
+                assert same_array(got[output], array), f"{name}: {output}"
+            else:
+                largest = max(1e-30, float(np.abs(array).max(initial=0.0)))
+                off = float(np.abs(got[output].astype(np.float64) - array.astype(np.float64)).max(initial=0.0))
+                assert off <= 1e-4 * largest, f"{name}: {output}"
