@@ -121,8 +121,7 @@ class PassManager:
     def run(self, model: Any) -> PassResult:
         """Run the pipeline; the caller's graph stays as it is.
 
-        Raises PassError where a pass breaks the graph or its promise; any other error of a pass passes through, after
-        the hooks have seen it.
+        Raises PassError where a pass crashes, breaks the graph or its promise, after the hooks have seen it.
         """
         source = model if isinstance(model, Graph) else getattr(model, "graph", None)
         if not isinstance(source, Graph):
@@ -162,7 +161,10 @@ class PassManager:
         except Exception as error:
             for hook in hooks:
                 hook.failed(stage, self.stages[index:], previous, error)
-            raise
+            if isinstance(error, FlowgradError):
+                raise
+            raise PassError(f"pass {stage} crashed ({type(error).__name__}: {error}); see --reproducer",
+                            code="crash") from error
         return replace(step, note="; ".join(notes))
 
 

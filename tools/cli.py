@@ -67,6 +67,11 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # a defect of the product: said in one line, shown whole with --debug
+        if arguments.debug:
+            raise
+        print(f"internal error: {type(error).__name__}: {safe_text(error)}; --debug shows where", file=sys.stderr)
+        return 70
 
 
 if __name__ == "__main__":
