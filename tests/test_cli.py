@@ -144,13 +144,13 @@ def tanh_is_sigmoid(b, x):
     """A miscompilation."""
     return b.Sigmoid(x)
 
-@pass_("broken", kind="rounding")
-def broken(graph):
+@pass_("broken_here", kind="rounding")
+def broken_here(graph):
     """Turns every Tanh into something else."""
     apply_rules(graph, [tanh_is_sigmoid])
 
-@pass_("crash", kind="exact")
-def crash(graph):
+@pass_("crash_here", kind="exact")
+def crash_here(graph):
     """Raises."""
     raise RuntimeError("this pass crashes")
 '''
@@ -159,21 +159,21 @@ def crash(graph):
 def test_bisect_names_the_pass_and_the_rewrite(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     words = ("opt", DATA / "mlp.onnx", "--load", tmp_path / "broken.py", "--passes")
-    assert run(*words, "fold,broken,dce", "--bisect") == 1
+    assert run(*words, "fold,broken_here,dce", "--bisect") == 1
     said = capsys.readouterr().out
-    assert "pass broken (number 2)" in said
+    assert "pass broken_here (number 2)" in said
     assert "tanh_is_sigmoid" in said
     assert run(*words, "fold,cse,dce", "--bisect") == 0
-    assert run(*words, "broken", "--check") == 6
+    assert run(*words, "broken_here", "--check") == 6
     assert "PassError" in capsys.readouterr().err
 
 
 def test_a_crash_leaves_a_reproducer(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     target = tmp_path / "crash.ir"
-    words = ("opt", DATA / "mlp.onnx", "--load", tmp_path / "broken.py", "--passes", "fold,crash,dce", "--reproducer", target)
+    words = ("opt", DATA / "mlp.onnx", "--load", tmp_path / "broken.py", "--passes", "fold,crash_here,dce", "--reproducer", target)
     assert run(*words) == 6
     assert "this pass crashes" in capsys.readouterr().err
     text = target.read_text()
-    assert text.startswith("# pipeline: crash,dce\n# error: ")
+    assert text.startswith("# pipeline: crash_here,dce\n# error: ")
     assert fg.load(target.with_suffix(".msgpack")).outputs[0].name == "loss"
