@@ -153,16 +153,20 @@ class Model:
 
         save(self.graph, Path(path))
 
-    def to_onnx(self, path: str | os.PathLike[str] | None = None, opset: int | None = None) -> ModelProto:
+    def to_onnx(
+        self, path: str | os.PathLike[str] | None = None, opset: int | None = None, passes: str | None = None
+    ) -> ModelProto:
         """Return the model as plain ONNX (default-domain operators only), and write it to ``path`` if given.
 
-        The opset stamp is the lowest that is right, 18 at least; ``opset`` raises it. Raises SaveError.
+        ``passes`` run first (default: the standard pipeline; "" for none). The opset stamp is the lowest that is right, 18
+        at least; ``opset`` raises it. Raises SaveError.
         """
         from flowgrad.exchange.writer import save_onnx, write_onnx
 
+        graph = self.optimized(passes).graph
         if path is None:
-            return write_onnx(self.graph, opset)
-        return save_onnx(self.graph, Path(path), opset)
+            return write_onnx(graph, opset)
+        return save_onnx(graph, Path(path), opset)
 
 
 def load(source: Any, *, limits: Limits | None = None) -> Model:

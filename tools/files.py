@@ -31,7 +31,7 @@ def save_graph(model: Model, target: str, opset: int | None = None) -> str:
     path = Path(target)
     existed = path.exists()
     if path.suffix == ".onnx":
-        model.to_onnx(path, opset=opset)
+        model.to_onnx(path, opset=opset, passes="")  # the commands ran the passes that were asked for
     elif path.suffix == ".msgpack":
         model.save(path)
     elif path.suffix in (".ir", ".txt"):
