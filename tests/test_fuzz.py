@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from flowgrad.exchange.reader import read_onnx
 from flowgrad.exchange.writer import write_onnx
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.compare import same_graph
@@ -13,7 +14,7 @@ from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.text import format_graph, parse_graph
-from flowgrad.ir.types import BOOL, FLOAT64, Dim, Type
+from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type
 from flowgrad.ir.verify import verify
 from flowgrad.passes.manager import PassManager
 from flowgrad.runtime.program import Program
@@ -144,3 +145,38 @@ def test_gradient_of_an_if_whose_branches_differ_in_shape(taken: bool) -> None:
     joint, _ = with_cotangents(graph, ["x"])
     verify(joint)
     check_gradients(graph, feeds, ["x"], step=1e-3, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+@pytest.mark.parametrize("op", ["If", "Loop", "Scan"])
+def test_outputs_of_subgraphs_that_nobody_uses_are_exported(op: str, kept: int) -> None:
+    """The standard wants as many outputs of the node as its subgraphs have."""
+    graph = Graph()
+    b = Builder(graph)
+    x, c = graph.add_input("x", Type(FLOAT64, (3,))), graph.add_input("c", Type(BOOL, ()))
+    rows = {"If": "then_branch else_branch", "Loop": "body", "Scan": "body"}[op].split()
+    bodies = {}
+    for name in rows:
+        body = bodies[name] = Graph(name)
+        inner = Builder(body)
+        if op == "Loop":
+            body.add_input("i", Type(INT64, ()))
+            body.add_output(body.add_input("going", Type(BOOL, ())), "going_on")
+        a = body.add_input("a", Type(FLOAT64, ()) if op == "Scan" else x.type)
+        for k, made in enumerate((inner.Sin(a), inner.Cos(a), inner.Exp(a))):
+            body.add_output(made, f"r{k}")
+    inputs = {"If": [c], "Loop": [np.asarray(2), c], "Scan": [x]}[op]
+    attributes = {"num_scan_inputs": 1} if op == "Scan" else {}
+    node = b.add_node(op, inputs, attributes, outputs=3, captures=[] if op == "Scan" else [x], subgraphs=bodies)
+    graph.add_output(node.output(kept), "y")
+    for k in (2, 1, 0):
+        if k != kept:
+            graph.drop_output(node.output(k))
+    verify(graph)
+    proto = write_onnx(graph)
+    feeds = {"x": np.array([0.5, 1.0, 2.0]), "c": np.asarray(True)}
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    (got,) = session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})
+    needed = {v.name: feeds[v.name] for v in graph.inputs}
+    np.testing.assert_allclose(got, evaluate(graph, needed)["y"])
+    np.testing.assert_allclose(evaluate(read_onnx(proto), needed)["y"], got)

@@ -14,12 +14,14 @@ from flowgrad.ir.pack import pack, unpack
 from flowgrad.ir.text import format_graph, large_constants, parse_graph
 from flowgrad.ir.types import Dim
 from flowgrad.ir.verify import verify
+from flowgrad.model import Model
 from flowgrad.passes import available
 from flowgrad.passes.adjoint import adjoint
 from flowgrad.passes.check import compare
 from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
 from flowgrad.passes.tangent import tangent
 from flowgrad.runtime.program import Program
+from flowgrad.transforms.derivatives import jvp, vjp
 
 Feeds = dict[str, Array]
 Check = Callable[[Graph, Sequence[Feeds], bool], "str | None"]
@@ -219,26 +221,26 @@ def _keeps_in_turn(graph: Graph, feeds: Sequence[Feeds]) -> None:
 # ---- derivatives --------------------------------------------------------------------------------------------------------
 
 
-def _with_adjoint(graph: Graph, feeds: Sequence[Feeds]) -> tuple[Graph | None, list[Feeds]]:
+def _with_adjoint(graph: Graph, feeds: Sequence[Feeds], mark: str = "_ct") -> tuple[Graph | None, list[Feeds]]:
     """Return the graph with inputs ``<y>_ct`` and outputs ``<x>_grad``, and inputs for it."""
     joint = graph.copy()
     entries = [e for e in joint.output_entries if e.input(0).type.dtype.is_float]
     wrt = [v for v in joint.inputs if v.type.dtype.is_float]
     if not entries or not wrt:
         return None, []
-    seeds = [(e.input(0), joint.add_input(f"{e.name}_ct", e.input(0).type)) for e in entries]
+    seeds = [(e.input(0), joint.add_input(f"{e.name}{mark}", e.input(0).type)) for e in entries]
     try:
         found = adjoint(joint, seeds, wrt, zero="allow")
     except NotDifferentiableError:
         return None, []
     for x, bar in zip(wrt, found, strict=True):
         if bar is not None:
-            joint.add_output(bar, f"{x.name}_grad")
+            joint.add_output(bar, f"{x.name}_grad{mark[3:]}")
     more = []
     for given in feeds:
         rng = np.random.default_rng(5)
         outputs = evaluate(graph, given)
-        more.append({**given, **{f"{e.name}_ct": np.asarray(rng.standard_normal(outputs[e.name].shape)).astype(
+        more.append({**given, **{f"{e.name}{mark}": np.asarray(rng.standard_normal(outputs[e.name].shape)).astype(
             outputs[e.name].dtype) for e in entries}})
     return joint, more
 
@@ -263,8 +265,68 @@ def check_derivatives(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str
     return next((r for r in reasons if r), None)
 
 
-def _adjoint_at(graph: Graph, joint: Graph, given: Feeds, more: Feeds) -> str | None:
-    cotangents = {k[:-3]: a for k, a in more.items() if k not in given}
+def check_second(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """The adjoint of the adjoint agrees with differences of the gradient."""
+    if not smooth or not _only_float64(graph):
+        return "not float64"
+    if any(n.op == "StopGradient" for n in graph.nodes()):
+        return "a gradient is stopped"
+    joint, more = _with_adjoint(graph, feeds)
+    if joint is None:
+        return "no gradient"
+    for entry in joint.output_entries:
+        if not entry.name.endswith("_grad") and len(joint.output_entries) > 1:
+            joint.remove(entry)
+    twice, most = _with_adjoint(joint, more, "_ct2")
+    if twice is None:
+        return "no second gradient"
+    verify(twice)
+    reasons = [_adjoint_at(joint, twice, g, m, "_ct2") for g, m in zip(more, most, strict=True)]
+    return next((r for r in reasons if r), None)
+
+
+def check_transforms(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """The vjp of a model, compiled, gives the gradients; in float64 everything is the same up to rounding."""
+    if not smooth or not any(v.type.dtype.is_float for v in graph.inputs) or not any(v.type.dtype.is_float for v in graph.outputs):
+        return "no gradient"
+    model = Model(graph)
+    try:
+        pulled = vjp(model, zero="allow")
+        pushed = jvp(model)
+    except NotDifferentiableError:
+        return "no gradient"
+    coarse = _coarsest(graph)
+    rng = np.random.default_rng(3)
+    for given in feeds:
+        outputs = evaluate(graph, given)
+        cotangents = {name: outputs[y] for (role, y, _), name in pulled.roles.items() if role == "cotangent"}
+        plain = evaluate(pulled.graph, {**given, **cotangents})
+        got = pulled.compile(threads=1).run({**given, **cotangents})
+        if not all(np.abs(a).max(initial=0.0) < 1e4 for a in plain.values() if a.dtype.kind == "f"):
+            return "large gradients"
+        _all_close(got, plain, "vjp, compiled: ", 1.0, coarse)
+        tangents = {name: np.asarray(rng.standard_normal(given[x].shape)).astype(given[x].dtype)
+                    for (role, _, x), name in pushed.roles.items() if role == "tangent" and x}
+        forward = evaluate(pushed.graph, {**given, **tangents})
+        if not all(np.isfinite(a).all() for a in forward.values() if a.dtype.kind == "f"):
+            return "large tangents"
+        _dual(pulled, pushed, plain, forward, outputs, tangents, coarse)
+    return None
+
+
+def _dual(pulled: Model, pushed: Model, plain: Feeds, forward: Feeds, outputs: Feeds, tangents: Feeds, coarse: float) -> None:
+    """Check <y, y_dot> = <x_bar, x_dot> with the outputs themselves as cotangents."""
+    left = [outputs[y].astype(float) * forward[name].astype(float)
+            for (role, y, x), name in pushed.roles.items() if role == "tangent" and y]
+    right = [plain[pulled.roles[key]].astype(float) * tangents[pushed.roles["tangent", "", key[2]]].astype(float)
+             for key in pulled.roles if key[0] == "grad"]
+    a, b = (sum(float(p.sum()) for p in side) for side in (left, right))
+    scale = sum(float(np.abs(p).sum()) for p in (*left, *right))
+    assert abs(a - b) <= 10 * coarse * max(scale, 1.0), f"<y, y_dot> = {a}, <x_bar, x_dot> = {b}"
+
+
+def _adjoint_at(graph: Graph, joint: Graph, given: Feeds, more: Feeds, mark: str = "_ct") -> str | None:
+    cotangents = {k[:-len(mark)]: a for k, a in more.items() if k not in given}
     results = evaluate(joint, more)
     _all_close({n: results[n] for n in cotangents}, {n: a for n, a in evaluate(graph, given).items() if n in cotangents},
               "with the adjoint: ")
@@ -280,7 +342,7 @@ def _adjoint_at(graph: Graph, joint: Graph, given: Feeds, more: Feeds) -> str | 
         if isinstance(measured, str):
             return measured
         expected, error = measured
-        parts = [results[f"{n}_grad"] * d for n, d in direction.items() if f"{n}_grad" in results]
+        parts = [results[f"{n}_grad{mark[3:]}"] * d for n, d in direction.items() if f"{n}_grad{mark[3:]}" in results]
         got, scale = sum(float(p.sum()) for p in parts), sum(float(np.abs(p).sum()) for p in parts)
         bound = 1e-6 * max(scale, abs(float(expected)), 1.0) + 20 * float(error)
         assert abs(got - float(expected)) <= bound, f"adjoint {got}, differences {float(expected)} (bound {bound:.2e})"
@@ -399,6 +461,8 @@ def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
     verify(back)
     for given, outputs in zip(feeds, expected, strict=True):
         _all_close(evaluate(back, given), outputs, "read back: ", slack=3.0)
+    if any(n.op in ("Loop", "Scan") for n in graph.nodes()) and _meets_nothing(graph, feeds):
+        return "onnxruntime: other extents where a loop collects nothing"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
@@ -415,11 +479,16 @@ def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
     if steps:
         return "onnxruntime: a step may fall on either side"
     for outputs, arrays in zip(expected, got, strict=True):
-        if any(not a.size for a in outputs.values()):
-            return "onnxruntime: other extents where a loop collects nothing"
         if all(np.abs(a).max(initial=0.0) < 1e15 for a in outputs.values() if a.dtype.kind == "f"):
             _all_close(dict(zip(outputs, arrays, strict=True)), outputs, "onnxruntime: ", 3.0, _coarsest(graph))
     return None
+
+
+def _meets_nothing(graph: Graph, feeds: Sequence[Feeds]) -> bool:
+    """Return whether a value of the graph has no elements."""
+    values = [v for n in graph.nodes() for v in n.outputs if v is not None]
+    return any(not a.size for given in feeds
+               for a in run_values(graph, {v: given[v.name] for v in graph.inputs}, values, np.random.default_rng(0)))
 
 
 CHECKS: dict[str, tuple[Check, float]] = {
@@ -429,6 +498,8 @@ CHECKS: dict[str, tuple[Check, float]] = {
     "derivatives": (check_derivatives, 1.0),
     "forms": (check_forms, 1.0),
     "onnx": (check_onnx, 1.0),
+    "transforms": (check_transforms, 0.3),
+    "second": (check_second, 0.2),
     "gradient passes": (check_passes_of_gradient, 0.4),
     "gradient onnx": (check_onnx_of_gradient, 0.4),
 }

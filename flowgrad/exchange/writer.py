@@ -240,6 +240,9 @@ class _Writer:
             inputs.pop()
         while outputs and not outputs[-1]:
             outputs.pop()
+        for subgraph in node.subgraphs.values():  # as many as the subgraph returns (a Loop: besides its condition), all named
+            outputs += [""] * (len(subgraph.output_entries) - (node.op == "Loop") - len(outputs))
+            outputs = [name or self.names.fresh(f"{node.label}_unused") for name in outputs]
         made: NodeProto = proto.node.add(op_type=node.op, name=node.name, input=inputs, output=outputs)
         made.attribute.extend(attributes_of(node, self.opset))
         for name, subgraph in node.subgraphs.items():
