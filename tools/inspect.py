@@ -13,6 +13,7 @@ from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.model import Model, ValueInfo
 from flowgrad.tools import files
 from flowgrad.tools.notes import progress
+from flowgrad.tools.samples import parse_shapes
 
 SHOWN = 40
 
@@ -21,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.epilog = "example: flowgrad inspect resnet.onnx --nodes"
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
+    parser.add_argument("--input-shapes", action="append", default=[], metavar="NAME:DIMS",
+                        help="x:1,3,224,224 (repeatable), for the peak of a run")
     parser.add_argument("--nodes", action="store_true", help="print the graph in its text form")
     parser.add_argument("--params", action="store_true", help="list every parameter candidate with the reason")
     parser.add_argument("--origins", action="store_true", help="print, for each node that a pass made, the whole chain")
@@ -30,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect."""
     with progress(f"loading {arguments.graph}", arguments.quiet or arguments.json):
         model = files.load_graph(arguments.graph)
-    report = describe_model(model)
+    report = describe_model(model) | {"peak_bytes": peak_bytes(model, arguments.input_shapes)}
     if arguments.json:
         print(json.dumps(report))
         return 0
@@ -57,6 +60,18 @@ def describe_model(model: Model) -> dict[str, Any]:
         "params": {"count": sum(p.included for p in params), "all": [_plain(p) for p in params]},
         "not_differentiable": not_differentiable(model.graph),
     }
+
+
+def peak_bytes(model: Model, shapes: list[str]) -> int | None:
+    """Return the bytes that a run takes beside constants, or None where ``shapes`` leaves an extent open."""
+    given = parse_shapes(shapes)
+    for value in model.graph.inputs:
+        if value.name not in given:
+            if not value.type.is_static:
+                return None
+            given[value.name] = value.type.static_shape
+    plan = model.compile().plan(given)
+    return int(plan.peak_bytes) if plan.complete else None
 
 
 def not_differentiable(graph: Graph) -> list[dict[str, str]]:
@@ -93,6 +108,8 @@ def _print(report: dict[str, Any], all_params: bool) -> None:
     if all_params:
         for info in report["params"]["all"]:
             print(f"  {'in ' if info['included'] else 'out'}  {_shown(info)}  {info['reason']}")
+    if report["peak_bytes"] is not None:
+        print(f"peak     {files.size_text(report['peak_bytes'])} of values in a run, beside the constants")
     for stop in report["not_differentiable"][:SHOWN]:
         print(f"stops    {stop['op']} at {stop['where']}: {stop['reason']}")
     more = len(report["not_differentiable"]) - SHOWN

@@ -26,9 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to run")
     what.add_argument("--passes", metavar="STR", help='a pipeline, e.g. "fold{limit=1MiB},cse,dce"')
     for level in LEVELS:
-        what.add_argument(f"-O{level}", dest="level", action="store_const", const=level, help=argparse.SUPPRESS)
-    what.add_argument("--skip", action="append", default=[], metavar="P", help="leave a pass out (repeatable); -O0 .. -O2")
+        passes = LEVELS[level].count(",") + 1 if LEVELS[level] else 0
+        what.add_argument(f"-O{level}", dest="level", action="store_const", const=level, help=f"{passes} standard passes")
+    what.add_argument("--skip", action="append", default=[], metavar="P", help="leave a pass out (repeatable)")
     what.add_argument("--load", action="append", default=[], metavar="F.py", help="a file of your own that declares passes")
+    what.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
     what.add_argument("--list", action="store_true", help="list the passes")
     look = parser.add_argument_group("what to show")
     look.add_argument("--print-ir-before", action="append", default=[], metavar="P")
@@ -42,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     find.add_argument("--check", action="store_true", help="hold each pass to its kind: values and gradients")
     find.add_argument("--bisect", action="store_true", help="name the first pass, then the first rewrite, that is wrong")
     find.add_argument("--reproducer", metavar="F", help="where a pass fails, write graph and remaining pipeline there")
-    find.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
 
 
 def run(arguments: argparse.Namespace) -> int:
