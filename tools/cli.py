@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "opt": "run passes and look at what they do",
     "inspect": "show inputs, outputs, operators and what cannot be differentiated",
     "zoo": "check models that have reference gradients",
+    "light": "check the light models that come with onnx",
     "gradcheck": "compare gradients with differences, and with a second engine",
 }
 
