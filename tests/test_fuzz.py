@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -165,9 +167,9 @@ def test_outputs_of_subgraphs_that_nobody_uses_are_exported(op: str, kept: int) 
         a = body.add_input("a", Type(FLOAT64, ()) if op == "Scan" else x.type)
         for k, made in enumerate((inner.Sin(a), inner.Cos(a), inner.Exp(a))):
             body.add_output(made, f"r{k}")
-    inputs = {"If": [c], "Loop": [np.asarray(2), c], "Scan": [x]}[op]
+    operands: dict[str, list[Any]] = {"If": [c], "Loop": [np.asarray(2), c], "Scan": [x]}
     attributes = {"num_scan_inputs": 1} if op == "Scan" else {}
-    node = b.add_node(op, inputs, attributes, outputs=3, captures=[] if op == "Scan" else [x], subgraphs=bodies)
+    node = b.add_node(op, operands[op], attributes, outputs=3, captures=[] if op == "Scan" else [x], subgraphs=bodies)
     graph.add_output(node.output(kept), "y")
     for k in (2, 1, 0):
         if k != kept:
@@ -180,3 +182,34 @@ def test_outputs_of_subgraphs_that_nobody_uses_are_exported(op: str, kept: int) 
     needed = {v.name: feeds[v.name] for v in graph.inputs}
     np.testing.assert_allclose(got, evaluate(graph, needed)["y"])
     np.testing.assert_allclose(evaluate(read_onnx(proto), needed)["y"], got)
+
+
+def test_a_loop_that_hands_through_what_another_output_views() -> None:
+    """The state of a loop without iterations is the array itself, of which another output is a view."""
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (3,)))
+    soft = b.Softmax(x)
+    body = Graph("body")
+    body.add_input("i", Type(INT64, ()))
+    body.add_output(body.add_input("going", Type(BOOL, ())), "going_on")
+    body.add_output(Builder(body).Sin(body.add_input("a", x.type)), "r")
+    graph.add_output(b.add("Loop", [np.asarray(0), None, soft], subgraphs={"body": body}), "y0")
+    graph.add_output(b.Transpose(soft, perm=[0]), "y1")
+    got = Program(graph).run({"x": np.arange(3.0)})
+    assert not np.may_share_memory(got["y0"], got["y1"])
+    assert np.array_equal(got["y0"], got["y1"])
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (2, 0, 3)])
+@pytest.mark.parametrize(("op", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
+def test_recurrent_layers_over_nothing(op: str, gates: int, shape: tuple[int, ...]) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, shape))
+    weights = np.ones((1, 2 * gates, 3)), np.ones((1, 2 * gates, 2))
+    for value in b.add(op, [x, *weights], {"hidden_size": 2}, outputs=2):
+        graph.add_output(value)
+    got = list(evaluate(graph, {"x": np.zeros(shape)}).values())
+    assert [a.shape for a in got] == [(shape[0], 1, shape[1], 2), (1, shape[1], 2)]
+    assert not got[1].any()

@@ -44,6 +44,7 @@ ORT_LIMITS = (
     ("Missing Input", "empty initializers of LayerNormalization"),
     ("Size of X.shape[axis:] must be at least 1", "layer normalization of nothing"),
     ("Dilation not supported for AutoPadType", "dilation with automatic padding"),
+    ("Unexpected mode of 3", "wrapping of a tensor without elements"),
     ("Pad reflect: pre-pad", "reflection beyond the axis, which the standard library allows"),
     ("Pad reflect: post-pad", "reflection beyond the axis, which the standard library allows"),
     ("does not support double yet", "no kernel for this type"),

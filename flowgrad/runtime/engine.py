@@ -234,7 +234,7 @@ class Specialisation:
         if len(handed_out) == len(numbers):
             return [slots[self.slots[n]] for n in numbers]
         fed = len(self.engine.fed)
-        seen = {id(slots[self.slots[n]]) for n in handed_out} | {id(a) for a in slots[:fed]}
+        seen = {id(_root(slots[self.slots[n]])) for n in handed_out} | {id(_root(a)) for a in slots[:fed]}
         results: list[Array] = []
         for number in numbers:
             slot = self.slots.get(number)
@@ -248,6 +248,13 @@ class Specialisation:
             seen.add(id(array))
             results.append(array)
         return results
+
+
+def _root(array: Array) -> Array:
+    """Return the array whose memory ``array`` is a view of, or ``array`` itself."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _constant(segments: Sequence[Segment], number: int) -> Array:

@@ -69,10 +69,10 @@ def run(kind: Kind, x: Array, w: Array, r: Array, b: Array | None, lengths: Arra
     finals: list[list[Array]] = []
     for d, (backward, cell) in enumerate(cells_of(kind, options)):
         bias, kept = _biases(kind, cell, None if b is None else b[d], hidden)
-        gates = np.matmul(x.reshape(-1, x.shape[-1]), w[d].T)
+        gates = np.matmul(x.reshape(steps * batch, x.shape[-1]), w[d].T)
         if bias is not None:
             gates += bias
-        gates = gates.reshape(steps, batch, -1)
+        gates = gates.reshape(steps, batch, gates.shape[-1])
         states = [np.zeros((batch, hidden), x.dtype) if s is None else s[d] for s in initial]
         weights = [*_recurrent(kind, np.ascontiguousarray(r[d].T), hidden), *kept, *_peepholes(p, d, hidden)]
         y = np.zeros((steps, batch, hidden), x.dtype)
