@@ -56,13 +56,28 @@ class Model:
         self.graph = graph
         self.roles: dict[Role, str] = dict(roles or {})
         self.notes: tuple[str, ...] = tuple(notes)
-        self.overrides: dict[int, Any] = {}
+        self.overrides: dict[str, tuple[str, Any]] = {}
 
     def with_graph(self, graph: Graph) -> Model:
-        """Return a model of ``graph`` with the roles and notes of this one."""
+        """Return a model of ``graph`` with the roles, notes and adjoint overrides of this one.
+
+        Raises InputError if ``graph`` lost a node whose adjoint is overridden.
+        """
         other = Model(graph, self.roles, self.notes)
         other.overrides = dict(self.overrides)
+        other.override_keys()
         return other
+
+    def override_keys(self) -> dict[int, Any]:
+        """Return the adjoint rules of ``override_adjoint`` by node key. Raises InputError if a node is gone."""
+        found = {}
+        for name, (op, rule) in self.overrides.items():
+            value = self.graph.values.get(name)
+            if value is None or value.producer.op != op:
+                raise InputError(f"the {op} that makes {name!r}, whose adjoint is overridden, is gone from the graph: "
+                                 "differentiate before other transforms", code="override")
+            found[value.producer.key] = rule
+        return found
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,11 @@ def test_override_adjoint() -> None:
     np.testing.assert_array_equal(fg.grad(through, "y", "x")(x=x)["x_grad"], np.tile([1.0, -2.0, 3.0], (2, 1)))
     guided = fg.override_adjoint(rectified(), fg.guided, names="hidden")
     np.testing.assert_array_equal(fg.grad(guided, "y", "x")(x=x)["x_grad"], np.where(x > 0, [1.0, 0.0, 3.0], 0.0))
+    for other in (guided.optimized(), guided.astype("float32")):
+        found = fg.grad(other, "y", "x")(x=x.astype(other.inputs[0].dtype))["x_grad"]
+        np.testing.assert_array_equal(found, np.where(x > 0, [1.0, 0.0, 3.0], 0.0))
+    with pytest.raises(InputError, match="is gone"):
+        guided.with_graph(network().graph)
     with pytest.raises(NotDifferentiableError, match="overridden"):
         fg.jvp(guided, "y", "x")
     with pytest.raises(InputError, match="no node of op"):

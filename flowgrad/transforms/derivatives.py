@@ -84,7 +84,7 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs") -> Model:
         task.roles["tangent", "", x.name] = x_dot.name
         pairs.append((x, x_dot))
     for (name, y), y_dot in zip(values, tangent(task.graph, pairs, [v for _, v in values],
-                                                         overrides=model.overrides), strict=True):
+                                                         overrides=model.override_keys()), strict=True):
         task.add_derivative(("tangent", name, ""), f"{name}_tangent", y, y_dot, name, "wrt")
     return task.finish()
 
@@ -108,7 +108,7 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, ze
         task.roles["tangent", "", w] = x_dot.name
         pairs.append((x, x_dot))
     for (w, _), g, dot in zip(wrt_values, gradients, tangent(task.graph, pairs, gradients,
-                                                                    overrides=model.overrides), strict=True):
+                                                                    overrides=model.override_keys()), strict=True):
         task.add_derivative(("hvp", name, w), f"{w}_hvp", g, dot, name, w)
     return task.finish()
 
@@ -123,8 +123,10 @@ class _Task:
         self.notes = list(model.notes)
 
     def finish(self) -> Model:
-        """Return the model made."""
-        return Model(self.graph, self.roles, self.notes)
+        """Return the model made; adjoint rules that were overridden stay so for the next derivative."""
+        made = Model(self.graph, self.roles, self.notes)
+        made.overrides = dict(self.model.overrides)
+        return made
 
     def one(self, y: Value) -> Value:
         """Return the cotangent 1 of a scalar."""
@@ -156,7 +158,7 @@ class _Task:
         for value in (*(y for _, y, _ in seeds), *wrt):
             self.graph.pin(value)
         found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero,
-                        overrides=self.model.overrides)
+                        overrides=self.model.override_keys())
         of = ",".join(name for name, _, _ in seeds)
         for x, x_bar in zip(wrt, found, strict=True):
             self.add_derivative(("grad", of, x.name), f"{x.name}_grad", x, x_bar, of, x.name)

@@ -56,12 +56,15 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
     your own. The override lives in the Model, not in files: differentiate first, then save. Tangents are refused there.
     Raises InputError if nothing matches.
     """
-    chosen = {find_value(model.graph, n).producer.key for n in ([names] if isinstance(names, str) else names)}
-    chosen |= {n.key for n in model.graph.nodes() if op and n.op == op}
+    graph = model.graph.copy()
+    chosen = [find_value(graph, n) for n in ([names] if isinstance(names, str) else names)]
+    chosen += [n.output() for n in graph.nodes() if op and n.op == op]
     if not chosen:
-        raise InputError(f"no node of op {op!r}{suggestion(op, {n.op for n in model.graph.nodes()})}", code="name")
-    result = model.with_graph(model.graph)
-    result.overrides = {**model.overrides, **dict.fromkeys(chosen, rule)}
+        raise InputError(f"no node of op {op!r}{suggestion(op, {n.op for n in graph.nodes()})}", code="name")
+    for value in chosen:
+        graph.pin(value)
+    result = model.with_graph(graph)
+    result.overrides = {**model.overrides, **{v.name: (v.producer.op, rule) for v in chosen}}
     return result
 
 
