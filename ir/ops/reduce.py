@@ -18,7 +18,7 @@ from flowgrad.ir.ops.operands import (
     unknown_shape,
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, attr, op
-from flowgrad.ir.types import INT64, UNKNOWN, Type
+from flowgrad.ir.types import FLOAT32, INT64, UNKNOWN, Type
 
 Axes = tuple[int, ...] | None
 
@@ -271,10 +271,20 @@ def reduce_log_sum_exp(
 
 
 def _exp_weights(b: Any, node: Node) -> Value:
-    """Return exp(x - y), and 0 where all x are -inf."""
-    y = node.output()
-    finite = b.Where(b.Equal(y, float("-inf")), b.scalar(0, y.type.dtype), y)
-    return b.Exp(b.Sub(node.input(0), restored(b, node, finite)))  # type: ignore[no-any-return]
+    """Return exp(x - y), and 0 where all x are -inf.
+
+    y is rounded to its dtype, which makes exp(x - y) wrong by any factor where y is large: the shift is the greatest x,
+    which is exact. The weights do not depend on the shift, so no derivative passes through it.
+    """
+    own, options = node.input(0).type.dtype, {**node.attributes, "keepdims": 1}
+    dtype = FLOAT32 if own.itemsize < 4 else own
+    x = node.input(0) if dtype == own else b.Cast(node.input(0), to=dtype.onnx)
+    top = b.add("ReduceMax", [x, *node.inputs[1:]], options)
+    shift = b.StopGradient(b.Where(b.Equal(top, float("-inf")), b.scalar(0, dtype), top))
+    shares = b.Exp(b.Sub(x, shift))
+    total = b.add("ReduceSum", [shares, *node.inputs[1:]], options)
+    weights = b.Div(shares, b.Where(b.Equal(total, 0.0), b.scalar(1, dtype), total))
+    return b.cast_like(weights, node.input(0))  # type: ignore[no-any-return]
 
 
 # ---- products -----------------------------------------------------------------------------------------------------------

@@ -88,17 +88,23 @@ def _(node: Node) -> list[Type]:
     return [*_row_type(node), computed(node.input(0).type)]
 
 
+def _shares(b: Any, node: Node) -> Value:
+    """Return exp(y); not from y itself where its rounding would show, which grows with |y|."""
+    x, y = node.input(0), node.output()
+    return b.Softmax(x, axis=attr(node, "axis")) if y.type.dtype.itemsize < 4 else b.Exp(y)  # type: ignore[no-any-return]
+
+
 @log_softmax.adjoint
 def _(b: Any, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar - exp(y) sum(y_bar)."""
     total = b.ReduceSum(y_bar, [attr(node, "axis")], keepdims=1)
-    return b.Sub(y_bar, b.MaskedMul(total, b.Exp(node.output())))
+    return b.Sub(y_bar, b.MaskedMul(total, _shares(b, node)))
 
 
 @log_softmax.tangent
 def _(b: Any, node: Node, x_dot: Value) -> Any:
     """y_dot = x_dot - sum(exp(y) x_dot)."""
-    weighted = b.MaskedMul(x_dot, b.Exp(node.output()))
+    weighted = b.MaskedMul(x_dot, _shares(b, node))
     return b.Sub(x_dot, b.ReduceSum(weighted, [attr(node, "axis")], keepdims=1))
 
 
