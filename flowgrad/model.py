@@ -57,6 +57,8 @@ class Model:
         self.roles: dict[Role, str] = dict(roles or {})
         self.notes: tuple[str, ...] = tuple(notes)
         self.overrides: dict[str, tuple[str, Any]] = {}
+        self._optimized_at = -1
+        """The version of the graph that the standard pipeline made, so that it does not run on its own result."""
 
     def with_graph(self, graph: Graph) -> Model:
         """Return a model of ``graph`` with the roles, notes and adjoint overrides of this one.
@@ -135,8 +137,11 @@ class Model:
         """Return this model after a pipeline of passes (default: the standard one)."""
         from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
 
-        result = PassManager(DEFAULT_PIPELINE if passes is None else passes).run(self)
-        return result.model  # type: ignore[no-any-return]
+        if passes is None and self._optimized_at == self.graph.version:
+            return self
+        model: Model = PassManager(DEFAULT_PIPELINE if passes is None else passes).run(self).model
+        model._optimized_at = model.graph.version if passes is None else -1
+        return model
 
     def with_params(self, values: Mapping[str, Any]) -> Model:
         """Return this model with other values for the named constants.
