@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import RunError
+from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.types import FLOAT32, FLOAT64, DType, Type, dtype_of
@@ -154,3 +154,13 @@ def test_the_least_integer_over_minus_one_wraps(dtype: str) -> None:
     graph.add_output(b.Div(x, y), "z")
     least = np.array(np.iinfo(dtype).min, dtype)
     assert evaluate(graph, {"x": least, "y": np.array(-1, dtype)})["z"] == least
+
+
+@pytest.mark.parametrize("op", ["BatchNormalization", "InstanceNormalization"])
+def test_a_vector_that_would_broadcast_over_channels_is_refused(op: str) -> None:
+    graph = Graph("channels")
+    x = graph.add_input("x", Type(FLOAT64, (2, 3, 4)))
+    one = graph.add_constant(np.ones(1), "one")
+    vectors = [one] * (4 if op == "BatchNormalization" else 2)
+    with pytest.raises(ValidationError, match="for each channel"):
+        Builder(graph).add(op, [x, *vectors])

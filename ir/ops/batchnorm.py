@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.operands import check_channels
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.ops.standardize import (
     Standardized,
@@ -64,6 +65,7 @@ def batch_normalization(
 @batch_normalization.types
 def _(node: Node) -> list[Type | None]:
     x, mean, var = node.input(0), node.input(3), node.input(4)
+    check_channels(node, 1, 2, 3, 4)
     if not attr(node, "training_mode"):
         return [x.type, None, None, None, None]
     channels = mean.type.shape if x.type.shape is None else (x.shape[1],)

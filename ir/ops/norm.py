@@ -10,7 +10,7 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops import batchnorm as batchnorm  # these declare their operators
 from flowgrad.ir.ops import plainnorm as plainnorm
-from flowgrad.ir.ops.operands import normal_axis
+from flowgrad.ir.ops.operands import check_channels, normal_axis
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.ops.standardize import (
     Standardized,
@@ -307,6 +307,7 @@ def instance_normalization(
 @instance_normalization.types
 def _(node: Node) -> list[Type]:
     x = node.input(0)
+    check_channels(node, 1, 2)
     return _group_types(node, x.shape[1] if x.type.shape is not None else None, wide(x.type.dtype))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.errors import ValidationError
-from flowgrad.ir.graph import Array, Value
+from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type
 
 
@@ -120,3 +120,20 @@ def slice_axis(b: Any, vector: Value, start: int, end: int) -> Value:
 def as_int64(b: Any, value: Value) -> Value:
     """Return an integer value as int64."""
     return value if value.type.dtype == INT64 else b.Cast(value, to=INT64.onnx)
+
+
+def check_channels(node: Node, *slots: int) -> None:
+    """Check that the inputs in ``slots`` are vectors of as many entries as input 0 has channels (axis 1).
+
+    A vector of length 1 would broadcast, and its derivative be wrong. Raises ValidationError.
+    """
+    shape = node.input(0).type.shape
+    for slot in slots:
+        vector = node.input(slot)
+        extents = vector.type.shape
+        if shape is None or extents is None:
+            continue
+        fits = len(extents) == 1 and len(shape) > 1
+        if not fits or (isinstance(shape[1], int) and isinstance(extents[0], int) and shape[1] != extents[0]):
+            raise ValidationError(f"{node.op} takes one entry of {vector!r} for each channel of {node.input(0)!r}",
+                                  code="shape", where=node.label)
