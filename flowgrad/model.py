@@ -213,11 +213,13 @@ def load(source: Any, *, limits: Limits | None = None) -> Model:
 
 def _load_file(path: Path, head: bytes, limits: Limits | None) -> Graph:
     from flowgrad.ir import pack
+    from flowgrad.ir.files import read_file
+    from flowgrad.ir.limits import limits_or_default
 
     if pack.is_packed(head):
         return pack.load(path, limits)
     if head.lstrip().startswith((b"graph", b"#")):
-        return _load_text(path.read_bytes())
+        return _load_text(bytes(read_file(path, limits_or_default(limits))), limits)
     from flowgrad.exchange.reader import read_onnx
 
     return read_onnx(path, limits)
@@ -229,21 +231,23 @@ def _load_bytes(data: bytes, limits: Limits | None) -> Graph:
     if pack.is_packed(data[:64]):
         return pack.unpack(data, limits)
     if data[:64].lstrip().startswith((b"graph", b"#")):
-        return _load_text(data)
+        return _load_text(data, limits)
     from flowgrad.exchange.reader import read_onnx
 
     return read_onnx(data, limits)
 
 
-def _load_text(data: bytes) -> Graph:
+def _load_text(data: bytes, limits: Limits | None) -> Graph:
+    from flowgrad.ir.limits import limits_or_default
     from flowgrad.ir.text import parse_graph
     from flowgrad.ir.verify import verify
 
+    limits_or_default(limits).check("file_bytes", len(data))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise LoadError(f"not a text, msgpack or ONNX file: {error}", code="file") from error
-    graph = parse_graph(text)
+    graph = parse_graph(text, limits=limits)
     verify(graph)
     return graph
 

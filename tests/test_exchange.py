@@ -257,6 +257,13 @@ def test_the_stamp_is_the_lowest_that_is_right() -> None:
     assert stamp("Cast", FLOAT32, to=TensorProto.INT64, saturate=1) == 18
 
 
+@pytest.mark.parametrize(("mode", "opset"), [("DCR", 18), ("CRD", 28)])
+def test_a_mode_that_came_later_is_stamped(mode: str, opset: int) -> None:
+    graph, b = small()
+    graph.add_output(b.SpaceToDepth(graph.add_input("x", Type(FLOAT32, (1, 1, 2, 2))), blocksize=2, mode=mode))
+    assert write_onnx(graph).opset_import[0].version == opset
+
+
 def test_the_opset_can_be_raised_and_not_lowered() -> None:
     graph, b = small()
     graph.add_output(b.Gelu(graph.add_input("x", Type(FLOAT32, (2,)))))
@@ -430,3 +437,26 @@ def test_exported_gradients_in_onnxruntime(entry: str) -> None:
         allowed = max(1e-4 * record["max_abs"], 20 * record["floor"], 1e-7 * largest)
         error = np.abs(got[record["name"] + "_grad"] - data["grad/" + record["name"]]).max(initial=0)
         assert error <= allowed, record["name"]
+
+
+@pytest.mark.parametrize("names", [["a", "", "c"], ["", "b"], ["a"]], ids=["inside", "first and last", "last two"])
+@pytest.mark.parametrize("form", ["sizes", "run time", "even"])
+def test_all_pieces_of_a_split_are_written(names: list[str], form: str) -> None:
+    graph, b = small()
+    x, sizes = graph.add_input("x", Type(FLOAT32, (6, 2))), np.array([2, 2, 2])
+    if form == "even":
+        node = b.add_node("Split", [x], {"num_outputs": 3}, outputs=names)
+    else:
+        given = b.ints([2, 2, 2]) if form == "sizes" else graph.add_input("sizes", Type(INT64, (3,)))
+        node = b.add_node("Split", [x, given], outputs=names)
+    for value in node.outputs:
+        if value is not None:
+            graph.add_output(b.Neg(value), f"minus_{value.name}")
+    model = write_onnx(graph)
+    (split,) = (n for n in model.graph.node if n.op_type == "Split")
+    assert len(split.output) == 3 and all(split.output)
+    feeds = {"x": np.arange(12, dtype=np.float32).reshape(6, 2), **({"sizes": sizes} if form == "run time" else {})}
+    found = dict(zip((o.name for o in model.graph.output), onnxruntime_outputs(model, feeds), strict=True))
+    for name, piece in zip(names, np.split(feeds["x"], 3), strict=False):
+        if name:
+            np.testing.assert_array_equal(found[f"minus_{name}"], -piece)

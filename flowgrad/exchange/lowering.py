@@ -7,6 +7,7 @@ from flowgrad.ir.errors import SaveError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import attr, opdef
+from flowgrad.ir.ops.shape import piece_types
 from flowgrad.passes.expand import expand
 
 ROUNDS = 16
@@ -25,6 +26,7 @@ def lowered(graph: Graph) -> Graph:
         expand(graph, _needs_expansion, "export")
         if before == (graph.version, sum(g.version for g, _ in graph.walk())):
             break
+    _complete_splits(graph)
     left = [n for _, n in graph.walk() if opdef(n.op).own or _residual_outputs(n)]
     if left:
         listed = ", ".join(f"{op}" for op in sorted({n.op for n in left}))
@@ -75,3 +77,14 @@ def _replace_residuals(graph: Graph) -> None:
             if made.producer.op in ENTRIES or made.producer is node:
                 made = b.Identity(made)
             inner.adopt(value, made)
+
+
+def _complete_splits(graph: Graph) -> None:
+    """Name every piece of every Split: runtimes take no fewer outputs than pieces, and crash at one without a name."""
+    for inner, node in list(graph.walk()):
+        if node.op != "Split":
+            continue
+        types = piece_types(node)
+        for index, type_ in enumerate(types):
+            if index >= len(node.outputs) or node.outputs[index] is None:
+                inner.set_output(node, index, inner.unique_name(f"{node.label}_{index}"), type_)

@@ -311,10 +311,21 @@ def split(
 ) -> list[Array]:
     sizes = int_list(split)
     if sizes is None:
-        sizes = _even_sizes(input.shape[axis], num_outputs or count)
+        sizes = _even_sizes(input.shape[axis], _checked_pieces(count if num_outputs is None else num_outputs, count))
     if sum(sizes) != input.shape[axis] or min(sizes, default=0) < 0:
         raise ValidationError(f"the pieces {sizes} are not the extent {input.shape[axis]}", code="shape")
     return np.split(input, np.cumsum(sizes)[:-1], axis)
+
+
+MOST_PIECES = 2**20
+"""More pieces than any graph has outputs: what asks for more is damaged."""
+
+
+def _checked_pieces(pieces: int, outputs: int) -> int:
+    """Return the number of pieces; ValidationError if it is absurd or less than the outputs."""
+    if not max(outputs, 1) <= pieces <= MOST_PIECES:
+        raise ValidationError(f"Split into {pieces:,} pieces has {outputs} outputs", code="attribute")
+    return pieces
 
 
 def _even_sizes(extent: int, pieces: int) -> list[int]:
@@ -324,8 +335,13 @@ def _even_sizes(extent: int, pieces: int) -> list[int]:
 
 @split.types
 def _(node: Node) -> list[Type]:
+    return piece_types(node)[: len(node.outputs)]
+
+
+def piece_types(node: Node) -> list[Type]:
+    """Return the types of all pieces of a Split, those that are no outputs too."""
     x, axis = node.input(0).type, attr(node, "axis")
-    sizes = _split_sizes(node)[: len(node.outputs)]
+    sizes = _split_sizes(node)
     if x.shape is None:
         return [x] * len(sizes)
     at = normal_axis(axis, len(x.shape))
@@ -341,7 +357,8 @@ def _split_sizes(node: Node) -> list[Any]:
             raise ValidationError(f"Split into {len(known)} pieces has {outputs} outputs", code="shape")
         return [UNKNOWN] * (length or outputs) if known is None else list(known)
     x_shape = node.input(0).type.shape
-    pieces = attr(node, "num_outputs") or outputs
+    asked = attr(node, "num_outputs")
+    pieces = _checked_pieces(outputs if asked is None else asked, outputs)
     if x_shape is None:
         return [UNKNOWN] * pieces
     extent = x_shape[normal_axis(attr(node, "axis"), len(x_shape))]
