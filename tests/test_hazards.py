@@ -164,3 +164,12 @@ def test_a_vector_that_would_broadcast_over_channels_is_refused(op: str) -> None
     vectors = [one] * (4 if op == "BatchNormalization" else 2)
     with pytest.raises(ValidationError, match="for each channel"):
         Builder(graph).add(op, [x, *vectors])
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "MeanVarianceNormalization"])
+def test_a_mean_over_nothing_is_no_number_and_no_warning(op: str) -> None:
+    graph = Graph("nothing")
+    x = graph.add_input("x", Type(FLOAT64, (2, 3, 0, 4)))
+    graph.add_output(Builder(graph).add(op, [x]), "y")
+    y = evaluate(graph, {"x": np.zeros((2, 3, 0, 4))})["y"]
+    assert np.isnan(y).all()

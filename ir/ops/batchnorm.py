@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import check_channels
+from flowgrad.ir.ops.operands import check_channels, mean_of
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.ops.standardize import (
     Standardized,
@@ -49,9 +49,9 @@ def batch_normalization(
         y += column(b - input_mean * factor, rank, x.dtype)
         return y
     axes = tuple(channel_axes(rank))
-    mean = np.mean(x, axis=axes, keepdims=True)
+    mean = mean_of(x, axes)
     y = np.subtract(x, mean, out=out)
-    var = np.mean(np.square(y), axis=axes)
+    var = mean_of(np.square(y), axes, keepdims=False)
     inverse = 1 / np.sqrt(var + x.dtype.type(epsilon))
     y *= column(scale * inverse, rank, x.dtype)
     y += column(b, rank, x.dtype)

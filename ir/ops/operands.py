@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,3 +138,10 @@ def check_channels(node: Node, *slots: int) -> None:
         if not fits or (isinstance(shape[1], int) and isinstance(extents[0], int) and shape[1] != extents[0]):
             raise ValidationError(f"{node.op} takes one entry of {vector!r} for each channel of {node.input(0)!r}",
                                   code="shape", where=node.label)
+
+
+def mean_of(x: Array, axes: tuple[int, ...], *, keepdims: bool = True, out: Array | None = None) -> Array:
+    """Return the mean along ``axes``: NaN over nothing, and without the warning that ``np.mean`` gives there."""
+    total = np.asarray(np.add.reduce(x, axis=axes, keepdims=keepdims, out=out))
+    count = math.prod(x.shape[a] for a in axes)
+    return np.divide(total, x.dtype.type(count), out=total)

@@ -9,6 +9,7 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.operands import mean_of
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.types import Type
 
@@ -54,8 +55,8 @@ DEVIATION_GUARD = 1e-9
 @op("MeanVarianceNormalization", since=13)
 def mean_variance_normalization(x: Array, *, axes: Sequence[int] = (0, 2, 3), out: Array | None = None) -> Array:
     along = tuple(int(a) for a in axes)
-    centred = np.subtract(x, np.mean(x, axis=along, keepdims=True), out=out)
-    deviation = np.sqrt(np.mean(np.square(centred), axis=along, keepdims=True))
+    centred = np.subtract(x, mean_of(x, along), out=out)
+    deviation = np.sqrt(mean_of(np.square(centred), along))
     centred /= deviation + x.dtype.type(DEVIATION_GUARD)
     return centred
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convexpansion import Slide, average_gradient, shape_tail, vector_tail, window_counts
+from flowgrad.ir.ops.operands import mean_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.ops.window import Window, image_part, output_shape, overlap, place, shape_in, slide, tap_slices
 from flowgrad.ir.types import INT64, Shape, Type
@@ -268,7 +269,7 @@ def global_type(node: Node) -> Type:
 
 @op("GlobalAveragePool", traits=(Trait.LINEAR,))
 def global_average_pool(x: Array, *, out: Array | None = None) -> Array:
-    return np.asarray(np.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True, out=out))
+    return mean_of(x, tuple(range(2, x.ndim)), out=out)
 
 
 global_average_pool.types(global_type)
