@@ -82,7 +82,7 @@ def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Valu
         inputs = [None if v is None else arrays[v] for v in node.inputs]
         results = call_node(node, inputs, [arrays[v] for v in node.captures], rng)
         for value, result in zip(node.outputs, results, strict=False):
-            if value is not None and value in left:
+            if value is not None and result is not None and value in left:
                 arrays[value] = result
         for value in (*node.inputs, *node.captures):
             if value is None:

@@ -406,7 +406,7 @@ def _(b: Any, node: Node) -> Any:
 
 @op("Softsign", since=1, outputs=("output",), traits=(Trait.ELEMENTWISE,))
 def softsign(x: Array, *, out: Array | None = None) -> Array:
-    return np.divide(x, 1 + np.abs(x), out=out)
+    return np.asarray(np.divide(x, 1 + np.abs(x), out=out))
 
 
 @softsign.partials

@@ -24,7 +24,7 @@ BRANCHES = ("then_branch", "else_branch")
 def if_adjoint(b: Any, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
     """Return the cotangents of an If: none for the condition, one per capture."""
     wanted = [i for i, is_wanted in enumerate(b.wanted[len(node.inputs) :]) if is_wanted]
-    y_bars = [y_bar if b.is_zero(y_bar) else _fitting(b, node, k, y_bar) for k, y_bar in enumerate(y_bars)]
+    y_bars = [y_bar if y_bar is None or b.is_zero(y_bar) else _fitting(b, node, k, y_bar) for k, y_bar in enumerate(y_bars)]
     halves = []
     for name in BRANCHES:
         found = b.body_adjoint(

@@ -142,6 +142,7 @@ def check_channels(node: Node, *slots: int) -> None:
 
 def mean_of(x: Array, axes: tuple[int, ...], *, keepdims: bool = True, out: Array | None = None) -> Array:
     """Return the mean along ``axes``: NaN over nothing, and without the warning that ``np.mean`` gives there."""
-    total = np.asarray(np.add.reduce(x, axis=axes, keepdims=keepdims, out=out))
+    total: Array = np.asarray(np.sum(x, axis=axes, keepdims=keepdims, out=out))
     count = math.prod(x.shape[a] for a in axes)
-    return np.divide(total, x.dtype.type(count), out=total)
+    np.divide(total, x.dtype.type(count), out=total)
+    return total
