@@ -19,7 +19,7 @@ class Builder:
     """Adds nodes to a graph: ``b.Add(x, y)``, ``b.Softmax(x, axis=1)``.
 
     Inputs may be values, None for an absent optional one, arrays, or Python numbers: a number next to a value takes
-    the dtype of the first value among the inputs, a list or tuple of integers becomes int64. New values are called after
+    the dtype of the first value among the inputs, a float that of the first float value; a list or tuple of integers becomes int64. New values are called after
     ``prefix`` and the op; new nodes carry ``origin``.
     """
 
@@ -64,8 +64,10 @@ class Builder:
         name: str = "",
     ) -> Node:
         """Add a node like ``add`` and return the node. ``types`` overrides the inferred types where given."""
-        like = next((v.type.dtype for v in inputs if isinstance(v, Value)), None)
-        values = [self.value(v, like) for v in inputs]
+        dtypes = [v.type.dtype for v in inputs if isinstance(v, Value)]
+        like = dtypes[0] if dtypes else None
+        like_float = next((d for d in dtypes if d.is_float), like)
+        values = [self.value(v, like_float if isinstance(v, float) else like) for v in inputs]
         while values and values[-1] is None:
             values.pop()
         kept = {k: _attribute(v) for k, v in (attributes or {}).items() if v is not None}
@@ -99,6 +101,8 @@ class Builder:
             return self.graph.add_constant(np.asarray(what))
         if isinstance(what, (list, tuple)):
             return self.ints(what)
+        if isinstance(what, float) and (like is None or not like.is_float):
+            raise ValidationError(f"no input tells the float dtype of {what!r}", code="input")
         if isinstance(what, (bool, int, float)):
             dtype = np.dtype(bool) if isinstance(what, bool) else (like or INT64).numpy
             return self.graph.add_constant(np.asarray(what, dtype))
@@ -144,7 +148,7 @@ class Builder:
 
     def cast_like(self, x: Value, like: Value) -> Value:
         """Return ``x`` in the dtype of ``like``."""
-        return x if x.type.dtype == like.type.dtype else self.Cast(x, to=like.type.dtype.onnx)  # type: ignore[no-any-return]
+        return x if x.type.dtype == like.type.dtype else self.Cast(x, to=like.type.dtype.onnx)
 
     def residual(self, node: Node, name: str) -> Value:
         """Return the optional or residual output ``name`` of a forward node, adding it if it is not there yet."""

@@ -84,7 +84,7 @@ def symbolic_value(node: Node, type_: Type) -> Array | None:
         return None
     definition = opdef(node.op)
     if definition.value_rule is not None:
-        return definition.value_rule(node)
+        return definition.value_rule(node)  # type: ignore[no-any-return]
     if Trait.SHAPE_ARITHMETIC not in definition.traits:
         return None
     operands = [_operand(v) for v in node.inputs]

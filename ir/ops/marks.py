@@ -39,7 +39,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
 @masked_mul.expansion
 def _(b: Any, node: Node) -> Any:
     """y = Where(a = 0, 0, a * b)."""
-    x, y = node.inputs
+    x, y = node.input(0), node.input(1)
     return b.Where(b.Equal(x, 0.0), b.scalar(0, x.type.dtype), b.Mul(x, y))
 
 
