@@ -117,10 +117,38 @@ def _write(b: Any, node: Node, value: Value, updates: Value, reduction: str) -> 
     return b.add(node.op, [value, node.input(1), updates], {**axis, "reduction": reduction})  # type: ignore[no-any-return]
 
 
+REPEATED = "indices repeat, and without a reduction which update stays is left open"
+
+
+def _repeats(node: Node) -> bool:
+    """True if a scatter without reduction is known to write an element twice."""
+    indices, shape = node.input(1).constant, node.input(0).type.shape
+    if attr(node, "reduction") != "none" or indices is None or not indices.size or shape is None:
+        return False
+    if node.op == "ScatterND":
+        extents_, rows = shape[: indices.shape[-1]], indices.reshape(-1, indices.shape[-1])
+        wrapped = [_wrapped(rows[:, i], extent) for i, extent in enumerate(extents_)]
+        places = np.stack(wrapped, axis=-1)
+        return len(np.unique(places, axis=0)) < len(places)
+    axis = normal_axis(attr(node, "axis"), indices.ndim)
+    ordered = np.sort(_wrapped(indices, shape[axis]), axis=axis)
+    return bool((np.diff(ordered, axis=axis) == 0).any())
+
+
+def _wrapped(indices: Array, extent: Any) -> Array:
+    return np.where(indices < 0, indices + extent, indices) if isinstance(extent, int) else indices
+
+
 def _scatter_adjoint(b: Any, node: Node, y_bar: Value) -> Any:
-    """Each reduction has its own rule; without one, what is overwritten gets nothing (indices may not be equal then)."""
+    """Each reduction has its own rule; without one, what is overwritten gets nothing.
+
+    Without a reduction no two indices may be equal, says the standard, and the derivative relies on it: constant
+    indices that repeat are refused, those of run time are not looked at.
+    """
     data, updates = node.input(0), node.input(2)
     reduction = attr(node, "reduction")
+    if _repeats(node):
+        return refuse(REPEATED)
     if reduction == "add":
         return y_bar, NO_GRADIENT, _read(b, node, y_bar)
     if reduction == "none":
@@ -146,6 +174,8 @@ def _scatter_tangent(b: Any, node: Node, x_dot: Value | None, indices_dot: Any, 
     """Linear in data and updates together, except for a product or an extreme."""
     data, updates = node.input(0), node.input(2)
     reduction = attr(node, "reduction")
+    if _repeats(node):
+        return refuse(REPEATED)
     if reduction == "mul" and u_dot is not None:
         return refuse("the updates of a multiplying scatter may repeat and be zero")
     if reduction == "mul":
