@@ -99,6 +99,8 @@ def input_gradient(b: Any, slide: Slide, y_bar: Value, w: Value, group: int) -> 
     Where the extents are not known, what the strides leave over at the end is not known either, hence the Pad.
     """
     kernel = vector_tail(b, w)
+    if group == 1 and _is_pointwise(slide, kernel) and set(slide.strides) == {1}:
+        return b.Conv(y_bar, b.Transpose(w, perm=[1, 0, *range(2, slide.rank + 2)]))  # type: ignore[no-any-return]
     how = {"strides": slide.strides, "dilations": slide.dilations, "group": group}
     pads = slide.known_pads(kernel)
     left_over = _left_over(slide, y_bar, kernel, pads)
@@ -128,6 +130,8 @@ def _left_over(
 def weight_gradient(b: Any, slide: Slide, x: Value, y_bar: Value, w_shape: Value, group: int) -> Value:
     """Return w_bar: a convolution of x with y_bar as the kernel, batch and channels swapped, strides as dilations."""
     kernel = shape_tail(b, w_shape)
+    if group == 1 and _is_pointwise(slide, kernel) and all(_is_positive(v.shape[1]) for v in (x, y_bar)):
+        return _pointwise_weights(b, slide, x, y_bar, w_shape)
     pads = slide.known_pads(kernel)
     if pads is None:
         x = pad_image(b, x, *slide.begin_end(kernel))
@@ -139,6 +143,24 @@ def weight_gradient(b: Any, slide: Slide, x: Value, y_bar: Value, w_shape: Value
     axes = list(range(2, slide.rank + 2))
     cut = b.Slice(product, [0] * slide.rank, kernel, axes)  # positions that the strides skip would follow
     return b.Transpose(cut, perm=swapped)  # type: ignore[no-any-return]
+
+
+def _is_pointwise(slide: Slide, kernel: Value) -> bool:
+    known, pads = known_ints(kernel), slide.known_pads(kernel)
+    return known is not None and set(known) == {1} and pads is not None and not any((*pads[0], *pads[1]))
+
+
+def _is_positive(extent: object) -> bool:
+    return isinstance(extent, int) and extent > 0
+
+
+def _pointwise_weights(b: Any, slide: Slide, x: Value, y_bar: Value, w_shape: Value) -> Value:
+    """Return w_bar of a kernel of one tap: one matrix product, where runtimes are slow at a kernel as large as the image."""
+    if any(s > 1 for s in slide.strides):
+        axes = list(range(2, slide.rank + 2))
+        x = b.Slice(x, [0] * slide.rank, [FAR] * slide.rank, axes, list(slide.strides))
+    left, right = (b.Reshape(_channels_first(b, v, 1), [v.shape[1], -1]) for v in (y_bar, x))
+    return b.Reshape(b.Gemm(left, right, transB=1), w_shape, allowzero=1)  # type: ignore[no-any-return]
 
 
 def _channels_first(b: Any, x: Value, group: int) -> Value:

@@ -39,13 +39,32 @@ def _(node: Node) -> Type:
 @lrn.expansion
 def _(b: Any, node: Node) -> Value:
     """x (bias + alpha mean(x^2 over the window of channels))^-beta, the mean counting what lies beyond the channels."""
-    x, size = node.input(0), int(attr(node, "size"))
-    rank = len(x.shape)
+    x = node.input(0)
+    return b.Mul(x, b.Pow(_base(b, node, x), b.scalar(-attr(node, "beta"), x.type.dtype)))  # type: ignore[no-any-return]
+
+
+@lrn.adjoint
+def _(b: Any, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar s^-beta - 2 alpha beta x mean(y_bar x s^(-beta - 1)), the mean over the window turned round."""
+    x, beta = node.input(0), attr(node, "beta")
+    base = _base(b, node, x)
+    scaled = b.Mul(y_bar, b.Pow(base, b.scalar(-beta, x.type.dtype)))
+    spread = _mean(b, b.Div(b.Mul(scaled, x), base), node, turned=True)
+    return (b.Sub(scaled, b.Mul(b.Mul(x, spread), 2 * attr(node, "alpha") * beta)),)
+
+
+def _base(b: Any, node: Node, x: Value) -> Value:
+    return b.Add(b.Mul(_mean(b, b.Mul(x, x), node), attr(node, "alpha")), attr(node, "bias"))  # type: ignore[no-any-return]
+
+
+def _mean(b: Any, x: Value, node: Node, turned: bool = False) -> Value:
+    """Return the mean over the window of channels, or its transpose, counting what lies beyond the channels."""
+    size, rank = int(attr(node, "size")), len(x.shape)
+    before, after = (size // 2, (size - 1) // 2) if turned else ((size - 1) // 2, size // 2)
     kernel, still = [size, *(1,) * (rank - 2)], [0] * (rank - 2)
-    pooled = b.AveragePool(b.Unsqueeze(b.Mul(x, x), [1]), kernel_shape=kernel, count_include_pad=1,
-                           pads=[(size - 1) // 2, *still, size // 2, *still])
-    base = b.Add(b.Mul(b.Squeeze(pooled, [1]), attr(node, "alpha")), attr(node, "bias"))
-    return b.Mul(x, b.Pow(base, b.scalar(-attr(node, "beta"), x.type.dtype)))  # type: ignore[no-any-return]
+    pooled = b.AveragePool(b.Unsqueeze(x, [1]), kernel_shape=kernel, count_include_pad=1,
+                           pads=[before, *still, after, *still])
+    return b.Squeeze(pooled, [1])  # type: ignore[no-any-return]
 
 
 DEVIATION_GUARD = 1e-9
