@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convexpansion import Slide, average_gradient, shape_tail, vector_tail, window_counts
-from flowgrad.ir.ops.operands import mean_of
+from flowgrad.ir.ops.operands import known_ints, mean_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.ops.window import Window, image_part, output_shape, overlap, place, shape_in, slide, tap_slices
 from flowgrad.ir.types import INT64, Shape, Type
@@ -163,7 +164,8 @@ def _(b: Any, node: Node, x_bar_bar: Value) -> Any:
 def _(b: Any, node: Node) -> Value:
     """Zeros as many as x has elements, y_bar added at the indices, in the shape of x."""
     y_bar, indices, x_shape = (node.input(i) for i in range(3))
-    size = b.ReduceProd(x_shape, keepdims=1)
+    known = known_ints(x_shape)
+    size = b.ReduceProd(x_shape, keepdims=1) if known is None else b.ints([math.prod(known)])
     zeros = b.Expand(b.scalar(0, y_bar.type.dtype), size)
     flat = b.ScatterElements(zeros, b.Reshape(indices, [-1]), b.Reshape(y_bar, [-1]), axis=0, reduction="add")
     return b.Reshape(flat, x_shape, allowzero=1)  # type: ignore[no-any-return]
