@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import flowgrad as fg
 from flowgrad.ir.graph import Array
-from flowgrad.tools.light import models, with_drawn_weights
+from flowgrad.tools.light import models, smooth_twin
 
 HERE = Path(__file__).resolve().parent
 ZOO = HERE.parent.parent / "shared" / "zoo"
@@ -57,7 +57,7 @@ def test_grad_cam_of_the_raw_resnet50() -> None:
 
 
 def test_grad_cam_depends_on_the_class_as_differences_say() -> None:
-    model = with_drawn_weights(fg.load(models(None, ["squeezenet"])[0])).astype("float64")
+    model = smooth_twin(fg.load(models(None, ["squeezenet"])[0])).astype("float64")
     layer, scores, name = last_convolution(model), logits_of(model), model.inputs[0].name
     cam = grad_cam(model, scores, layer)
     image = np.random.default_rng(0).random((1, 3, 224, 224))

@@ -17,7 +17,7 @@ def test_a_light_model_is_right_in_every_way(name: str) -> None:
     report = check_model(models(None, [name])[0])
     assert report.outputs_ok
     assert not report.wrong, line(report)
-    checks = {f"{weights}{engine}" for weights in ("", "drawn ") for engine in ("numpy", "unoptimised", "ort")}
+    checks = {f"{weights}{engine}" for weights in ("", "smooth ") for engine in ("numpy", "unoptimised", "ort")}
     assert set(report.agreed) == checks
     assert set(report.agreed.values()) == {report.gradients}
     assert report.gradients == {"squeezenet": 53, "shufflenet": 151}[name]
