@@ -46,25 +46,36 @@ def _(b: Any, node: Node) -> Value:
 @lrn.adjoint
 def _(b: Any, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar s^-beta - 2 alpha beta x mean(y_bar x s^(-beta - 1)), the mean over the window turned round."""
-    x, beta = node.input(0), attr(node, "beta")
+    x, alpha, beta = node.input(0), attr(node, "alpha"), attr(node, "beta")
     base = _base(b, node, x)
     scaled = b.Mul(y_bar, b.Pow(base, b.scalar(-beta, x.type.dtype)))
-    spread = _mean(b, b.Div(b.Mul(scaled, x), base), node, turned=True)
-    return (b.Sub(scaled, b.Mul(b.Mul(x, spread), 2 * attr(node, "alpha") * beta)),)
+    spread = _mean(b, b.Div(b.Mul(scaled, x), base), node, 2 * alpha * beta, turned=True)
+    return (b.Sub(scaled, b.Mul(x, spread)),)
 
 
 def _base(b: Any, node: Node, x: Value) -> Value:
-    return b.Add(b.Mul(_mean(b, b.Mul(x, x), node), attr(node, "alpha")), attr(node, "bias"))  # type: ignore[no-any-return]
+    return _mean(b, b.Mul(x, x), node, attr(node, "alpha"), attr(node, "bias"))
 
 
-def _mean(b: Any, x: Value, node: Node, turned: bool = False) -> Value:
-    """Return the mean over the window of channels, or its transpose, counting what lies beyond the channels."""
-    size, rank = int(attr(node, "size")), len(x.shape)
+BAND_CHANNELS = 512
+"""Up to this many channels, a mean over a window of them is one product with a band matrix, else pooling over channels."""
+
+
+def _mean(b: Any, x: Value, node: Node, factor: float, offset: float = 0.0, turned: bool = False) -> Value:
+    """Return factor * mean + offset: the mean over the window of channels, or its transpose, zeros beyond the channels."""
+    size, rank, channels = int(attr(node, "size")), len(x.shape), x.shape[1]
     before, after = (size // 2, (size - 1) // 2) if turned else ((size - 1) // 2, size // 2)
+    if rank > 2 and isinstance(channels, int) and channels <= BAND_CHANNELS:
+        distance = np.subtract.outer(np.arange(channels), np.arange(channels))  # from the reading channel to the read one
+        band = ((distance <= before) & (distance >= -after)) * (factor / size)
+        weight = band.reshape(channels, channels, *(1,) * (rank - 2)).astype(x.type.dtype.numpy)
+        bias = np.full(channels, offset, x.type.dtype.numpy)
+        return b.Conv(x, weight, bias if offset else None)  # type: ignore[no-any-return]
     kernel, still = [size, *(1,) * (rank - 2)], [0] * (rank - 2)
     pooled = b.AveragePool(b.Unsqueeze(x, [1]), kernel_shape=kernel, count_include_pad=1,
                            pads=[before, *still, after, *still])
-    return b.Squeeze(pooled, [1])  # type: ignore[no-any-return]
+    scaled = b.Mul(b.Squeeze(pooled, [1]), factor)
+    return b.Add(scaled, offset) if offset else scaled  # type: ignore[no-any-return]
 
 
 DEVIATION_GUARD = 1e-9
