@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowgrad.ir.errors import InputError, LoadError, suggestion
-from flowgrad.ir.graph import INITIALIZER, PARAMETER, Array, Graph, Value
+from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.types import Dim, DType
 
 if TYPE_CHECKING:
@@ -250,8 +250,3 @@ def _load_text(data: bytes, limits: Limits | None) -> Graph:
     graph = parse_graph(text, limits=limits)
     verify(graph)
     return graph
-
-
-def constant_roles(graph: Graph) -> dict[str, Value]:
-    """Return the initializers and parameters of ``graph`` by name."""
-    return {v.name: v for v in graph.constants if v.producer.role in (INITIALIZER, PARAMETER)}

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from flowgrad.ir.errors import InputError, LoadError, SaveError
+from flowgrad.ir.errors import InputError, LoadError
+from flowgrad.ir.files import write_file
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model, load
 
@@ -35,21 +36,10 @@ def save_graph(model: Model, target: str, opset: int | None = None) -> str:
     elif path.suffix == ".msgpack":
         model.save(path)
     elif path.suffix in (".ir", ".txt"):
-        write_file(path, str(model).encode() + b"\n")
+        write_file(path, [str(model).encode(), b"\n"])
     else:
         raise InputError(f"cannot tell the form of {target!r}: end it in .onnx, .msgpack or .ir", code="file")
     return f"wrote {target} ({size_text(path.stat().st_size)}{', replacing the old file' if existed else ''})"
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises SaveError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SaveError(f"cannot write {os.fspath(path)!r}: {error.strerror}", code="file") from error
 
 
 def size_text(count: float) -> str:
@@ -121,4 +111,4 @@ def save_arrays(path: str, arrays: dict[str, Array]) -> None:
     """Write arrays as ``.npz``, whole or not at all. Raises SaveError."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_file(Path(path), buffer.getvalue())
+    write_file(Path(path), [buffer.getvalue()])

@@ -82,7 +82,7 @@ def check_entry(folder: Path, engine: str = "numpy") -> Verdict:
     """Compare outputs and all gradients of one entry with its references."""
     started = time.perf_counter()
     meta, data = read_entry(folder)
-    names = [r["name"] for r in reference_records(meta)]
+    names = [r["name"] for r in meta["gradients"]]
     try:
         model = load(folder / "model.onnx")
         gradients = entry_gradients(model, meta, data, engine)
@@ -104,11 +104,6 @@ def read_entry(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
             return meta, {name: archive[name] for name in archive.files}
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(f"cannot read the entry {str(folder)!r}: {error}", code="zoo") from error
-
-
-def reference_records(meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the records of gradients that have a reference."""
-    return list(meta["gradients"])
 
 
 def entry_names(meta: dict[str, Any]) -> list[str]:
@@ -133,7 +128,7 @@ def entry_gradients(model: Model, meta: dict[str, Any], data: dict[str, Array], 
 
 def gradient_ratios(meta: dict[str, Any], data: dict[str, Array], gradients: dict[str, Array]) -> dict[str, float]:
     """Return, for every reference gradient, the largest difference divided by what is allowed."""
-    records = reference_records(meta)
+    records = meta["gradients"]
     largest = max((r["max_abs"] for r in records), default=0.0)
     ratios = {}
     for record in records:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.model import Model, Role
 from flowgrad.passes.adjoint import Zero, adjoint
@@ -171,11 +170,3 @@ class _Task:
         name = self.output_name(wanted if wanted not in self.graph.values else self.graph.unique_name(wanted))
         self.roles[role] = name
         return self.graph.add_output(found, name)
-
-
-def wrt_names(model: Model, of: str) -> list[str]:
-    """Return what ``of`` was differentiated with respect to; InputError if it was not."""
-    names = [w for r, o, w in model.roles if r == "grad" and o == of]
-    if not names:
-        raise InputError(f"{of!r} was not differentiated in this model", code="of")
-    return names
