@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from flowgrad.ir.limits import Limits
-    from flowgrad.runtime.program import Program
+    from flowgrad.runtime.numpy_program import Program
 
 Role = tuple[str, str, str]
 
@@ -96,7 +96,7 @@ class Model:
     @cached_property
     def params(self) -> list[ValueInfo]:
         """Every parameter candidate with the reason why ``wrt="params"`` includes it or not."""
-        from flowgrad.transforms.parameters import candidates
+        from flowgrad.passes.parameters import candidates
 
         return [info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph)]
 
@@ -161,7 +161,7 @@ class Model:
 
     def astype(self, dtype: str | DType) -> Model:
         """Return this model computing in another float type: weights, casts and constants alike."""
-        from flowgrad.transforms.precision import converted
+        from flowgrad.passes.precision import converted
 
         return self.with_graph(converted(self.graph, dtype))
 

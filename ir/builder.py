@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Builder:
         self.prefix = prefix
         self.origin = origin
 
-    def __getattr__(self, op: str) -> Callable[..., Any]:
+    def __getattr__(self, op: str) -> Callable[..., Value]:
         if op.startswith("_"):
             raise AttributeError(op)
         opdef(op)
@@ -40,16 +40,27 @@ class Builder:
         inputs: Sequence[Any],
         attributes: Mapping[str, Any] | None = None,
         *,
-        outputs: int | Sequence[str] = 1,
+        name: str | None = None,
         captures: Sequence[Value] = (),
         subgraphs: Mapping[str, Graph] | None = None,
-    ) -> Any:
-        """Add a node and return its output, or the tuple of its outputs if more than one is asked for.
+    ) -> Value:
+        """Add a node with one output, called ``name`` if given, and return that output."""
+        outputs = 1 if name is None else [name]
+        return self.add_node(op, inputs, attributes, outputs=outputs, captures=captures, subgraphs=subgraphs).output()
 
-        ``outputs`` is their number or their names ("" leaves one out).
-        """
+    def add_several(
+        self,
+        op: str,
+        inputs: Sequence[Any],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        outputs: int | Sequence[str],
+        captures: Sequence[Value] = (),
+        subgraphs: Mapping[str, Graph] | None = None,
+    ) -> tuple[Value, ...]:
+        """Add a node and return its outputs; ``outputs`` is their number or their names."""
         node = self.add_node(op, inputs, attributes, outputs=outputs, captures=captures, subgraphs=subgraphs)
-        return node.outputs[0] if len(node.outputs) == 1 else node.outputs
+        return tuple(node.output(index) for index in range(len(node.outputs)))
 
     def add_node(
         self,
@@ -63,7 +74,11 @@ class Builder:
         types: Sequence[Type | None] | None = None,
         name: str = "",
     ) -> Node:
-        """Add a node like ``add`` and return the node. ``types`` overrides the inferred types where given."""
+        """Add a node and return it.
+
+        ``outputs`` is the number of its outputs, or their names ("" leaves one out); ``types`` overrides the inferred types
+        where given; ``name`` is the name of the node itself.
+        """
         dtypes = [v.type.dtype for v in inputs if isinstance(v, Value)]
         like = dtypes[0] if dtypes else None
         like_float = next((d for d in dtypes if d.is_float), like)
@@ -92,6 +107,13 @@ class Builder:
         if first is not None:
             first.symbolic = symbolic_value(node, first.type)
         return node
+
+    @overload
+    def value(self, what: None, like: DType | None = None) -> None: ...
+
+    @overload
+    def value(self, what: Value | np.ndarray[Any, Any] | np.generic | float | Sequence[int], like: DType | None = None
+              ) -> Value: ...
 
     def value(self, what: Any, like: DType | None = None) -> Value | None:
         """Return ``what`` as a value of this graph: values pass, arrays and numbers become constants."""
@@ -122,7 +144,7 @@ class Builder:
         """Return the shape of ``x`` as an int64 vector: a constant where it is static, else ``Shape(x)``."""
         if x.type.is_static:
             return self.ints(x.type.static_shape)
-        return self.Shape(x)  # type: ignore[no-any-return]
+        return self.Shape(x)
 
     def extent(self, x: Value, axis: int) -> Value:
         """Return one extent of ``x`` as an int64 vector of length 1."""
@@ -132,15 +154,15 @@ class Builder:
             dim = x.shape[axis]
             if isinstance(dim, int):
                 return self.ints([dim])
-            return self.Shape(x, start=axis, end=axis + 1)  # type: ignore[no-any-return]
-        return self.Slice(self.Shape(x), [axis], [axis + 1] if axis != -1 else [2**62])  # type: ignore[no-any-return]
+            return self.Shape(x, start=axis, end=axis + 1)
+        return self.Slice(self.Shape(x), [axis], [axis + 1] if axis != -1 else [2**62])
 
     def filled(self, number: float | int | bool, like: Value, dtype: DType | None = None) -> Value:
         """Return a tensor of the shape of ``like`` (and its dtype) with every element ``number``."""
         scalar = self.scalar(number, dtype or like.type.dtype)
         if like.type.rank == 0:
             return scalar
-        return self.Expand(scalar, self.shape(like))  # type: ignore[no-any-return]
+        return self.Expand(scalar, self.shape(like))
 
     def zeros_like(self, x: Value) -> Value:
         """Return zeros of the type of ``x``."""

@@ -13,7 +13,7 @@ class FlowgradError(Exception):
     """The base of all errors of the product.
 
     ``code`` is a stable, finer distinction within the class; ``where`` names the place (a node in printed IR,
-    an ONNX name, a file). ``exit_code`` is what the command line returns.
+    an ONNX name, a file), ``message`` is the text without it. ``exit_code`` is what the command line returns.
     """
 
     exit_code = 3
@@ -21,8 +21,8 @@ class FlowgradError(Exception):
     def __init__(self, message: str, *, code: str = "", where: str = "") -> None:
         self.code = code or type(self).__name__
         self.where = safe_text(where, 300)
-        text = safe_text(message, MESSAGE_LIMIT)
-        super().__init__(f"{text}\n  at {self.where}" if self.where else text)
+        self.message = safe_text(message, MESSAGE_LIMIT)
+        super().__init__(f"{self.message}\n  at {self.where}" if self.where else self.message)
 
 
 class LoadError(FlowgradError):

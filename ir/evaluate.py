@@ -10,8 +10,9 @@ import numpy as np
 from flowgrad.ir.errors import FlowgradError, InputError, ResourceError, RunError, suggestion
 from flowgrad.ir.graph import CONSTANT, Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.control.loop_layout import Subgraph
 from flowgrad.ir.ops.registry import OpDef, opdef
-from flowgrad.ir.ops.repetition import Subgraph
+from flowgrad.ir.reach import needed_nodes
 from flowgrad.ir.types import DType, dtype_of
 
 Kernel = Callable[..., Any]
@@ -66,7 +67,7 @@ def checked_feed(value: Value, given: Any) -> Array:
 
 def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Value], rng: np.random.Generator) -> list[Array]:
     """Run the nodes that ``wanted`` needs and return its arrays; everything else is freed after its last use."""
-    needed = _needed(graph, wanted)
+    needed = needed_nodes(graph.nodes(), wanted)
     arrays: dict[Value, Array] = dict(feeds)
     left: dict[Value, int] = {}
     for node in needed:
@@ -91,16 +92,6 @@ def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Valu
             if not left[value] and value.producer.op != CONSTANT:
                 arrays.pop(value, None)
     return [arrays[v] for v in wanted]
-
-
-def _needed(graph: Graph, wanted: Sequence[Value]) -> list[Node]:
-    keys = {v.producer.key for v in wanted}
-    kept: list[Node] = []
-    for node in reversed(graph.nodes()):
-        if node.key in keys:
-            kept.append(node)
-            keys.update(v.producer.key for v in (*node.inputs, *node.captures) if v is not None)
-    return kept[::-1]
 
 
 def call_node(

@@ -108,6 +108,16 @@ class Node:
         """A short name for messages and origins: the first output's name, else the node's own."""
         return next((v.name for v in self.outputs if v is not None and v.name), self.name)
 
+    @property
+    def operands(self) -> list[Value]:
+        """The inputs that are there, then the captures."""
+        return [v for v in (*self.inputs, *self.captures) if v is not None]
+
+    @property
+    def results(self) -> list[Value]:
+        """The outputs that are there."""
+        return [v for v in self.outputs if v is not None]
+
     def output(self, index: int = 0) -> Value:
         """Return an output that must be present."""
         value = self.outputs[index] if index < len(self.outputs) else None
@@ -228,6 +238,15 @@ class Graph:
             stack.extend((g, iter(g.nodes())) for g in reversed(node.subgraphs.values()))
 
     # ---- names, dims, origins -----------------------------------------------------------------------------------------
+
+    def unique_output_name(self, wanted: str) -> str:
+        """Return ``wanted``, or the first of ``wanted_1``, ... that no output has."""
+        taken = {entry.name for entry in self._outputs.values()}
+        name, count = wanted, 0
+        while name in taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        return name
 
     def unique_name(self, base: str) -> str:
         """Return ``base``, or ``base_1``, ``base_2``, ... if it is taken."""

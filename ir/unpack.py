@@ -18,7 +18,7 @@ from flowgrad.ir.infer import symbolic_value
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.literals import SUBBYTE, little_endian
 from flowgrad.ir.ops.registry import opdef
-from flowgrad.ir.scan import ITEM_DEPTH, scan
+from flowgrad.ir.prescan import ITEM_DEPTH, scan
 from flowgrad.ir.types import DimLike, DType, Type, dtype_of, parse_dim
 from flowgrad.ir.verify import verify
 from flowgrad.ir.weights import read_weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,6 @@ from flowgrad.ir.ops.registry import REQUIRED, OpDef, opdef
 from flowgrad.ir.types import Type, dtype_of, merge_types, type_of
 
 ROLES = (LITERAL, INITIALIZER, PARAMETER)
-
-FORMALS: dict[str, Callable[[Node], int]] = {
-    "If": lambda node: 0,
-    "Loop": lambda node: max(2, len(node.inputs)),
-    "Scan": lambda node: len(node.inputs),
-}
-"""How many formal inputs the subgraphs of a node have, where the op alone decides."""
-
 
 def verify(graph: Graph) -> None:
     """Raise ValidationError for the first rule that ``graph`` or one of its subgraphs breaks, in linear time."""
@@ -257,7 +248,8 @@ def _check_subgraphs(node: Node, definition: OpDef) -> None:
 def _check_formals(node: Node, name: str, subgraph: Graph) -> None:
     inputs = subgraph.inputs
     formals = len(inputs) - len(node.captures)
-    if node.op in FORMALS and formals != FORMALS[node.op](node) or formals < 0:
+    rule = opdef(node.op).formals_rule
+    if formals < 0 or (rule is not None and formals != rule(node)):
         raise _broken(f"{name} has {len(inputs)} inputs, which are not its formal ones and the {len(node.captures)} "
                       f"captures of {node.op}", "subgraph", node)
     for inner, outer in zip(inputs[formals:], node.captures, strict=True):

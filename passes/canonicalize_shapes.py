@@ -15,9 +15,6 @@ from flowgrad.ir.ops.registry import Trait, attr, find_op
 from flowgrad.ir.types import Shape
 from flowgrad.passes.rewrite import RewriteBuilder, no_match, rewrite, rules_in
 
-REORDERING_FREE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-"""Ops that keep elements in order and only group them otherwise."""
-
 
 def ints(value: Value | None) -> list[int] | None:
     """Return the integers that a constant holds, or a value that types determine; None if only the run can tell."""
@@ -87,7 +84,7 @@ def drop_empty_reduction(b: Builder, node: Node, x: Value, axes: Value | None) -
 @rewrite("Reshape(%y, %s)", "Flatten(%y)", "Squeeze(%y, %s?)", "Unsqueeze(%y, %s)")
 def return_to_shape(b: RewriteBuilder, node: Node, y: Value) -> Any:
     """Regrouping elements and then going back is nothing."""
-    before = b.made_by(y, *REORDERING_FREE)
+    before = b.made_with(y, Trait.REGROUPS)
     if before is None:
         return no_match(f"%{y.name} does not regroup elements")
     x = before.input(0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flowgrad.ir.graph import Graph, Node
 from flowgrad.ir.ops.registry import opdef
-from flowgrad.passes.bodies import prune_subgraphs
 from flowgrad.passes.edits import all_graphs, fingerprint, is_dead, is_removable_constant
+from flowgrad.passes.prune import prune_subgraphs
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import may_change, permitted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from flowgrad.ir.graph import ENTRIES, LITERAL, PARAMETER, Graph, Node, Value
-from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.ir.ops.registry import is_random
 
 
 def all_graphs(graph: Graph) -> list[Graph]:
@@ -52,7 +52,7 @@ def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = Fals
             continue
         if keep_random and is_random(node):
             continue
-        operands = [v for v in (*node.inputs, *node.captures) if v is not None]
+        operands = node.operands
         graph.remove(node)
         removed.append(node)
         stack += [v.producer for v in dict.fromkeys(operands) if not v.uses]
@@ -69,13 +69,14 @@ def is_literal(value: Value) -> bool:
     return value.constant is not None and value.producer.role == LITERAL
 
 
-def is_random(node: Node) -> bool:
-    """Return whether a node draws random numbers, itself or in its subgraphs."""
-    if Trait.RANDOM in opdef(node.op).traits:
-        return True
-    return any(Trait.RANDOM in opdef(n.op).traits for g in node.subgraphs.values() for _, n in g.walk())
-
-
 def recompute_of(node: Node) -> str:
     """Return which recomputation a node belongs to: "" for a node of the forward pass proper."""
     return str(node.metadata.get("recompute", node.attributes.get("recompute", "")))
+
+
+def sweep(graph: Graph) -> None:
+    """Remove all nodes that no output needs, and unused constants; inputs stay."""
+    remove_dead(graph, reversed(graph.nodes()))
+    for value in graph.constants:
+        if not value.uses:
+            graph.remove(value.producer)

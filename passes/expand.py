@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import PassError
+from flowgrad.ir.errors import PassError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
-from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.ir.ops.registry import Refusal, Trait, opdef
+from flowgrad.ir.reach import dependents, path_nodes
+from flowgrad.passes.refusals import refusal_error
 
 
-def expand_node(graph: Graph, node: Node, pass_name: str = "expand") -> None:
-    """Replace one node by its expansion; its output values keep name and identity."""
+def expand_node(graph: Graph, node: Node, pass_name: str = "expand") -> Refusal | None:
+    """Replace one node by its expansion; its output values keep name and identity.
+
+    Returns the refusal of an expansion that does not get along with the types it meets; the node then stays.
+    """
     rule = opdef(node.op).expansion_rule
     if rule is None:
-        raise PassError(f"{node.op} has no expansion", code="expand", where=describe(node))
+        return Refusal("it has no expansion")
     b = Builder(graph, prefix=node.label, origin=graph.new_origin(pass_name, (node,)))
-    result = rule(b, node)
+    try:
+        result = rule(b, node)
+    except ValidationError as error:
+        return Refusal(error.message)
+    if isinstance(result, Refusal):
+        return result
     replace_node(graph, node, result if isinstance(result, (tuple, list)) else (result,), b)
+    return None
 
 
 def replace_node(graph: Graph, node: Node, results: Sequence[Value | None], b: Builder) -> None:
@@ -38,20 +49,22 @@ def replace_node(graph: Graph, node: Node, results: Sequence[Value | None], b: B
 
 
 def expand(graph: Graph, select: Callable[[Node], bool], pass_name: str = "expand") -> None:
-    """Expand every node that ``select`` accepts, also those that expansions bring, in subgraphs too."""
+    """Expand every node that ``select`` accepts, also those that expansions bring, in subgraphs too.
+
+    Raises UnsupportedError where an expansion refuses.
+    """
     for inner, node in list(graph.walk()):
-        if node.key not in inner.dag or not select(node):
-            continue
-        before = inner._next_key
-        expand_node(inner, node, pass_name)
-        fresh = [n for key in range(before, inner._next_key) if key in inner.dag and (n := inner.dag.nodes[key]["entry"])]
-        while fresh:
-            made = fresh.pop()
-            if made.op in ENTRIES or not select(made):
+        pending = [node] if node.key in inner.dag else []
+        while pending:
+            chosen = pending.pop()
+            if chosen.op in ENTRIES or not select(chosen):
                 continue
             before = inner._next_key
-            expand_node(inner, made, pass_name)
-            fresh += [inner.dag.nodes[k]["entry"] for k in range(before, inner._next_key) if k in inner.dag]
+            refused = expand_node(inner, chosen, pass_name)
+            if refused is not None:
+                raise UnsupportedError(f"{chosen.op} cannot be written in other operators: {refused.reason}", code="expand",
+                                       where=describe(chosen))
+            pending += [inner.dag.nodes[k]["entry"] for k in range(before, inner._next_key) if k in inner.dag]
 
 
 def lacks_rule(node: Node, forward: bool = False) -> bool:
@@ -70,30 +83,14 @@ def expand_for_derivative(
     """Expand the nodes on a path from ``wrt`` to ``of`` that only their expansion can differentiate, except the
     keys in ``keep``.
 
-    Returns the topological order of the graph that results.
+    Returns the topological order of the graph that results. Raises NotDifferentiableError where expansions refuse.
     """
     order = graph.nodes()
     while True:
         chosen = [n for n in path_nodes(order, wrt, of) if lacks_rule(n, forward) and n.key not in keep]
         if not chosen:
             return order
-        for node in chosen:
-            expand_node(graph, node)
+        refusals = [(n, refused.reason) for n in chosen if (refused := expand_node(graph, n)) is not None]
+        if refusals:
+            raise refusal_error(refusals, dependents(graph.nodes(), wrt))
         order = graph.nodes()
-
-
-def path_nodes(order: Sequence[Node], wrt: Sequence[Value], of: Sequence[Value]) -> list[Node]:
-    """Return the nodes on a path from ``wrt`` to ``of``, in order."""
-    reached = set(wrt)
-    forward = []
-    for node in order:
-        if any(v in reached for v in (*node.inputs, *node.captures) if v is not None):
-            forward.append(node)
-            reached.update(v for v in node.outputs if v is not None)
-    needed = set(of)
-    path = []
-    for node in reversed(forward):
-        if any(v in needed for v in node.outputs if v is not None):
-            path.append(node)
-            needed.update(v for v in (*node.inputs, *node.captures) if v is not None)
-    return path[::-1]

@@ -9,17 +9,13 @@ import numpy as np
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.evaluate import call_node
 from flowgrad.ir.graph import CONSTANT, INITIALIZER, INLINE_ELEMENTS, LITERAL, Array, Graph, Node, Value
-from flowgrad.ir.ops.registry import Trait, opdef
-from flowgrad.passes.edits import all_graphs, is_pinned, is_random, remove_dead, substitute
+from flowgrad.ir.ops.registry import Trait, is_random, opdef
+from flowgrad.passes.edits import all_graphs, is_pinned, remove_dead, substitute
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import permitted
 
 GROWTH = 65_536
 """A result of more bytes than this is folded only if it is no larger than its operands."""
-
-BOUNDED = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression"})
-"""Ops whose extents depend on data, with results about as large as their operands."""
-
 
 @pass_("fold", kind="exact")
 def fold(graph: Graph, *, limit: int = 2**20) -> None:
@@ -82,7 +78,7 @@ class _Folder:
             if value is None:
                 continue
             if not value.type.is_static:
-                return node.op in BOUNDED and taken <= self.limit
+                return Trait.BOUNDED in opdef(node.op).traits and taken <= self.limit
             total += int(np.prod(value.type.static_shape, dtype=object)) * value.type.dtype.itemsize
         return total <= self.limit and (total <= GROWTH or total <= taken)
 

@@ -22,6 +22,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import PassError, ValidationError
 from flowgrad.ir.graph import ENTRIES, INPUT, OUTPUT, Graph, Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.types import Type, merge_types
 from flowgrad.passes.edits import all_graphs, is_dead, is_pinned, is_removable_constant, recompute_of, remove_dead
 from flowgrad.passes.patterns import Application, Match, matches, parse_pattern
@@ -180,6 +181,12 @@ class RewriteBuilder(Builder):
         if value is None or value.producer.op not in ops or value.name in self.graph.pinned:
             return None
         return value.producer
+
+    def made_with(self, value: Value | None, trait: Trait) -> Node | None:
+        """Return the node behind ``value`` if its op has ``trait`` and a rule may look past ``value``, else None."""
+        if value is None or value.producer.op in ENTRIES or value.name in self.graph.pinned:
+            return None
+        return value.producer if trait in opdef(value.producer.op).traits else None
 
     def discard(self) -> None:
         """Remove what was made and is not used."""

@@ -5,33 +5,38 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from flowgrad.ir.body_derivatives import BodyDifferentiator
 from flowgrad.ir.bulk import bulk
-from flowgrad.ir.errors import PassError
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.errors import PassError, ValidationError
 from flowgrad.ir.graph import CONSTANT, ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
-from flowgrad.passes.adjoint import DerivativeBuilder, active_values, adjoint, apply_adjoint, refusal_error
-from flowgrad.passes.expand import expand_for_derivative, path_nodes
+from flowgrad.ir.reach import path_nodes
+from flowgrad.passes.activity import active_values
+from flowgrad.passes.adjoint import adjoint, apply_adjoint
+from flowgrad.passes.expand import expand_for_derivative
+from flowgrad.passes.refusals import refusal_error
 
 Tangent = Value | None
 
 
 @bulk
 def tangent(
-    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], *, pass_name: str = "tangent",
-    overrides: Collection[int] = (),
+    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], bodies: BodyDifferentiator, *,
+    pass_name: str = "tangent", overrides: Collection[int] = (),
 ) -> list[Tangent]:
     """Append to ``graph`` the tangents of ``of`` for the values and tangents in ``pairs``.
 
     Forward accumulation: y_dot = sum over the inputs x of (dy/dx) x_dot. Returns one value per entry of ``of``, of
     exactly its type, or None where it does not depend on any x. Raises NotDifferentiableError like ``adjoint``,
-    and where a path crosses a node of ``overrides``, whose tangent nobody gave.
+    and where a path crosses a node of ``overrides``, whose tangent nobody gave. ``bodies`` differentiates subgraphs.
     """
     wrt = [x for x, _ in pairs]
     order = expand_for_derivative(graph, wrt, of, forward=True)
     active = active_values(order, wrt)
-    b = DerivativeBuilder(graph)
+    b = DerivativeBuilder(graph, bodies)
     b.independent = all(x_dot.producer.op in ENTRIES for _, x_dot in pairs)
     dots: dict[Value, Value] = {}
     for x, x_dot in pairs:
@@ -61,7 +66,7 @@ def tangent(
 
 def _named(b: DerivativeBuilder, y: Value, y_dot: Value, given: dict[Value, Value]) -> Value:
     if y in given:
-        return b.Add(y_dot, given[y])  # type: ignore[no-any-return]
+        return b.Add(y_dot, given[y])
     if y_dot.producer.key in {n.key for n in b.made[-1:]}:
         b.graph.rename(y_dot, b.graph.unique_name(f"{y.name}_dot"))
     return y_dot
@@ -73,11 +78,18 @@ def _fitted(b: DerivativeBuilder, node: Node, y: Value, y_dot: Value) -> Value:
         raise PassError(f"the tangent rule of {node.op} gave {y_dot.type!r} for {y!r}", code="rule", where=describe(node))
     if y_dot.type.shape == y.type.shape or Trait.BROADCASTS not in opdef(node.op).traits:
         return y_dot
-    return b.Expand(y_dot, b.shape(y))  # type: ignore[no-any-return]
+    return b.Expand(y_dot, b.shape(y))
 
 
 def _node_tangents(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[Any]:
     """Return one tangent, None (zero) or refusal per output of ``node``."""
+    try:
+        return _tangents(b, node, dots)
+    except ValidationError as error:
+        return [Refusal(error.message)] * len(node.outputs)
+
+
+def _tangents(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[Any]:
     definition = opdef(node.op)
     if definition.tangent_rule is not None:
         result = definition.tangent_rule(b, node, *dots)
@@ -113,7 +125,7 @@ def _bilinear(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> Tang
         parts.append(b.add(node.op, [x_dot, y, *rest], node.attributes))
     if y_dot is not None:
         parts.append(b.add(node.op, [x, y_dot, *rest], node.attributes))
-    return b.Add(*parts) if len(parts) == 2 else parts[0]  # type: ignore[no-any-return]
+    return b.Add(*parts) if len(parts) == 2 else parts[0]
 
 
 def _by_partials(b: DerivativeBuilder, node: Node, definition: OpDef, dots: Sequence[Tangent]) -> Any:
@@ -137,7 +149,7 @@ def transposed(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> lis
     made in a graph of its own, so that the cost does not depend on the rest of the graph, then copied over.
     """
     scratch, twin, inside = _isolated(b.graph, node)
-    inner = DerivativeBuilder(scratch)
+    inner = DerivativeBuilder(scratch, b.bodies)
     inner.prefix = node.label
     inner.wanted = tuple(d is not None for d in dots)
     bars = [scratch.add_input(scratch.unique_name(f"{y.name}_bar"), y.type)
@@ -157,7 +169,7 @@ def transposed(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> lis
         inside[slot] = x_dot
         seeds.append((x_bar, slot))
     present = [y_bar for y_bar in bars if y_bar is not None]
-    found = adjoint(scratch, seeds, present, zero="allow") if seeds else [None] * len(present)
+    found = adjoint(scratch, seeds, present, b.bodies, zero="allow") if seeds else [None] * len(present)
     _mirror_residuals(b, node, twin, inside)
     for y, y_bar in zip(twin.outputs, bars, strict=False):
         if y is not None and y_bar is not None:
@@ -174,7 +186,7 @@ def _isolated(graph: Graph, node: Node) -> tuple[Graph, Node, dict[Value, Value]
     scratch = Graph("transposition")
     scratch._next_dim = graph._next_dim
     copies: dict[Value, Value] = {}
-    for x in dict.fromkeys(v for v in (*node.inputs, *node.captures) if v is not None):
+    for x in dict.fromkeys(node.operands):
         if x.producer.op == CONSTANT and x.constant is not None:
             copies[x] = scratch.add_constant(x.constant, x.name)
         else:
@@ -200,9 +212,9 @@ def _check_transposed(scratch: Graph, node: Node, wanted: Sequence[Value], bars:
     """Check that the transposed rule needs y_bar for its shape only: any other use means it is not linear in it."""
     keys = {v.producer.key for v in wanted}
     for user in reversed(scratch.nodes()):
-        if user.key not in keys or user.op in ("Shape", "Size"):
+        if user.key not in keys or Trait.SHAPE_ONLY in opdef(user.op).traits:
             continue  # what only shapes depend on may be computed from y, which has the shape of y_bar
-        keys.update(v.producer.key for v in (*user.inputs, *user.captures) if v is not None)
+        keys.update(v.producer.key for v in user.operands)
         if any(v in bars for v in (*user.inputs, *user.captures)):
             raise PassError(f"the adjoint rule of {node.op} is not linear in its cotangent ({describe(user)})", code="rule",
                             where=describe(node))

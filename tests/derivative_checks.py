@@ -8,8 +8,7 @@ import numpy as np
 
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value
-from flowgrad.passes.adjoint import adjoint
-from flowgrad.passes.tangent import tangent
+from flowgrad.passes.differentiate import adjoint, tangent
 
 
 def directional(function: Callable[[Mapping[str, Array]], Array], at: Mapping[str, Array],

@@ -52,7 +52,7 @@ def values_at(model: Model, feeds: Mapping[str, Array], wrt: list[str]) -> dict[
 
 def fed(model: Model, wrt: list[str]) -> Model:
     """A model whose constants in ``wrt`` can be fed."""
-    from flowgrad.transforms.selection import find_wrt
+    from flowgrad.passes.selection import find_wrt
 
     graph = model.graph.copy()
     find_wrt(graph, wrt)

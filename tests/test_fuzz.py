@@ -19,9 +19,9 @@ from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type
 from flowgrad.ir.verify import verify
 from flowgrad.passes.manager import PassManager
-from flowgrad.runtime.program import Program
-from flowgrad.tools.fuzz import Summary, fuzz_one
-from flowgrad.tools.fuzz_checks import CHECKS
+from flowgrad.runtime.numpy_program import Program
+from flowgrad.tools.maintenance.fuzz import Summary, fuzz_one
+from flowgrad.tools.maintenance.fuzz_checks import CHECKS
 from tests.derivative_checks import check_gradients, with_cotangents
 
 GRAPHS = 100

@@ -11,7 +11,7 @@ from flowgrad.passes.check import compare
 from flowgrad.passes.manager import PassManager
 from flowgrad.passes.simplify import RULES as SIMPLIFYING
 from flowgrad.passes.stabilize import RULES as STABILIZING
-from flowgrad.tools.update_golden import FOLDER, Golden, read_golden
+from flowgrad.tools.maintenance.update_golden import FOLDER, Golden, read_golden
 
 GOLDEN = [read_golden(path) for path in sorted(FOLDER.glob("*.ir"))]
 IDS = [g.path.stem for g in GOLDEN]

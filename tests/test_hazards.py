@@ -13,8 +13,7 @@ from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.types import FLOAT32, FLOAT64, DType, Type, dtype_of
-from flowgrad.passes.adjoint import adjoint
-from flowgrad.passes.tangent import tangent
+from flowgrad.passes.differentiate import adjoint, tangent
 
 Function = Callable[[Any, Value], Value]
 

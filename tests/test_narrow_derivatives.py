@@ -11,8 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.types import DType, Type, dtype_of
-from flowgrad.passes.adjoint import adjoint
-from flowgrad.passes.tangent import tangent
+from flowgrad.passes.differentiate import adjoint, tangent
 
 EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 DTYPES = [dtype_of(name) for name in EPSILON]

@@ -10,11 +10,11 @@ import pytest
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph, Value
-from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.ir.ops.registry import FLOWGRAD, Trait, opdef
 from flowgrad.ir.types import FLOAT32, FLOAT64, INT64, Dim, DimLike, Type
-from flowgrad.passes.adjoint import adjoint
+from flowgrad.passes.differentiate import adjoint
 from flowgrad.passes.expand import expand
-from tests.cases.own import CASES
+from tests.cases.accumulation import CASES
 from tests.op_cases import Case
 
 IDS = [c.id for c in CASES]
@@ -27,8 +27,8 @@ def test_expansion_gives_the_same_values(case: Case, symbolic: bool) -> None:
     graph, _ = case.graph(arrays, symbolic)
     feeds = case.feeds(arrays)
     expected = evaluate(graph, feeds)
-    expand(graph, lambda n: opdef(n.op).own)
-    assert not [n.op for n in graph.nodes() if opdef(n.op).own]
+    expand(graph, lambda n: opdef(n.op).domain == FLOWGRAD)
+    assert not [n.op for n in graph.nodes() if opdef(n.op).domain == FLOWGRAD]
     for got, wanted in zip(evaluate(graph, feeds).values(), expected.values(), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
 
@@ -82,7 +82,7 @@ def test_many_reads_of_one_value_take_linear_memory(how: str) -> None:
     feeds = {"x": np.zeros((count, 8), np.float32)}
     feeds |= {y_bar.name: rng.standard_normal(y_bar.type.static_shape).astype(np.float32) for _, y_bar in seeds}
     expected = evaluate(graph, feeds)["x_grad"]
-    expand(graph, lambda n: opdef(n.op).own)
+    expand(graph, lambda n: opdef(n.op).domain == FLOWGRAD)
     assert bytes_made(graph, start) <= bound * size
     np.testing.assert_allclose(evaluate(graph, feeds)["x_grad"], expected, rtol=1e-6)
 
@@ -135,7 +135,7 @@ def test_slices_of_one_value(name: str, symbolic: bool) -> None:
     assert x_bar is not None
     graph.add_output(x_bar, "x_grad")
     np.testing.assert_allclose(evaluate(graph, feeds)["x_grad"], expected, rtol=1e-12)
-    expand(graph, lambda n: opdef(n.op).own)
+    expand(graph, lambda n: opdef(n.op).domain == FLOWGRAD)
     np.testing.assert_allclose(evaluate(graph, feeds)["x_grad"], expected, rtol=1e-12)
 
 
@@ -174,5 +174,5 @@ def test_gathers_of_one_value(name: str, symbolic: bool, fed: bool) -> None:
     assert x_bar is not None
     graph.add_output(x_bar, "x_grad")
     np.testing.assert_allclose(evaluate(graph, feeds)["x_grad"], expected, rtol=1e-12)
-    expand(graph, lambda n: opdef(n.op).own)
+    expand(graph, lambda n: opdef(n.op).domain == FLOWGRAD)
     np.testing.assert_allclose(evaluate(graph, feeds)["x_grad"], expected, rtol=1e-12)

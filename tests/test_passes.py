@@ -18,9 +18,9 @@ from flowgrad.ir.graph import INITIALIZER, Graph, Value
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, Dim, Type
 from flowgrad.passes import available
-from flowgrad.passes.adjoint import adjoint
 from flowgrad.passes.bisect import bisect
 from flowgrad.passes.check import CheckKind, compare, gradients
+from flowgrad.passes.differentiate import adjoint
 from flowgrad.passes.edits import fingerprint
 from flowgrad.passes.hooks import Dump, PrintAfter, PrintAfterChange, PrintBefore, Reproducer, Statistics, Timing
 from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager, run_pass

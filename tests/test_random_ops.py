@@ -11,8 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.types import FLOAT64, Type
-from flowgrad.passes.adjoint import adjoint
-from flowgrad.passes.tangent import tangent
+from flowgrad.passes.differentiate import adjoint, tangent
 
 SIZE = 20_000
 

@@ -15,7 +15,7 @@ from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.text import format_graph
 from flowgrad.ir.types import BOOL, FLOAT32, INT64, Type
 from flowgrad.model import load
-from flowgrad.passes.adjoint import adjoint
+from flowgrad.passes.differentiate import adjoint
 
 
 @pytest.mark.parametrize("count", [2**62, -1, 0, 1])

@@ -8,7 +8,7 @@ import pytest
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.verify import verify
 from flowgrad.passes.expand import expand
-from tests.cases.rnn import CASES
+from tests.cases.recurrent import CASES
 from tests.op_cases import Case
 
 IDS = [c.id for c in CASES]

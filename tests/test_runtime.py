@@ -18,11 +18,11 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import INITIALIZER, PARAMETER, Array, Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, INT64, Dim, Type
-from flowgrad.passes.adjoint import adjoint
+from flowgrad.passes.differentiate import adjoint
 from flowgrad.runtime import codegen, engines
 from flowgrad.runtime import engine as engine_module
-from flowgrad.runtime.program import Program
-from flowgrad.runtime.session import InferenceSession
+from flowgrad.runtime.numpy_program import Program
+from flowgrad.session import InferenceSession
 
 N, M = Dim.named("N"), Dim.named("M")
 

@@ -11,7 +11,7 @@ from flowgrad.ir.graph import Array, Graph, Node
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.runtime.fast import MAKERS
 from flowgrad.runtime.kernels import FLOAT_UFUNCS, IN_PLACE, UFUNCS, bind, may_overwrite, takes_out
-from flowgrad.runtime.program import Program
+from flowgrad.runtime.numpy_program import Program
 from tests.op_cases import Case, all_cases
 
 CASES = all_cases()

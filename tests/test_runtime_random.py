@@ -10,7 +10,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.types import FLOAT64, Dim, Type
-from flowgrad.runtime.program import Program
+from flowgrad.runtime.numpy_program import Program
 
 ROWS, COLUMNS = 4, 6
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.exchange.calls import Call, ImportBuilder
+from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.types import FLOAT32, Dim, Type
 
-Adapter = Callable[[ImportBuilder, Call], Sequence[Value | None] | None]
+Adapter = Callable[[ImportBuilder, ImportedNode], Sequence[Value | None] | None]
 """Changes the call and returns None, or returns the values of its outputs (None for those nobody wants)."""
 
 ADAPTERS: dict[tuple[str, str], list[tuple[int, Adapter]]] = {}
@@ -34,7 +34,7 @@ def before(version: int, *ops: str, domain: str = "") -> Callable[[Adapter], Ada
     return register
 
 
-def _rank(value: Value, call: Call) -> int:
+def _rank(value: Value, call: ImportedNode) -> int:
     if value.type.rank is None:
         raise UnsupportedError(f"{call.op} of opset {call.version} on a tensor of unknown rank", code="rank",
                                where=call.label)
@@ -48,7 +48,7 @@ def _ints(b: ImportBuilder, numbers: Sequence[int]) -> Value:
 # ---- attributes that became inputs --------------------------------------------------------------------------------------
 
 
-def _attribute_to_input(b: ImportBuilder, call: Call, name: str, index: int) -> None:
+def _attribute_to_input(b: ImportBuilder, call: ImportedNode, name: str, index: int) -> None:
     numbers = call.take(name)
     if numbers is not None and len(numbers):
         call.set_input(index, _ints(b, numbers))
@@ -57,19 +57,19 @@ def _attribute_to_input(b: ImportBuilder, call: Call, name: str, index: int) -> 
 @before(13, "Squeeze", "Unsqueeze", "ReduceSum")
 @before(18, "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
         "ReduceProd", "ReduceSumSquare")
-def axes_to_input(b: ImportBuilder, call: Call) -> None:
+def axes_to_input(b: ImportBuilder, call: ImportedNode) -> None:
     """The attribute axes became an input."""
     _attribute_to_input(b, call, "axes", 1)
 
 
 @before(13, "Split")
-def split_to_input(b: ImportBuilder, call: Call) -> None:
+def split_to_input(b: ImportBuilder, call: ImportedNode) -> None:
     """The attribute split became an input."""
     _attribute_to_input(b, call, "split", 1)
 
 
 @before(18, "Split")
-def split_counts(b: ImportBuilder, call: Call) -> None:
+def split_counts(b: ImportBuilder, call: ImportedNode) -> None:
     """Equal parts without sizes: as many as there are outputs, which later must be said."""
     if call.optional(1) is not None:
         return
@@ -82,7 +82,7 @@ def split_counts(b: ImportBuilder, call: Call) -> None:
 
 
 @before(EVERY_OPSET, "Split")
-def split_count_fits(b: ImportBuilder, call: Call) -> None:
+def split_count_fits(b: ImportBuilder, call: ImportedNode) -> None:
     """As many parts as outputs, whatever the attribute claims."""
     if call.attributes.get("num_outputs", len(call.outputs)) != len(call.outputs):
         raise ValidationError(f"num_outputs={call.attributes['num_outputs']} with {len(call.outputs)} outputs",
@@ -90,7 +90,7 @@ def split_count_fits(b: ImportBuilder, call: Call) -> None:
 
 
 @before(10, "Slice")
-def slice_to_inputs(b: ImportBuilder, call: Call) -> None:
+def slice_to_inputs(b: ImportBuilder, call: ImportedNode) -> None:
     """The attributes starts, ends and axes became inputs."""
     starts, ends, axes = call.take("starts"), call.take("ends"), call.take("axes")
     if starts is None or ends is None:
@@ -102,7 +102,7 @@ def slice_to_inputs(b: ImportBuilder, call: Call) -> None:
 
 
 @before(11, "Pad")
-def pads_to_input(b: ImportBuilder, call: Call) -> None:
+def pads_to_input(b: ImportBuilder, call: ImportedNode) -> None:
     """The attributes pads and value became inputs."""
     pads, value = call.take("pads"), call.take("value", 0.0)
     if pads is None:
@@ -113,7 +113,7 @@ def pads_to_input(b: ImportBuilder, call: Call) -> None:
 
 
 @before(10, "TopK")
-def k_to_input(b: ImportBuilder, call: Call) -> None:
+def k_to_input(b: ImportBuilder, call: ImportedNode) -> None:
     """The attribute k became an input."""
     k = call.take("k")
     if k is None:
@@ -122,7 +122,7 @@ def k_to_input(b: ImportBuilder, call: Call) -> None:
 
 
 @before(11, "Clip")
-def bounds_to_inputs(b: ImportBuilder, call: Call) -> None:
+def bounds_to_inputs(b: ImportBuilder, call: ImportedNode) -> None:
     """The attributes min and max became inputs; their defaults were the ends of float32, so they stay bounds."""
     largest = float(np.finfo(np.float32).max)
     dtype = call.input(0).type.dtype
@@ -135,13 +135,13 @@ def bounds_to_inputs(b: ImportBuilder, call: Call) -> None:
 
 
 @before(20, "DFT")
-def dft_axis_to_input(b: ImportBuilder, call: Call) -> None:
+def dft_axis_to_input(b: ImportBuilder, call: ImportedNode) -> None:
     """The attribute axis, by default 1, became an input, by default -2."""
     call.set_input(2, b.graph.add_constant(np.asarray(call.take("axis", 1), np.int64)))
 
 
 @before(12, "Dropout")
-def dropout_ratio_to_input(b: ImportBuilder, call: Call) -> Sequence[Value | None] | None:
+def dropout_ratio_to_input(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None] | None:
     """Inference only; the mask was of the input's dtype before opset 10, and is true everywhere."""
     ratio = call.take("ratio", 0.5)
     data = call.input(0)
@@ -156,7 +156,7 @@ def dropout_ratio_to_input(b: ImportBuilder, call: Call) -> Sequence[Value | Non
 
 
 @before(13, "Softmax", "LogSoftmax", "Hardmax")
-def softmax_over_all_following(b: ImportBuilder, call: Call) -> Sequence[Value | None] | None:
+def softmax_over_all_following(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None] | None:
     """The op worked on all axes from ``axis`` (by default 1) on, flattened into one."""
     x = call.input(0)
     axis = int(call.take("axis", 1))
@@ -173,14 +173,14 @@ def softmax_over_all_following(b: ImportBuilder, call: Call) -> Sequence[Value |
 
 
 @before(9, "BatchNormalization")
-def batch_normalization_spatial(b: ImportBuilder, call: Call) -> None:
+def batch_normalization_spatial(b: ImportBuilder, call: ImportedNode) -> None:
     """The attribute spatial is gone; statistics per activation have no counterpart."""
     if call.take("spatial", 1) != 1:
         raise UnsupportedError("BatchNormalization with spatial=0", code="attribute", where=call.label)
 
 
 @before(14, "BatchNormalization")
-def batch_normalization_training(b: ImportBuilder, call: Call) -> Sequence[Value | None] | None:
+def batch_normalization_training(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None] | None:
     """More outputs than one meant training; the saved statistics, outputs 3 and 4, are those of the batch."""
     if not any(call.wants(i) for i in range(1, 5)):
         return None
@@ -199,7 +199,7 @@ def batch_normalization_training(b: ImportBuilder, call: Call) -> Sequence[Value
 
 
 @before(21, "GroupNormalization")
-def group_normalization_per_channel(b: ImportBuilder, call: Call) -> None:
+def group_normalization_per_channel(b: ImportBuilder, call: ImportedNode) -> None:
     """Scale and bias were given per group, now per channel."""
     x, groups = call.input(0), int(call.attributes.get("num_groups", 1))
     _rank(x, call)
@@ -212,20 +212,20 @@ def group_normalization_per_channel(b: ImportBuilder, call: Call) -> None:
 
 
 @before(16, "RoiAlign")
-def roi_align_without_offset(b: ImportBuilder, call: Call) -> None:
+def roi_align_without_offset(b: ImportBuilder, call: ImportedNode) -> None:
     """Coordinates were not shifted by half a pixel."""
     call.attributes["coordinate_transformation_mode"] = "output_half_pixel"
 
 
 @before(20, "GridSample")
-def grid_sample_modes(b: ImportBuilder, call: Call) -> None:
+def grid_sample_modes(b: ImportBuilder, call: ImportedNode) -> None:
     """The modes were called after images."""
     mode = call.take("mode", "bilinear")
     call.attributes["mode"] = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
 
 
 @before(11, "Scatter")
-def scatter_renamed(b: ImportBuilder, call: Call) -> None:
+def scatter_renamed(b: ImportBuilder, call: ImportedNode) -> None:
     """Scatter is now called ScatterElements."""
     call.op = "ScatterElements"
 
@@ -234,7 +234,7 @@ def scatter_renamed(b: ImportBuilder, call: Call) -> None:
 
 
 @before(9, "Upsample")
-def upsample_scales_to_input(b: ImportBuilder, call: Call) -> None:
+def upsample_scales_to_input(b: ImportBuilder, call: ImportedNode) -> None:
     """The attribute scales became an input."""
     scales = call.take("scales")
     if scales is None:
@@ -243,7 +243,7 @@ def upsample_scales_to_input(b: ImportBuilder, call: Call) -> None:
 
 
 @before(11, "Upsample", "Resize")
-def resize_asymmetric(b: ImportBuilder, call: Call) -> Sequence[Value | None] | None:
+def resize_asymmetric(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None] | None:
     """Before opset 11 coordinates were divided by the scale; nearest took the floor, or the ceiling where it shrinks."""
     x, scales = call.input(0), call.input(1)
     mode = {"bilinear": "linear", "trilinear": "linear"}.get(m := call.take("mode", "nearest"), m)
@@ -265,7 +265,7 @@ def resize_asymmetric(b: ImportBuilder, call: Call) -> Sequence[Value | None] | 
 
 
 @before(13, "Resize")
-def resize_empty_inputs(b: ImportBuilder, call: Call) -> None:
+def resize_empty_inputs(b: ImportBuilder, call: ImportedNode) -> None:
     """Inputs that do not count had to be there, empty."""
     if call.version < 11:
         return
@@ -280,7 +280,7 @@ def resize_empty_inputs(b: ImportBuilder, call: Call) -> None:
 # ---- control flow -------------------------------------------------------------------------------------------------------
 
 
-def scan_over_batch(b: ImportBuilder, call: Call, body: Graph) -> Sequence[Value | None]:
+def scan_over_batch(b: ImportBuilder, call: ImportedNode, body: Graph) -> Sequence[Value | None]:
     """Opset 8: all inputs had a batch axis first. A Scan over the batch, in it the Scan over the sequence."""
     count = int(call.attributes["num_scan_inputs"])
     values = [v for v in call.inputs if v is not None]
@@ -309,7 +309,7 @@ def scan_over_batch(b: ImportBuilder, call: Call, body: Graph) -> Sequence[Value
 
 
 @before(EVERY_OPSET, "ArrayFeatureExtractor", domain="ai.onnx.ml")
-def array_feature_extractor(b: ImportBuilder, call: Call) -> Sequence[Value | None]:
+def array_feature_extractor(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:
     """Z = X[..., Y], which Gather does; a vector X gives a row."""
     x, indices = call.input(0), b.Reshape(call.input(1), [-1])
     taken = b.Gather(x, indices, axis=-1)

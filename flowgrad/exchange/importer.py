@@ -11,7 +11,6 @@ from onnx import AttributeProto, NodeProto
 
 from flowgrad.exchange.adapters import ADAPTERS, is_unknown, scan_over_batch, slice_type
 from flowgrad.exchange.attributes import constant_value, value_of
-from flowgrad.exchange.calls import Call, ImportBuilder
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import (
     Key,
@@ -23,6 +22,7 @@ from flowgrad.exchange.functions import (
     schema_defaults,
     type_conflict,
 )
+from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
 from flowgrad.exchange.tensors import element_type
 from flowgrad.ir.errors import (
@@ -35,7 +35,7 @@ from flowgrad.ir.errors import (
 )
 from flowgrad.ir.graph import CONSTANT, ENTRIES, INITIALIZER, LITERAL, PARAMETER, Array, Graph, Value
 from flowgrad.ir.limits import Limits
-from flowgrad.ir.ops.registry import find_op
+from flowgrad.ir.ops.registry import FLOWGRAD, find_op
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Dim, DimLike, Type, parse_dim
 
 FRAME_DEPTH = 128
@@ -136,7 +136,7 @@ class Importer:
         if domain:
             return (domain, op) in ADAPTERS
         definition = find_op(_BECOMES.get(op, op))
-        return op == "Constant" or (definition is not None and not definition.own)
+        return op == "Constant" or (definition is not None and definition.domain != FLOWGRAD)
 
     # ---- the outermost graph -------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Importer:
             self._constant(frame, node, protos)
             return None
         version = frame.opsets.get(key[0], 1)
-        call = Call(
+        call = ImportedNode(
             key[1], key[0], version, [frame.value(n) if n else None for n in node.input], {},
             [frame.output_name(n) for n in node.output], frame.prefix + node.name if node.name else "", node, subregions,
         )
@@ -285,7 +285,7 @@ class Importer:
         self._declare(frame, value, node.output[0])
         frame.values[node.output[0]] = value
 
-    def _emit(self, frame: Frame, call: Call) -> Sequence[Value | None]:
+    def _emit(self, frame: Frame, call: ImportedNode) -> Sequence[Value | None]:
         b = frame.b
         b.prefix = call.label
         mark = b.graph._next_key
@@ -300,7 +300,7 @@ class Importer:
                     return b.name_results(results, call.outputs, mark)
         return self._add(b, call)
 
-    def _add(self, b: ImportBuilder, call: Call) -> Sequence[Value | None]:
+    def _add(self, b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:
         definition = find_op(call.op)
         if definition is None:
             raise UnsupportedError(f"{call.op} is not supported", code="op", where=call.label)
@@ -317,7 +317,7 @@ class Importer:
             node.metadata["onnx.doc_string"] = call.proto.doc_string
         return node.outputs
 
-    def _bind(self, frame: Frame, call: Call, results: Sequence[Value | None]) -> None:
+    def _bind(self, frame: Frame, call: ImportedNode, results: Sequence[Value | None]) -> None:
         for name, value in zip(call.proto.output, results, strict=False):
             if name and value is not None:
                 self._declare(frame, value, name)
@@ -330,7 +330,7 @@ class Importer:
 
     # ---- functions -------------------------------------------------------------------------------------------------------
 
-    def _body(self, call: Call, protos: Sequence[AttributeProto]) -> Function:
+    def _body(self, call: ImportedNode, protos: Sequence[AttributeProto]) -> Function:
         node = NodeProto()
         node.CopyFrom(call.proto)
         del node.attribute[:]
@@ -352,7 +352,7 @@ class Importer:
             self._bodies[node.op_type, version] = function
         return function
 
-    def _enter(self, frame: Frame, call: Call, function: Function, attributes: Mapping[str, AttributeProto]) -> Frame:
+    def _enter(self, frame: Frame, call: ImportedNode, function: Function, attributes: Mapping[str, AttributeProto]) -> Frame:
         region = function.region
         if len(call.inputs) > len(region.inputs) or len(call.outputs) > len(region.outputs):
             raise ValidationError(f"{call.op} takes {len(region.inputs)} inputs and has {len(region.outputs)} outputs",
@@ -381,7 +381,7 @@ class Importer:
 
     # ---- subgraphs -------------------------------------------------------------------------------------------------------
 
-    def _close(self, frame: Frame, call: Call) -> None:
+    def _close(self, frame: Frame, call: ImportedNode) -> None:
         """Turn the subgraphs of a node into closed graphs and collect what they capture."""
         outer = frame.b.graph
         names = list(dict.fromkeys(n for sub in call.subregions.values() for n in sub.free))
@@ -405,7 +405,7 @@ class Importer:
             raise ValidationError(f"the initializer {key[1]!r} is out of reach", code="dangling", where=key[1])
         return frame.hoisted[key]
 
-    def _formals(self, call: Call, sub: Region) -> list[Type]:
+    def _formals(self, call: ImportedNode, sub: Region) -> list[Type]:
         types = self._formal_types(call)
         if len(types) != len(sub.inputs):
             raise ValidationError(f"a subgraph of {call.op} takes {len(sub.inputs)} inputs, it is given {len(types)}",
@@ -413,7 +413,7 @@ class Importer:
         return types
 
     @staticmethod
-    def _formal_types(call: Call) -> list[Type]:
+    def _formal_types(call: ImportedNode) -> list[Type]:
         given = [v.type for v in call.inputs if v is not None]
         if call.op == "Loop":
             return [Type(INT64, ()), Type(BOOL, ()), *(v.type for v in call.inputs[2:] if v is not None)]
@@ -434,7 +434,7 @@ class Importer:
         return [*given[:states], *(slice_type(t, a) for t, a in zip(given[states:], axes, strict=True))]
 
     def _subgraph(
-        self, frame: Frame, call: Call, sub: Region, formals: Sequence[Type],
+        self, frame: Frame, call: ImportedNode, sub: Region, formals: Sequence[Type],
         sources: Sequence[tuple[str | HoistKey, Value]],
     ) -> Graph:
         graph = Graph(sub.name or f"{call.label}_body")
@@ -461,7 +461,7 @@ class Importer:
         return graph
 
     def _stable_body(
-        self, frame: Frame, call: Call, sub: Region, formals: list[Type],
+        self, frame: Frame, call: ImportedNode, sub: Region, formals: list[Type],
         sources: Sequence[tuple[str | HoistKey, Value]], graph: Graph,
     ) -> Graph:
         """Import the body of a Loop again with unknown extents where the carried values do not keep theirs."""
@@ -489,7 +489,7 @@ def _widened(formal: Type, result: Type, attempt: int) -> Type:
     return Type(formal.dtype, tuple(kept))
 
 
-def _check_types(call: Call) -> None:
+def _check_types(call: ImportedNode) -> None:
     conflict = type_conflict(call.op, call.version, tuple(None if v is None else v.type.dtype for v in call.inputs))
     if conflict:
         raise ValidationError(conflict, code="dtype", where=call.label)

@@ -15,8 +15,8 @@ from flowgrad import ir
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import Key, check_calls, domain_of
 from flowgrad.exchange.importer import Function, Importer
+from flowgrad.exchange.prescan import prescan
 from flowgrad.exchange.scopes import RegionReader
-from flowgrad.exchange.wire import scan
 from flowgrad.ir.errors import LoadError, ResourceError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits, limits_or_default
@@ -61,7 +61,7 @@ def _parsed(data: bytes, limits: Limits) -> ModelProto:
     limits.check("file_bytes", len(data))
     if not data:
         raise LoadError("the file is empty", code="empty")
-    scan(data, limits)
+    prescan(data, limits)
     try:
         model: ModelProto = ModelProto.FromString(data)
         return model

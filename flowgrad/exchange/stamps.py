@@ -20,16 +20,6 @@ from flowgrad.ir.types import DType
 
 LOWEST_STAMP = 18
 
-_VALUES_SINCE = {
-    ("Pad", "mode", "wrap"): 19,
-    ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
-    ("AveragePool", "ceil_mode", 1): 22,  # before, a last window wholly in the padding counted
-    ("MaxPool", "ceil_mode", 1): 22,
-    ("GridSample", "mode", "linear"): 20,
-    ("GridSample", "mode", "cubic"): 20,
-}
-"""Values of attributes that came after the attribute."""
-
 
 class Stamps:
     """Finds opsets and remembers them by the form of the node."""
@@ -59,9 +49,10 @@ def _is_default(node: Node, name: str) -> bool:
 
 
 def _lowest(node: Node) -> int:
-    first = max(LOWEST_STAMP, opdef(node.op).since)
-    for (op, name, value), since in _VALUES_SINCE.items():
-        if node.op == op and opdef(op).attribute(node, name) == value:
+    definition = opdef(node.op)
+    first = max(LOWEST_STAMP, definition.since)
+    for (name, value), since in definition.values_since.items():
+        if definition.attribute(node, name) == value:
             first = max(first, since)
     for version in range(first, ir.OPSET + 1):
         schema = schema_of(node.op, version)

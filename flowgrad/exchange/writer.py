@@ -19,6 +19,7 @@ from flowgrad.exchange.stamps import LOWEST_STAMP, Stamps, attributes_of, ir_ver
 from flowgrad.exchange.tensors import tensor_of
 from flowgrad.ir.errors import InputError, SaveError
 from flowgrad.ir.graph import ENTRIES, LITERAL, Array, Graph, Node, Value
+from flowgrad.ir.ops.control.loop_layout import layout_of
 
 EMBEDDED_BYTES = 2**31 - 2**26
 """Above this size a file keeps its weights beside it: protobuf ends at 2 GiB."""
@@ -240,8 +241,9 @@ class _Writer:
             inputs.pop()
         while outputs and not outputs[-1]:
             outputs.pop()
+        lead = layout_of(node).lead_outputs if "body" in node.subgraphs else 0
         for subgraph in node.subgraphs.values():  # as many as the subgraph returns (a Loop: besides its condition), all named
-            outputs += [""] * (len(subgraph.output_entries) - (node.op == "Loop") - len(outputs))
+            outputs += [""] * (len(subgraph.output_entries) - lead - len(outputs))
             outputs = [name or self.names.fresh(f"{node.label}_unused") for name in outputs]
         made: NodeProto = proto.node.add(op_type=node.op, name=node.name, input=inputs, output=outputs)
         made.attribute.extend(attributes_of(node, self.opset))

@@ -18,10 +18,10 @@ import numpy as np
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array
 from flowgrad.ir.ops.registry import Trait
-from flowgrad.runtime.calls import OpenCall, SubgraphCalls
+from flowgrad.runtime.dynamic_calls import OpenCall, SubgraphCalls
+from flowgrad.runtime.flat_graph import ABSENT
 from flowgrad.runtime.kernels import Bound, Several, Single, bind, detached, fill, spread
 from flowgrad.runtime.memory import Frame, Layout, Place
-from flowgrad.runtime.snapshot import ABSENT
 from flowgrad.runtime.specialise import Step
 
 CHUNK = 400

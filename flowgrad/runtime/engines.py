@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.ir.errors import EngineError, InputError, RunError, suggestion
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits
-from flowgrad.runtime.program import Program
+from flowgrad.runtime.numpy_program import Program
 
 READY = "ready"
 

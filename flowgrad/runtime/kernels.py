@@ -1,4 +1,4 @@
-"""From a step to something to call: ufuncs straight where that is all a kernel does, fixed splits for large work."""
+"""From a step to something to call: what its op offers for speed where that fits, else the op's own kernel."""
 
 from __future__ import annotations
 
@@ -14,26 +14,9 @@ from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import REQUIRED, OpDef
 from flowgrad.ir.types import Type
-from flowgrad.runtime.fast import fast_kernel
-from flowgrad.runtime.images import ImageSplit, image_spans
-from flowgrad.runtime.splits import split_kernel
+from flowgrad.runtime.splits import Cuts, SplitKernel, cuts_of
 
 Kernel = Callable[..., Any]
-
-UFUNCS: dict[str, np.ufunc] = {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Neg": np.negative, "Exp": np.exp, "Sqrt": np.sqrt,
-    "Tanh": np.tanh, "Less": np.less, "LessOrEqual": np.less_equal, "Greater": np.greater,
-    "GreaterOrEqual": np.greater_equal, "Equal": np.equal, "And": np.logical_and, "Or": np.logical_or,
-    "Not": np.logical_not, "MatMul": np.matmul,
-}
-"""Ops whose kernel is exactly one ufunc call: the ufunc is called without a Python frame between (tested bitwise)."""
-
-FLOAT_UFUNCS: dict[str, np.ufunc] = {"Div": np.divide}
-"""The same, for float operands only."""
-
-IN_PLACE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Exp", "Sqrt", "Tanh", "And", "Or", "Not", "Relu", "Sigmoid"})
-"""Elementwise ops whose kernel may write over an operand (tested: same bits with ``out`` being an operand)."""
-
 
 SPREAD_ELEMENTS = 1024
 """Constant operands of elementwise ops with results of at most this many elements are stored in the full shape."""
@@ -51,16 +34,17 @@ def takes_out(node: Node, definition: OpDef) -> bool:
     return not widened or "to_dtype" in definition.special
 
 
-def splits_by_image(node: Node, definition: OpDef) -> bool:
-    """True if the step runs in spans of images, which bring scratch of their own."""
-    return takes_out(node, definition) and len(image_spans(node)) > 1
+def pieces_of(node: Node, definition: OpDef) -> Cuts:
+    """Return the pieces that a step runs in, each with scratch of its own; none where it runs whole."""
+    cuts = cuts_of(node, definition) if takes_out(node, definition) else ()
+    return cuts if len(cuts) > 1 else ()
 
 
-def may_overwrite(node: Node) -> bool:
+def may_overwrite(node: Node, definition: OpDef) -> bool:
     """True if the kernel may write its result over an operand."""
-    if node.op not in IN_PLACE:
+    if not definition.in_place:
         return False
-    return node.op in UFUNCS or all(v is None or v.type.dtype.is_float for v in node.inputs)
+    return definition.ufunc is not None or all(v.type.dtype.is_float for v in node.operands)
 
 
 @dataclass(slots=True)
@@ -74,40 +58,34 @@ class Bound:
 
 def bind(node: Node, definition: OpDef, threads: int) -> Bound:
     """Return the kernel of a step with its attributes bound (``out``, ``work``, ``rng``, ``subgraphs`` left open)."""
+    cuts = pieces_of(node, definition)
     ufunc = _ufunc(node, definition)
-    if ufunc is not None:
-        split = split_kernel(node, ufunc, threads)
-        return Bound(split or fast_kernel(node) or ufunc, positional_out=True)
-    if takes_out(node, definition) and not any(v is not None and v.type.dtype.name in WIDENED for v in node.inputs):
-        split = split_kernel(node, definition.kernel, threads)
-        fast = None if split is not None else fast_kernel(node)
-        if fast is not None:
-            return Bound(fast, positional_out=True)
+    if cuts and ufunc is not None:
+        return Bound(SplitKernel(node, definition, ufunc, cuts, threads), positional_out=True)
+    direct = None if cuts else _specialised(node, definition) or ufunc
+    if direct is not None:
+        return Bound(direct, positional_out=True)
     keywords = {n: definition.attribute(node, n) for n, default in definition.attributes.items()
                 if n in node.attributes or default is REQUIRED}
     if "count" in definition.special:
         keywords["count"] = len(node.outputs)
     if "to_dtype" in definition.special:
-        keywords["to_dtype"] = next(v.type.dtype.numpy for v in node.outputs if v is not None)
+        keywords["to_dtype"] = next(v.type.dtype.numpy for v in node.results)
     function = bind_kernel(node, definition)
-    if splits_by_image(node, definition):
-        return Bound(ImageSplit(node, definition, image_spans(node), threads), keywords)
-    if function is definition.kernel and takes_out(node, definition) and not definition.special & {"rng", "work"}:
-        function = split_kernel(node, function, threads) or function
-    return Bound(function, keywords)
+    return Bound(SplitKernel(node, definition, function, cuts, threads) if cuts else function, keywords)
+
+
+def _specialised(node: Node, definition: OpDef) -> Kernel | None:
+    if definition.specialise_rule is None or not takes_out(node, definition):
+        return None
+    return None if any(v.type.dtype.name in WIDENED for v in node.operands) else definition.specialise_rule(node)
 
 
 def _ufunc(node: Node, definition: OpDef) -> np.ufunc | None:
-    if definition.name not in UFUNCS and definition.name not in FLOAT_UFUNCS:
+    if definition.ufunc is None or not takes_out(node, definition):
         return None
-    if not takes_out(node, definition) or node.outputs[0] is None:
-        return None
-    kinds = {v.type.dtype.kind for v in node.inputs if v is not None}
-    if kinds & {"string"} or len({v.type.dtype for v in node.inputs if v is not None}) != 1:
-        return None
-    if definition.name in FLOAT_UFUNCS:
-        return FLOAT_UFUNCS[definition.name] if kinds == {"float"} else None
-    return UFUNCS[definition.name]
+    dtypes = {v.type.dtype for v in node.operands}
+    return definition.ufunc if len(dtypes) == 1 and dtypes.pop().kind != "string" else None
 
 
 def spread(constant: Array, node: Node) -> Array:

@@ -16,8 +16,8 @@ import numpy as np
 from flowgrad.ir.graph import Array, Value
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.ir.types import Type
-from flowgrad.runtime.kernels import may_overwrite, splits_by_image, takes_out
-from flowgrad.runtime.snapshot import ABSENT
+from flowgrad.runtime.flat_graph import ABSENT
+from flowgrad.runtime.kernels import may_overwrite, pieces_of, takes_out
 from flowgrad.runtime.specialise import Step, nbytes
 
 ALIGNMENT = 64
@@ -214,16 +214,14 @@ def _work_types(step: Step) -> list[Type]:
     rule = step.record.definition.work_rule
     if rule is None or step.open or "work" not in step.record.definition.special:
         return []
-    if splits_by_image(step.twin, step.record.definition):
-        return []
-    return list(rule(step.twin))
+    return [] if pieces_of(step.twin, step.record.definition) else list(rule(step.twin))
 
 
 def _in_place(step: Step, index: int, last: Mapping[int, int], layout: Layout,
               blocks: Mapping[int, tuple[int, int]]) -> int | None:
     """Return the operand whose block the output of ``step`` may take over."""
     record = step.record
-    if not may_overwrite(step.twin) or layout.places.get(record.outputs[0]) is not Place.ARENA:
+    if not may_overwrite(step.twin, record.definition) or layout.places.get(record.outputs[0]) is not Place.ARENA:
         return None
     result = step.twin.output().type
     for number, value in zip(record.inputs, step.twin.inputs, strict=True):

@@ -18,7 +18,7 @@ from flowgrad.ir.infer import describe, infer, symbolic_value
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.ir.types import Dim, Type
-from flowgrad.runtime.snapshot import ABSENT, Record, Snapshot, constant_twin
+from flowgrad.runtime.flat_graph import ABSENT, FlatGraph, Record, constant_twin
 
 FOLDED_BYTES = 1 << 16
 """Results of at most this many bytes, of constants alone, are computed once per key."""
@@ -38,18 +38,18 @@ class Step:
 class Knowledge:
     """What is known of the values so far: a twin for every value with a static type, None for the others."""
 
-    def __init__(self, snapshot: Snapshot, limits: Limits) -> None:
-        self.snapshot = snapshot
+    def __init__(self, flat: FlatGraph, limits: Limits) -> None:
+        self.flat = flat
         self.limits = limits
-        self.twins: list[Value | None] = [None] * len(snapshot)
-        for number, twin in snapshot.constant_twins.items():
+        self.twins: list[Value | None] = [None] * len(flat)
+        for number, twin in flat.constant_twins.items():
             self.twins[number] = twin
-        self.pending: Sequence[Record] = snapshot.records
+        self.pending: Sequence[Record] = flat.records
 
     def copy(self) -> Knowledge:
         """Return an independent copy, to go on with other extents."""
         other = Knowledge.__new__(Knowledge)
-        other.snapshot, other.limits = self.snapshot, self.limits
+        other.flat, other.limits = self.flat, self.limits
         other.twins, other.pending = list(self.twins), self.pending
         return other
 
@@ -80,17 +80,17 @@ class Knowledge:
                 outputs.append(None)
                 continue
             check_tensor(type_, self.limits, node)
-            outputs.append(Value(self.snapshot.names[number], type_, node, index))
+            outputs.append(Value(self.flat.names[number], type_, node, index))
         node.outputs = tuple(outputs)
         if not is_open and (folded := self._folded(record, node)) is not None:
             for number, array in zip(record.outputs, folded, strict=True):
                 if number != ABSENT and array is not None:
-                    self.twins[number] = constant_twin(self.snapshot.names[number], array)
+                    self.twins[number] = constant_twin(self.flat.names[number], array)
             return None
         if is_open:
             # All outputs wait, so that a step belongs to one segment alone; names are for messages.
-            declared = self.snapshot.types
-            node.outputs = tuple(None if n == ABSENT else Value(self.snapshot.names[n], declared[n], node, i)
+            declared = self.flat.types
+            node.outputs = tuple(None if n == ABSENT else Value(self.flat.names[n], declared[n], node, i)
                                  for i, n in enumerate(record.outputs))
             return Step(record, node, True)
         for number, value in zip(record.outputs, outputs, strict=True):

@@ -1,4 +1,4 @@
-"""Cutting large work into pieces of fixed size for the pool: the same pieces for any number of threads."""
+"""Large work in pieces for the pool: the same pieces for any number of threads."""
 
 from __future__ import annotations
 
@@ -7,119 +7,82 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.graph import Array, Node
-from flowgrad.ir.ops.registry import Trait, attr, opdef
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.registry import Cut, OpDef, Trait
+from flowgrad.ir.ops.splitting import elementwise_cuts
+from flowgrad.ir.types import Type
 from flowgrad.runtime.threads import pool
 
 Kernel = Callable[..., Any]
-Cut = tuple[slice, ...] | None
+Cuts = Sequence[tuple[Cut, ...]]
 
-ELEMENTS = 1 << 16
-"""Elements of one piece of elementwise work; less than four pieces are not worth waking a thread."""
 
-PRODUCTS = 1 << 24
-"""Multiplications of one piece of a matrix product."""
+def cuts_of(node: Node, definition: OpDef) -> Cuts:
+    """Return the pieces that the work of a node is cut into: by the rule of its op, or element by element."""
+    if definition.split_rule is not None:
+        return definition.split_rule(node)
+    if Trait.ELEMENTWISE not in definition.traits or definition.special & {"rng", "work"}:
+        return ()
+    if any(v is None for v in node.inputs):
+        return ()
+    return elementwise_cuts([v.type.static_shape for v in node.operands], node.output().type.static_shape)
 
 
 class SplitKernel:
-    """A kernel called piece by piece: each piece is a cut of every operand and of ``out``."""
+    """A kernel called piece by piece: each piece is a cut of every input and of ``out``.
 
-    __slots__ = ("cuts", "kernel", "threads")
+    Scratch is kept between calls, one set per thread that was ever inside.
+    """
 
-    def __init__(self, kernel: Kernel, cuts: Sequence[tuple[Cut, ...]], threads: int) -> None:
+    __slots__ = ("cuts", "kernel", "scratch", "threads", "works")
+
+    def __init__(self, node: Node, definition: OpDef, kernel: Kernel, cuts: Cuts, threads: int) -> None:
         self.kernel, self.cuts, self.threads = kernel, cuts, threads
+        self.works = [_work_of(node, definition, cut) for cut in cuts]
+        self.scratch: dict[tuple[Type, ...], list[list[Array]]] = {w: [] for w in self.works if w}
 
     def __call__(self, *operands: Any, out: Array | None = None, **keywords: Any) -> Array:
-        *inputs, target = operands if out is None else (*operands, out)
-        arrays = (*inputs, target)
-        kernel, cuts = self.kernel, self.cuts
+        arrays = operands if out is None else (*operands, out)
+        target: Array = arrays[-1]
+        kernel, cuts, works = self.kernel, self.cuts, self.works
 
         def piece(index: int) -> None:
-            *parts, part = (a if cut is None else a[cut] for a, cut in zip(arrays, cuts[index], strict=True))
-            result = kernel(*parts, out=part, **keywords)
+            *inputs, part = (a if cut is None else a[cut] for a, cut in zip(arrays, cuts[index], strict=True))
+            work = works[index]
+            if work:
+                buffers = self._take(work)
+                result = kernel(*inputs, out=part, work=buffers, **keywords)
+                self.scratch[work].append(buffers)
+            else:
+                result = kernel(*inputs, out=part, **keywords)
             if result is not part:
                 part[...] = result
 
         pool.each(piece, len(cuts), self.threads)
-        return target  # type: ignore[no-any-return]
+        return target
+
+    def _take(self, work: tuple[Type, ...]) -> list[Array]:
+        try:
+            return self.scratch[work].pop()
+        except IndexError:
+            return [np.empty(t.static_shape, t.dtype.numpy) for t in work]
 
 
-def split_kernel(node: Node, kernel: Kernel, threads: int) -> SplitKernel | None:
-    """Return ``kernel`` in pieces if the work of ``node`` is large enough and can be cut, else None."""
-    if any(v is None for v in node.inputs):
-        return None
-    if node.op == "MatMul":
-        cuts = _product_cuts(node)
-    elif node.op == "Gemm":
-        cuts = _gemm_cuts(node)
-    elif Trait.ELEMENTWISE in opdef(node.op).traits:
-        cuts = _elementwise_cuts(node)
-    else:
-        return None
-    return SplitKernel(kernel, cuts, threads) if len(cuts) > 1 else None
+def _work_of(node: Node, definition: OpDef, cuts: tuple[Cut, ...]) -> tuple[Type, ...]:
+    """Return the scratch types of the kernel on one piece."""
+    if definition.work_rule is None or "work" not in definition.special:
+        return ()
+    part = Node(node.key, node.op)
+    part.attributes = node.attributes
+    *inputs, output = (None if v is None else _cut_value(v, cut)
+                       for v, cut in zip((*node.inputs, node.output()), cuts, strict=True))
+    part.inputs, part.outputs = tuple(inputs), (output,)
+    return tuple(definition.work_rule(part))
 
 
-def _elementwise_cuts(node: Node) -> list[tuple[Cut, ...]]:
-    shape = node.output().type.static_shape
-    size = int(np.prod(shape, dtype=object))
-    if size < 4 * ELEMENTS:
-        return []
-    axis = next((i for i, n in enumerate(shape) if n >= 16), int(np.argmax(shape)))
-    shapes = [v.type.static_shape for v in node.inputs if v is not None]
-    return [tuple(_cut(s, len(shape), axis, span, shape[axis]) for s in (*shapes, shape))
-            for span in spans(shape[axis], -(-size // ELEMENTS))]
-
-
-def spans(extent: int, pieces: int, unit: int = 1) -> list[tuple[int, int]]:
-    """Cut range(extent) into at most ``pieces`` spans of equal length, a multiple of ``unit`` (the last may be shorter)."""
-    length = -(-extent // max(1, pieces))
-    length = -(-length // unit) * unit
-    return [(start, min(start + length, extent)) for start in range(0, extent, max(length, 1))]
-
-
-def _cut(shape: Sequence[int], rank: int, axis: int, span: tuple[int, int], extent: int) -> Cut:
-    """Return the part of a broadcast operand that the span of the result's axis needs; None for all of it."""
-    own = axis - rank + len(shape)
-    if own < 0 or shape[own] != extent:
-        return None
-    return (*(slice(None),) * own, slice(*span))
-
-
-def _product_cuts(node: Node) -> list[tuple[Cut, ...]]:
-    a, b = (v.type.static_shape for v in node.inputs if v is not None)
-    shape = node.output().type.static_shape
-    if len(a) < 2 or len(b) < 2:
-        return []
-    rows, columns = shape[-2:]
-    batch = int(np.prod(shape[:-2], dtype=object))
-    work = batch * rows * columns * a[-1]
-    if work < 2 * PRODUCTS:
-        return []
-    pieces = -(-work // PRODUCTS)
-    if batch > 1 and shape[0] > 1:
-        return [tuple(_cut(s, len(shape), 0, span, shape[0]) for s in (a, b, shape)) for span in spans(shape[0], pieces)]
-    if rows >= columns:
-        return [(_at(len(a), -2, span), None, _at(len(shape), -2, span)) for span in spans(rows, pieces, 64)]
-    return [(None, _at(len(b), -1, span), _at(len(shape), -1, span)) for span in spans(columns, pieces, 64)]
-
-
-def _gemm_cuts(node: Node) -> list[tuple[Cut, ...]]:
-    flips = bool(attr(node, "transA")), bool(attr(node, "transB"))
-    rows, columns = shape = node.output().type.static_shape
-    inner = node.input(0).type.static_shape[0 if flips[0] else 1]
-    work = rows * columns * inner
-    if work < 2 * PRODUCTS:
-        return []
-    by_rows = rows >= columns
-    cuts = []
-    for span in spans(max(rows, columns), -(-work // PRODUCTS), 64):
-        first = _at(2, -1 if flips[0] else -2, span) if by_rows else None
-        second = None if by_rows else _at(2, -2 if flips[1] else -1, span)
-        rest = [_cut(v.type.static_shape, 2, 0 if by_rows else 1, span, max(rows, columns))
-                for v in node.inputs[2:] if v is not None]
-        cuts.append((first, second, *rest, _cut(shape, 2, 0 if by_rows else 1, span, max(rows, columns))))
-    return cuts
-
-
-def _at(rank: int, axis: int, span: tuple[int, int]) -> Cut:
-    return (*(slice(None),) * (rank + axis), slice(*span))
+def _cut_value(value: Value, cut: Cut) -> Value:
+    if cut is None:
+        return value
+    shape = value.type.static_shape
+    lengths = [len(range(*span.indices(extent))) for span, extent in zip(cut, shape, strict=False)]
+    return Value(value.name, value.type.with_shape((*lengths, *shape[len(lengths):])), value.producer, value.index)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.model import Model, Role
-from flowgrad.passes.adjoint import Zero, adjoint
-from flowgrad.passes.tangent import tangent
-from flowgrad.transforms.selection import Names, Of, Pick, find_of, find_scalar, find_value, find_wrt
+from flowgrad.passes.adjoint import Zero
+from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.selection import Names, Of, Pick, find_of, find_scalar, find_value, find_wrt
 
 
 def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:

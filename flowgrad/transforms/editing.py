@@ -11,7 +11,7 @@ from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.inline import inline
 from flowgrad.ir.types import Type, merge_types
 from flowgrad.model import Model
-from flowgrad.transforms.selection import Names, Pick, find_value
+from flowgrad.passes.selection import Names, Pick, find_value
 
 Rule = Callable[..., Any]
 
@@ -37,12 +37,12 @@ def stop_gradient(model: Model, names: Names) -> Model:
     return model.with_graph(graph)
 
 
-def straight_through(b: Any, node: Node, y_bar: Value) -> Any:
+def straight_through(b: Builder, node: Node, y_bar: Value) -> Any:
     """An adjoint rule for ``override_adjoint``: x_bar = y_bar, as if the op were the identity."""
     return (y_bar, *[None] * (len(node.inputs) - 1))
 
 
-def guided(b: Any, node: Node, y_bar: Value) -> Any:
+def guided(b: Builder, node: Node, y_bar: Value) -> Any:
     """An adjoint rule for ``override_adjoint`` on Relu: only positive cotangents pass, where the input was positive."""
     zero = b.filled(0, y_bar)
     passes = b.And(b.Greater(node.input(0), zero), b.Greater(y_bar, zero))

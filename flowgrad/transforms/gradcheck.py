@@ -11,8 +11,8 @@ import numpy as np
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model
+from flowgrad.passes.selection import Names
 from flowgrad.transforms.derivatives import jvp, vjp
-from flowgrad.transforms.selection import Names
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _output(outputs: Mapping[str, Array], model: Model, name: str, feeds: Mappin
     if name in outputs:
         return outputs[name]
     from flowgrad.ir.evaluate import evaluate
-    from flowgrad.transforms.selection import find_value
+    from flowgrad.passes.selection import find_value
 
     value = find_value(model.graph, name)
     return next(iter(evaluate(model.graph, feeds, fetch=[value]).values()))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
@@ -28,7 +30,7 @@ from flowgrad.ir.types import UNKNOWN, DimLike, Type, dtype_of
 # ---- Tile ---------------------------------------------------------------------------------------------------------------
 
 
-@op("Tile", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.SHAPE_ARITHMETIC))
+@op("Tile", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.SHAPE_ARITHMETIC), extents=("repeats",))
 def tile(input: Array, repeats: Array) -> Array:
     return np.tile(input, int_list(repeats) or ())
 
@@ -44,7 +46,7 @@ def _(node: Node) -> Type:
 
 
 @tile.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = the sum of the tiles of y_bar: every axis becomes (repeats, extent), and the repeats are summed."""
     x, repeats = node.input(0), node.input(1)
     known = known_ints(repeats)
@@ -66,7 +68,8 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
 _MODES = {"constant": "constant", "edge": "edge", "reflect": "reflect", "wrap": "wrap"}
 
 
-@op("Pad", since=18, outputs=("output",), traits=(Trait.LINEAR,))
+@op("Pad", since=18, outputs=("output",), traits=(Trait.LINEAR,), extents=("pads", "axes"),
+    settings=("constant_value",), values_since={("mode", "wrap"): 19})
 def pad(
     data: Array, pads: Array, constant_value: Array | None = None, axes: Array | None = None, *, mode: str = "constant",
     out: Array | None = None,
@@ -122,7 +125,7 @@ def _pad_axes(node: Node) -> list[int] | None:
 
 
 @pad.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar without the pads; the other modes add what was repeated to where it came from."""
     x, pads, constant, axes = [*node.inputs, None, None][:4]
     if attr(node, "mode") != "constant":
@@ -140,7 +143,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     return x_bar, NO_GRADIENT, constant_bar, NO_GRADIENT
 
 
-def _repeated_bar(b: Any, node: Node, y_bar: Value) -> Any:
+def _repeated_bar(b: Builder, node: Node, y_bar: Value) -> Any:
     """Undo the pads axis by axis: along an axis, padding gathers at a ramp that is padded in the same mode."""
     x, pads = node.input(0), node.input(1)
     if x.type.rank is None or (where := _pad_axes(node)) is None:
@@ -209,7 +212,7 @@ def _(node: Node) -> Type:
 
 
 @depth_to_space.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = the blocks of y_bar, moved back."""
     size = attr(node, "blocksize")
     if attr(node, "mode") == "DCR":
@@ -217,16 +220,16 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     return _space_to_depth(b, y_bar, size, node.input(0))
 
 
-def _space_to_depth(b: Any, y_bar: Value, size: int, x: Value) -> Value:
+def _space_to_depth(b: Builder, y_bar: Value, size: int, x: Value) -> Value:
     """Return SpaceToDepth in mode CRD, which has no op before opset 28."""
     block = b.ints([size])
     parts = [b.extent(y_bar, 0), b.extent(y_bar, 1), b.extent(x, 2), block, b.extent(x, 3), block]
     blocks = b.Reshape(y_bar, joined(b, parts), allowzero=1)
-    return b.Reshape(b.Transpose(blocks, perm=[0, 1, 3, 5, 2, 4]), b.shape(x), allowzero=1)  # type: ignore[no-any-return]
+    return b.Reshape(b.Transpose(blocks, perm=[0, 1, 3, 5, 2, 4]), b.shape(x), allowzero=1)
 
 
 @space_to_depth.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = the blocks of y_bar, moved back."""
     return b.DepthToSpace(y_bar, blocksize=attr(node, "blocksize"), mode=attr(node, "mode"))
 
@@ -244,12 +247,12 @@ trilu.types(like_first)
 
 
 @trilu.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = the same triangle of y_bar."""
     return b.add("Trilu", [y_bar, *node.inputs[1:]], dict(node.attributes)), NO_GRADIENT
 
 
-@op("EyeLike", since=9, outputs=("output",), traits=(Trait.ZERO,))
+@op("EyeLike", since=9, outputs=("output",), traits=(Trait.ZERO,), dtype_attributes=("dtype",))
 def eye_like(input: Array, *, dtype: int | None = None, k: int = 0) -> Array:
     element = input.dtype if dtype is None else dtype_of(dtype).numpy
     rows, columns = input.shape
@@ -280,12 +283,12 @@ reverse_sequence.types(like_first)
 
 
 @reverse_sequence.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar reversed in the same way: the op is its own inverse."""
     return b.add("ReverseSequence", [y_bar, node.input(1)], dict(node.attributes)), NO_GRADIENT
 
 
-@op("CenterCropPad", since=18, outputs=("output_data",), traits=(Trait.LINEAR,))
+@op("CenterCropPad", since=18, outputs=("output_data",), traits=(Trait.LINEAR,), extents=("shape",))
 def center_crop_pad(input_data: Array, shape: Array, *, axes: Sequence[int] | None = None) -> Array:
     wanted = int_list(shape) or []
     read, write, new = [slice(None)] * input_data.ndim, [slice(None)] * input_data.ndim, list(input_data.shape)
@@ -317,7 +320,7 @@ def _(node: Node) -> Type:
 
 
 @center_crop_pad.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar, cropped where x was padded and padded where it was cropped."""
     x, axes = node.input(0), attr(node, "axes")
     shape = b.shape(x) if axes is None else joined(b, [b.extent(x, a) for a in axes])

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import RunError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise import select
+from flowgrad.ir.ops.elementwise.arithmetic import select
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.ops.softmax import log_softmax
 from flowgrad.ir.types import Shape, Type, merge_dims
@@ -48,7 +49,7 @@ def _loss_type(node: Node) -> Type:
 
 
 @negative_log_likelihood_loss.expansion
-def _(b: Any, node: Node) -> Any:
+def _(b: Builder, node: Node) -> Any:
     """loss = -w[t] x[t], 0 where t is ignored; the mean divides by the sum of the weights used."""
     x, target, weight = node.input(0), node.input(1), node.inputs[2] if len(node.inputs) > 2 else None
     ignore_index, reduction = attr(node, "ignore_index"), attr(node, "reduction")
@@ -68,17 +69,17 @@ def _(b: Any, node: Node) -> Any:
     return total if reduction == "sum" else b.Div(total, _weight_used(b, shares, kept, loss))
 
 
-def _total(b: Any, x: Value) -> Value:
-    return b.ReduceSum(x, None, keepdims=0)  # type: ignore[no-any-return]
+def _total(b: Builder, x: Value) -> Value:
+    return b.ReduceSum(x, None, keepdims=0)
 
 
-def _weight_used(b: Any, shares: Value | None, kept: Value | None, loss: Value) -> Value:
+def _weight_used(b: Builder, shares: Value | None, kept: Value | None, loss: Value) -> Value:
     """Return the sum of the weights of all labels that are not ignored."""
     if shares is not None:
         return _total(b, shares if kept is None else select(b, kept, shares))
     if kept is not None:
         return _total(b, b.Cast(kept, to=loss.type.dtype.onnx))
-    return b.Cast(b.Size(loss), to=loss.type.dtype.onnx)  # type: ignore[no-any-return]
+    return b.Cast(b.Size(loss), to=loss.type.dtype.onnx)
 
 
 @op("SoftmaxCrossEntropyLoss", since=12, outputs=("output", "log_prob"), required_outputs=1)
@@ -97,7 +98,7 @@ def _(node: Node) -> list[Type]:
 
 
 @softmax_cross_entropy_loss.expansion
-def _(b: Any, node: Node) -> Any:
+def _(b: Builder, node: Node) -> Any:
     """log_prob = LogSoftmax(scores) over the classes; output = NegativeLogLikelihoodLoss(log_prob)."""
     scores, *rest = node.inputs
     log_prob = b.LogSoftmax(scores, axis=1)

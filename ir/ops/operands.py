@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type
@@ -68,7 +68,7 @@ def int_list(array: Array | None) -> list[int] | None:
     return None if array is None else [int(n) for n in np.asarray(array).reshape(-1).tolist()]
 
 
-def extents(b: Any, x: Value, start: int, end: int) -> list[Value]:
+def extents(b: Builder, x: Value, start: int, end: int) -> list[Value]:
     """Return the extents ``start`` to ``end`` of ``x`` as a list of int64 vectors to concatenate (possibly empty)."""
     dims = x.shape[start:end]
     if not dims:
@@ -78,47 +78,47 @@ def extents(b: Any, x: Value, start: int, end: int) -> list[Value]:
     return [b.Shape(x, start=start, end=end)]
 
 
-def joined(b: Any, parts: Sequence[Value]) -> Value:
+def joined(b: Builder, parts: Sequence[Value]) -> Value:
     """Return int64 vectors as one: a constant if all of them are."""
     known = [known_ints(p) for p in parts]
     if all(k is not None for k in known):
-        return b.ints([n for k in known for n in k or ()])  # type: ignore[no-any-return]
+        return b.ints([n for k in known for n in k or ()])
     return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=0)
 
 
-def reshape_to(b: Any, value: Value, x: Value) -> Value:
+def reshape_to(b: Builder, value: Value, x: Value) -> Value:
     """Return ``value`` in the shape of ``x``, which has as many elements; uses no Shape node where it can."""
     shape = x.type.shape
     if shape is None:
-        return b.Reshape(value, b.Shape(x), allowzero=1)  # type: ignore[no-any-return]
+        return b.Reshape(value, b.Shape(x), allowzero=1)
     if value.type.shape == shape:
         return value
     symbolic = [i for i, d in enumerate(shape) if not isinstance(d, int)]
     if not symbolic:
-        return b.Reshape(value, b.ints(shape), allowzero=int(0 in shape) or None)  # type: ignore[no-any-return]
+        return b.Reshape(value, b.ints(shape), allowzero=int(0 in shape) or None)
     if len(symbolic) == 1 and all(d != 0 for d in shape):
         wanted = [-1 if i == symbolic[0] else d for i, d in enumerate(shape)]
         made = b.Reshape(value, b.ints(wanted))
         if made.type.shape == shape:
-            return made  # type: ignore[no-any-return]
-    return b.Reshape(value, b.Shape(x), allowzero=1)  # type: ignore[no-any-return]
+            return made
+    return b.Reshape(value, b.Shape(x), allowzero=1)
 
 
-def expand_to(b: Any, value: Value, x: Value) -> Value:
+def expand_to(b: Builder, value: Value, x: Value) -> Value:
     """Return ``value`` broadcast to the shape of ``x``, which is at least as large everywhere."""
     if value.type.shape is not None and value.type.shape == x.type.shape:
         return value
     node = b.add_node("Expand", [value, b.shape(x)], types=[Type(value.type.dtype, x.type.shape)])
-    return node.outputs[0]  # type: ignore[no-any-return]
+    return node.outputs[0]
 
 
-def slice_axis(b: Any, vector: Value, start: int, end: int) -> Value:
+def slice_axis(b: Builder, vector: Value, start: int, end: int) -> Value:
     """Return ``vector[start:end]`` of an int64 vector: a constant if it is known."""
     known = known_ints(vector)
-    return b.ints(known[start:end]) if known is not None else b.Slice(vector, [start], [end], [0])  # type: ignore[no-any-return]
+    return b.ints(known[start:end]) if known is not None else b.Slice(vector, [start], [end], [0])
 
 
-def as_int64(b: Any, value: Value) -> Value:
+def as_int64(b: Builder, value: Value) -> Value:
     """Return an integer value as int64."""
     return value if value.type.dtype == INT64 else b.Cast(value, to=INT64.onnx)
 

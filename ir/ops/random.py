@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise import guarded, select
+from flowgrad.ir.ops.elementwise.arithmetic import guarded, select
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import BOOL, Type, dtype_of
 
@@ -26,7 +27,8 @@ def _generator(seed: float | int | None, rng: np.random.Generator) -> np.random.
 # ---- Dropout ------------------------------------------------------------------------------------------------------------
 
 
-@op("Dropout", since=12, outputs=("output", "mask"), required_outputs=1, traits=(Trait.RANDOM,))
+@op("Dropout", since=12, outputs=("output", "mask"), required_outputs=1, traits=(Trait.RANDOM,),
+    settings=("ratio", "training_mode"))
 def dropout(
     data: Array, ratio: Array | None = None, training_mode: Array | None = None, *, seed: int | None = None,
     rng: np.random.Generator
@@ -48,21 +50,21 @@ def _(node: Node) -> list[Type]:
 
 
 @dropout.adjoint
-def _(b: Any, node: Node, output_bar: Value, mask_bar: None) -> Any:
+def _(b: DerivativeBuilder, node: Node, output_bar: Value, mask_bar: None) -> Any:
     """data_bar = output_bar / (1 - ratio) where the mask of this very run kept the element, else 0."""
     ratio = refuse("the derivative with respect to a dropout ratio is that of a distribution, not of a sample")
     return [_dropped(b, node, output_bar), ratio, NO_GRADIENT][: len(node.inputs)]
 
 
 @dropout.tangent
-def _(b: Any, node: Node, data_dot: Value | None, ratio_dot: Value | None = None, mode_dot: None = None) -> Any:
+def _(b: DerivativeBuilder, node: Node, data_dot: Value | None, ratio_dot: Value | None = None, mode_dot: None = None) -> Any:
     """output_dot = data_dot / (1 - ratio) where the mask kept the element, else 0."""
     if ratio_dot is not None:
         return refuse("the derivative with respect to a dropout ratio is that of a distribution, not of a sample")
     return [None if data_dot is None else _dropped(b, node, data_dot), None]
 
 
-def _dropped(b: Any, node: Node, v: Value) -> Value:
+def _dropped(b: DerivativeBuilder, node: Node, v: Value) -> Value:
     data, ratio, training = [*node.inputs, None, None][:3]
     if training is None or (training.constant is not None and not training.constant.reshape(())):
         return v
@@ -70,7 +72,7 @@ def _dropped(b: Any, node: Node, v: Value) -> Value:
     rate = b.scalar(0.5, dtype) if ratio is None else b.cast_like(ratio, v)
     active = b.Where(training, rate, b.scalar(0, dtype))  # at inference nothing is dropped nor scaled
     kept = select(b, b.residual(node, "mask"), v)
-    return b.Div(kept, guarded(b, b.Sub(b.scalar(1, dtype), active)))  # type: ignore[no-any-return]
+    return b.Div(kept, guarded(b, b.Sub(b.scalar(1, dtype), active)))
 
 
 # ---- draws --------------------------------------------------------------------------------------------------------------
@@ -85,37 +87,37 @@ def _draw_type_like(node: Node) -> Type:
     return like if dtype is None else like.with_dtype(dtype_of(dtype))
 
 
-@op("RandomNormal", outputs=("output",), traits=RANDOM)
+@op("RandomNormal", outputs=("output",), traits=RANDOM, dtype_attributes=("dtype",))
 def random_normal(*, shape: Sequence[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0,
                   seed: float | None = None, rng: np.random.Generator) -> Array:
     return np.asarray(_generator(seed, rng).normal(mean, scale, tuple(shape)), dtype_of(dtype).numpy)
 
 
-@op("RandomUniform", outputs=("output",), traits=RANDOM)
+@op("RandomUniform", outputs=("output",), traits=RANDOM, dtype_attributes=("dtype",))
 def random_uniform(*, shape: Sequence[int], dtype: int = 1, low: float = 0.0, high: float = 1.0,
                    seed: float | None = None, rng: np.random.Generator) -> Array:
     return np.asarray(_generator(seed, rng).uniform(low, high, tuple(shape)), dtype_of(dtype).numpy)
 
 
-@op("RandomNormalLike", outputs=("output",), traits=RANDOM)
+@op("RandomNormalLike", outputs=("output",), traits=RANDOM, dtype_attributes=("dtype",))
 def random_normal_like(x: Array, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0,
                        seed: float | None = None, rng: np.random.Generator, to_dtype: Any = None) -> Array:
     return np.asarray(_generator(seed, rng).normal(mean, scale, x.shape), to_dtype)
 
 
-@op("RandomUniformLike", outputs=("output",), traits=RANDOM)
+@op("RandomUniformLike", outputs=("output",), traits=RANDOM, dtype_attributes=("dtype",))
 def random_uniform_like(x: Array, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0,
                         seed: float | None = None, rng: np.random.Generator, to_dtype: Any = None) -> Array:
     return np.asarray(_generator(seed, rng).uniform(low, high, x.shape), to_dtype)
 
 
-@op("Bernoulli", since=15, outputs=("output",), traits=RANDOM)
+@op("Bernoulli", since=15, outputs=("output",), traits=RANDOM, dtype_attributes=("dtype",))
 def bernoulli(x: Array, *, dtype: int | None = None, seed: float | None = None, rng: np.random.Generator,
               to_dtype: Any = None) -> Array:
     return np.asarray(_generator(seed, rng).random(x.shape) < x, to_dtype)
 
 
-@op("Multinomial", since=7, outputs=("output",), traits=RANDOM)
+@op("Multinomial", since=7, outputs=("output",), traits=RANDOM, dtype_attributes=("dtype",))
 def multinomial(x: Array, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None,
                 rng: np.random.Generator) -> Array:
     """Draw class indices; each row of ``x`` holds unnormalised log-probabilities."""

@@ -5,14 +5,21 @@ from __future__ import annotations
 import enum
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flowgrad.ir.errors import UnsupportedError, ValidationError, suggestion
+from flowgrad.ir.registry import Registry, on_scope_end
 from flowgrad.ir.types import BOOL, Type, broadcast_shapes
 
 if TYPE_CHECKING:
-    from flowgrad.ir.graph import Node
+    from flowgrad.ir.builder import Builder
+    from flowgrad.ir.derivative_builder import DerivativeBuilder
+    from flowgrad.ir.graph import Node, Value
 
 
 class Trait(enum.Enum):
@@ -26,6 +33,9 @@ class Trait(enum.Enum):
     VIEW = "the kernel may return a view of its first input"
     RANDOM = "never merged, folded or recomputed"
     SHAPE_ARITHMETIC = "the kernel computes on object arrays of dims, so shapes are propagated through it"
+    SHAPE_ONLY = "depends on the shape of its input alone"
+    REGROUPS = "the elements stay in their order, only the shape changes"
+    BOUNDED = "extents depend on data, and results are about as large as the operands"
     ZERO = "piecewise constant or of integer output: no cotangent passes"
     NON_DIFFERENTIABLE = "floats go in and out, and no derivative is claimed"
 
@@ -61,23 +71,38 @@ SPECIAL = ("out", "work", "rng", "count", "subgraphs", "to_dtype")
 """Keyword-only kernel parameters that are no attributes: an output buffer, scratch buffers, a random generator, the
 number of outputs, callables for the subgraphs by name, the NumPy dtype of the first output."""
 
+FLOWGRAD = "flowgrad"
+"""The domain of operators that the standard does not have: derivatives are made with them, export expands them."""
+
+Kernel = Callable[..., Any]
+Cut = tuple[slice, ...] | None
+"""The part of an operand that a piece of work needs; None for all of it."""
+
 
 class OpDef:
-    """An operator: signature, kernel and rules. Built by ``@op``; the methods below register its rules."""
+    """An operator: signature, kernel, facts and rules. Built by ``@op``; the methods below register its rules."""
 
     def __init__(
         self,
         name: str,
-        kernel: Callable[..., Any],
+        kernel: Kernel,
         *,
         since: int,
+        domain: str,
         outputs: Sequence[str],
         required_outputs: int,
         variadic_outputs: bool,
         residuals: Sequence[str],
         traits: Sequence[Trait],
-        own: bool,
         subgraphs: Sequence[str],
+        settings: Sequence[str],
+        extents: Sequence[str],
+        deciding: Sequence[str],
+        float32_inputs: Sequence[str],
+        dtype_attributes: Sequence[str],
+        values_since: Mapping[tuple[str, Any], int],
+        ufunc: np.ufunc | None,
+        in_place: bool,
     ) -> None:
         parameters = inspect.signature(kernel).parameters.values()
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -85,7 +110,7 @@ class OpDef:
         self.name = name
         self.kernel = kernel
         self.since = since
-        self.own = own
+        self.domain = domain
         self.inputs = tuple(p.name for p in positional)
         self.required_inputs = sum(p.default is p.empty for p in positional)
         self.variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters)
@@ -98,64 +123,118 @@ class OpDef:
         self.residuals = tuple(residuals)
         self.subgraphs = tuple(subgraphs)
         self.traits = frozenset(traits)
+        self.extents = self._slots(extents)
+        self.settings = self.extents | self._slots(settings)
+        self.deciding = self._slots(deciding)
+        self.float32_inputs = self._slots(float32_inputs)
+        self.dtype_attributes = tuple(dtype_attributes)
+        self.values_since = dict(values_since)
+        self.ufunc = ufunc
+        self.in_place = in_place
         self.type_rule: Callable[[Node], Any] | None = _default_type_rule(self.traits)
         self.adjoint_rule: Callable[..., Any] | None = None
         self.tangent_rule: Callable[..., Any] | None = None
-        self.partial_rule: Callable[..., Any] | None = None
-        self.expansion_rule: Callable[..., Any] | None = None
-        self.combine_rule: Callable[..., Any] | None = None
-        self.work_rule: Callable[[Node], Any] | None = None
+        self.partial_rule: Callable[[DerivativeBuilder, Node], Sequence[Any]] | None = None
+        self.expansion_rule: Callable[[Builder, Node], Any] | None = None
+        self.combine_rule: Callable[[DerivativeBuilder, Sequence[Node]], Value] | None = None
+        self.work_rule: Callable[[Node], Sequence[Type]] | None = None
         self.value_rule: Callable[[Node], Any] | None = None
-        self.residual_rules: dict[str, Callable[..., Any]] = {}
+        self.residual_rules: Mapping[str, Callable[[Builder, Node], Value]] = {}
+        self.specialise_rule: Callable[[Node], Kernel | None] | None = None
+        self.split_rule: Callable[[Node], Sequence[tuple[Cut, ...]]] | None = None
+        self.formals_rule: Callable[[Node], int] | None = None
+        self.export_rule: Callable[[Node], bool] | None = None
+        self.export_outputs_rule: Callable[[Node], Sequence[Type]] | None = None
+
+    def _slots(self, names: Sequence[str]) -> frozenset[int]:
+        """Return the positions of inputs; ValidationError for a name that the kernel does not take."""
+        unknown = [n for n in names if n not in self.inputs]
+        if unknown:
+            raise ValidationError(f"{self.name} has no input {unknown[0]!r}{suggestion(unknown[0], self.inputs)}", code="op")
+        return frozenset(self.inputs.index(n) for n in names)
+
+    def _register(self, kind: str, rule: Any) -> OpDef:
+        before = getattr(self, kind)
+        setattr(self, kind, rule)
+        on_scope_end(lambda: setattr(self, kind, before))
+        return self
+
+    # ---- what it computes --------------------------------------------------------------------------------------------
 
     def types(self, rule: Callable[[Node], Any]) -> OpDef:
         """Register ``rule(node) -> Type | list[Type | None]``, the types of all declared outputs (or the first one)."""
-        self.type_rule = rule
-        return self
-
-    def adjoint(self, rule: Callable[..., Any]) -> OpDef:
-        """Register ``rule(b, node, *y_bars)``: one cotangent, NO_GRADIENT or refusal per input (then per capture)."""
-        self.adjoint_rule = rule
-        return self
-
-    def tangent(self, rule: Callable[..., Any]) -> OpDef:
-        """Register ``rule(b, node, *x_dots)``: one tangent (or None: zero) per output, absent tangents are None."""
-        self.tangent_rule = rule
-        return self
-
-    def partials(self, rule: Callable[..., Any]) -> OpDef:
-        """Register ``rule(b, node) -> tuple`` of elementwise partial derivatives of output 0, NO_GRADIENT for none."""
-        self.partial_rule = rule
-        return self
-
-    def expansion(self, rule: Callable[..., Any]) -> OpDef:
-        """Register ``rule(b, node) -> value or tuple of values``: the same outputs from plain ONNX ops."""
-        self.expansion_rule = rule
-        return self
-
-    def residual(self, name: str) -> Callable[[Callable[..., Any]], OpDef]:
-        """Register ``rule(b, node) -> value``: the residual output ``name`` from plain ONNX ops, for export."""
-
-        def register(rule: Callable[..., Any]) -> OpDef:
-            self.residual_rules[name] = rule
-            return self
-
-        return register
-
-    def combine(self, rule: Callable[..., Any]) -> OpDef:
-        """Register ``rule(b, nodes) -> value``: the sum of the outputs of several nodes of this op, at linear cost."""
-        self.combine_rule = rule
-        return self
-
-    def work(self, rule: Callable[[Node], Any]) -> OpDef:
-        """Register ``rule(node) -> list[Type]``: scratch buffers the kernel takes as ``work=`` (static types only)."""
-        self.work_rule = rule
-        return self
+        return self._register("type_rule", rule)
 
     def symbolic(self, rule: Callable[[Node], Any]) -> OpDef:
         """Register ``rule(node) -> object array or None``: the symbolic value of output 0."""
-        self.value_rule = rule
-        return self
+        return self._register("value_rule", rule)
+
+    def formals(self, rule: Callable[[Node], int]) -> OpDef:
+        """Register ``rule(node) -> int``: how many formal inputs the subgraphs of a node have, besides its captures."""
+        return self._register("formals_rule", rule)
+
+    def expansion(self, rule: Callable[[Builder, Node], Any]) -> OpDef:
+        """Register ``rule(b, node) -> value, tuple of values or refusal``: the same outputs from plain ONNX ops."""
+        return self._register("expansion_rule", rule)
+
+    def residual(self, name: str) -> Callable[[Callable[[Builder, Node], Value]], OpDef]:
+        """Register ``rule(b, node) -> value``: the residual output ``name`` from plain ONNX ops, for export."""
+        return lambda rule: self._register("residual_rules", {**self.residual_rules, name: rule})
+
+    # ---- derivatives -------------------------------------------------------------------------------------------------
+
+    def adjoint(self, rule: Callable[..., Any]) -> OpDef:
+        """Register ``rule(b, node, *y_bars)``: one cotangent, NO_GRADIENT or refusal per input (then per capture)."""
+        return self._register("adjoint_rule", rule)
+
+    def tangent(self, rule: Callable[..., Any]) -> OpDef:
+        """Register ``rule(b, node, *x_dots)``: one tangent (or None: zero) per output, absent tangents are None."""
+        return self._register("tangent_rule", rule)
+
+    def partials(self, rule: Callable[[DerivativeBuilder, Node], Sequence[Any]]) -> OpDef:
+        """Register ``rule(b, node) -> tuple`` of elementwise partial derivatives of output 0, NO_GRADIENT for none."""
+        return self._register("partial_rule", rule)
+
+    def combine(self, rule: Callable[[DerivativeBuilder, Sequence[Node]], Value]) -> OpDef:
+        """Register ``rule(b, nodes) -> value``: the sum of the outputs of several nodes of this op, at linear cost."""
+        return self._register("combine_rule", rule)
+
+    # ---- how it runs -------------------------------------------------------------------------------------------------
+
+    def work(self, rule: Callable[[Node], Sequence[Type]]) -> OpDef:
+        """Register ``rule(node) -> list[Type]``: scratch buffers the kernel takes as ``work=`` (static types only)."""
+        return self._register("work_rule", rule)
+
+    def specialise(self, rule: Callable[[Node], Kernel | None]) -> OpDef:
+        """Register ``rule(node) -> kernel or None``: a faster kernel for a node whose types are all static.
+
+        It is called with the inputs, then ``out``, by position, and must give the bits that the op's own kernel gives;
+        None leaves the node to that one. The node's attributes, types and constant inputs may decide.
+        """
+        return self._register("specialise_rule", rule)
+
+    def split(self, rule: Callable[[Node], Sequence[tuple[Cut, ...]]]) -> OpDef:
+        """Register ``rule(node) -> cuts``: pieces of work for the threads, for a node whose types are all static.
+
+        A piece cuts every input, then the output. The cuts must not depend on the number of threads, so that results
+        do not either; fewer than two leave the work whole. Elementwise ops are cut without a rule.
+        """
+        return self._register("split_rule", rule)
+
+    # ---- export ------------------------------------------------------------------------------------------------------
+
+    def expands_on_export(self, rule: Callable[[Node], bool]) -> OpDef:
+        """Register ``rule(node) -> bool``: export a node by its expansion, since runtimes do not do what it says.
+
+        Operators of the flowgrad domain are always exported so.
+        """
+        return self._register("export_rule", rule)
+
+    def export_outputs(self, rule: Callable[[Node], Sequence[Type]]) -> OpDef:
+        """Register ``rule(node) -> types`` of the outputs that runtimes want named, also where nobody uses them."""
+        return self._register("export_outputs_rule", rule)
+
+    # ---- asking ------------------------------------------------------------------------------------------------------
 
     def attribute(self, node: Node, name: str) -> Any:
         """Return an attribute of a node of this op, or its default."""
@@ -174,75 +253,95 @@ class OpDef:
         return f"<op {self.name}>"
 
 
-_OPS: dict[str, OpDef] = {}
-_loaded = False
-FAMILIES = ("elementwise", "maths", "cast", "activation", "logic", "matmul", "reduce", "softmax", "loss", "conv",
-            "pool", "norm", "resize", "shape", "layout", "index", "create", "random", "control", "rnn", "own", "marks")
+def families() -> list[str]:
+    """Return the modules that declare operators: all beside and below this one, by name."""
+    from flowgrad.ir import ops
+
+    return sorted(m.name for m in pkgutil.walk_packages(ops.__path__, f"{ops.__name__}."))
+
+
+def _load_families() -> None:
+    for module in families():
+        importlib.import_module(module)
+
+
+_OPS: Registry[OpDef] = Registry("an operator", _load_families, UnsupportedError)
 
 
 def op(
     name: str,
     *,
     since: int = 1,
+    domain: str = "",
     outputs: Sequence[str] = ("Y",),
     required_outputs: int | None = None,
     variadic_outputs: bool = False,
     residuals: Sequence[str] = (),
     traits: Sequence[Trait] = (),
-    own: bool = False,
     subgraphs: Sequence[str] = (),
-) -> Callable[[Callable[..., Any]], OpDef]:
+    settings: Sequence[str] = (),
+    extents: Sequence[str] = (),
+    deciding: Sequence[str] = (),
+    float32_inputs: Sequence[str] = (),
+    dtype_attributes: Sequence[str] = (),
+    values_since: Mapping[tuple[str, Any], int] = MappingProxyType({}),
+    ufunc: np.ufunc | None = None,
+    in_place: bool = False,
+) -> Callable[[Kernel], OpDef]:
     """Declare an operator; the decorated function is its kernel.
 
     Positional parameters are the inputs (a default of None marks an optional one, ``*args`` a variadic rest),
     keyword-only ones the attributes with their defaults, except the names in SPECIAL. ``since`` is the lowest
-    opset in which the operator has this meaning and this form. ``required_outputs`` defaults to all of ``outputs``.
+    opset in which the operator has this meaning and this form, ``values_since`` the opsets of (attribute, value) that
+    came later. ``required_outputs`` defaults to all of ``outputs``; ``residuals`` are outputs beyond the standard's, which
+    the forward pass keeps for the backward pass.
+
+    Facts about inputs, by name: ``extents`` are integers that the type rule reads, so that they steer shapes;
+    ``settings`` are floats that are no weights (statistics, bounds, ratios; extents are settings too); ``deciding`` say
+    which subgraph runs, or how often; ``float32_inputs`` stay float32 whatever the rest computes in, and so do not the
+    dtypes that ``dtype_attributes`` name. ``ufunc`` is the one NumPy call that the kernel makes, if that is all it does
+    for operands of one dtype; with ``in_place`` the kernel may write over an operand.
     """
 
-    def declare(kernel: Callable[..., Any]) -> OpDef:
-        if name in _OPS:
-            raise ValidationError(f"the operator {name} is declared twice", code="op")
+    def declare(kernel: Kernel) -> OpDef:
         needed = len(outputs) if required_outputs is None else required_outputs
-        _OPS[name] = OpDef(
-            name, kernel, since=since, outputs=outputs, required_outputs=needed, variadic_outputs=variadic_outputs,
-            residuals=residuals, traits=traits, own=own, subgraphs=subgraphs,
+        definition = OpDef(
+            name, kernel, since=since, domain=domain, outputs=outputs, required_outputs=needed,
+            variadic_outputs=variadic_outputs, residuals=residuals, traits=traits, subgraphs=subgraphs,
+            settings=settings, extents=extents, deciding=deciding, float32_inputs=float32_inputs,
+            dtype_attributes=dtype_attributes, values_since=values_since, ufunc=ufunc, in_place=in_place,
         )
-        return _OPS[name]
+        _OPS.add(name, definition)
+        return definition
 
     return declare
 
 
-def _load() -> None:
-    global _loaded
-    if not _loaded:
-        _loaded = True
-        for family in FAMILIES:
-            importlib.import_module(f"flowgrad.ir.ops.{family}")
-
-
 def opdef(name: str) -> OpDef:
     """Return the operator called ``name``; UnsupportedError with a suggestion if there is none."""
-    _load()
-    if name not in _OPS:
-        raise UnsupportedError(f"no operator {name!r}{suggestion(name, _OPS)}", code="op")
-    return _OPS[name]
+    return _OPS.entries.get(name) or _OPS.get(name)
 
 
 def find_op(name: str) -> OpDef | None:
     """Return the operator called ``name``, or None."""
-    _load()
-    return _OPS.get(name)
+    return _OPS.find(name)
 
 
 def all_ops() -> dict[str, OpDef]:
     """Return all operators by name."""
-    _load()
-    return dict(_OPS)
+    return _OPS.all()
 
 
 def attr(node: Node, name: str) -> Any:
     """Return an attribute of a node, or the default that its op declares."""
     return opdef(node.op).attribute(node, name)
+
+
+def is_random(node: Node) -> bool:
+    """Return whether a node draws random numbers, itself or in its subgraphs."""
+    if Trait.RANDOM in opdef(node.op).traits:
+        return True
+    return any(Trait.RANDOM in opdef(n.op).traits for g in node.subgraphs.values() for _, n in g.walk())
 
 
 # ---- type rules that many operators share -------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
@@ -41,7 +43,7 @@ VIEWS = (Trait.LINEAR, Trait.SHAPE_ARITHMETIC, Trait.VIEW)
 # ---- Shape and Size -----------------------------------------------------------------------------------------------------
 
 
-@op("Shape", since=15, outputs=("shape",), traits=(Trait.ZERO,))
+@op("Shape", since=15, outputs=("shape",), traits=(Trait.ZERO, Trait.SHAPE_ONLY))
 def shape(data: Array, *, start: int = 0, end: int | None = None) -> Array:
     return np.asarray(data.shape[start:end], np.int64)
 
@@ -69,7 +71,7 @@ def _objects(dims: Sequence[Any]) -> Array:
     return array
 
 
-@op("Size", since=13, outputs=("size",), traits=(Trait.ZERO,))
+@op("Size", since=13, outputs=("size",), traits=(Trait.ZERO, Trait.SHAPE_ONLY))
 def size(data: Array) -> Array:
     return np.asarray(data.size, np.int64)
 
@@ -88,7 +90,7 @@ def _(node: Node) -> Array | None:
 # ---- Reshape, Flatten, Squeeze, Unsqueeze -------------------------------------------------------------------------------
 
 
-@op("Reshape", since=14, outputs=("reshaped",), traits=VIEWS)
+@op("Reshape", since=14, outputs=("reshaped",), traits=(*VIEWS, Trait.REGROUPS), extents=("shape",))
 def reshape(data: Array, shape: Array, *, allowzero: int = 0) -> Array:
     return data.reshape(_reshaped(data.shape, int_list(shape) or [], allowzero))
 
@@ -122,12 +124,12 @@ def _(node: Node) -> Type:
 
 
 @reshape.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar in the shape of x."""
     return reshape_to(b, y_bar, node.input(0)), NO_GRADIENT
 
 
-@op("Flatten", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.VIEW))
+@op("Flatten", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.VIEW, Trait.REGROUPS))
 def flatten(input: Array, *, axis: int = 1) -> Array:
     at = axis + input.ndim if axis < 0 else axis
     rows = int(np.prod(input.shape[:at], dtype=np.int64))
@@ -147,12 +149,12 @@ def _(node: Node) -> Type:
 
 
 @flatten.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar in the shape of x."""
     return reshape_to(b, y_bar, node.input(0))
 
 
-@op("Squeeze", since=13, outputs=("squeezed",), traits=VIEWS)
+@op("Squeeze", since=13, outputs=("squeezed",), traits=(*VIEWS, Trait.REGROUPS), extents=("axes",))
 def squeeze(data: Array, axes: Array | None = None) -> Array:
     given = int_list(axes)
     return np.squeeze(data, None if given is None else tuple(given))
@@ -176,14 +178,14 @@ def _(node: Node) -> Type:
 
 
 @squeeze.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar in the shape of x."""
     axes = known_ints(node.inputs[1]) if len(node.inputs) > 1 else None
     x_bar = b.Unsqueeze(y_bar, axes) if axes else reshape_to(b, y_bar, node.input(0))
     return x_bar, NO_GRADIENT
 
 
-@op("Unsqueeze", since=13, outputs=("expanded",), traits=VIEWS)
+@op("Unsqueeze", since=13, outputs=("expanded",), traits=(*VIEWS, Trait.REGROUPS), extents=("axes",))
 def unsqueeze(data: Array, axes: Array) -> Array:
     chosen = int_list(axes) or []
     new = set(normal_axes(chosen, data.ndim + len(chosen)))
@@ -205,7 +207,7 @@ def _(node: Node) -> Type:
 
 
 @unsqueeze.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar in the shape of x."""
     axes = known_ints(node.input(1))
     x_bar = b.Squeeze(y_bar, axes) if axes else reshape_to(b, y_bar, node.input(0))
@@ -232,13 +234,13 @@ def _(node: Node) -> Type:
 
 
 @transpose.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar with the axes permuted back."""
     perm = attr(node, "perm")
     return b.Transpose(y_bar, perm=None if perm is None else [perm.index(i) for i in range(len(perm))])
 
 
-@op("Expand", since=13, outputs=("output",), traits=VIEWS)
+@op("Expand", since=13, outputs=("output",), traits=VIEWS, extents=("shape",))
 def expand(input: Array, shape: Array, *, out: Array | None = None) -> Array:
     wanted = np.broadcast_shapes(input.shape, tuple(int_list(shape) or ()))
     view = np.broadcast_to(input, wanted)
@@ -260,7 +262,7 @@ def _(node: Node) -> Type:
 
 
 @expand.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar summed along the axes that were broadcast."""
     return b.sum_to(y_bar, node.input(0)), NO_GRADIENT
 
@@ -294,7 +296,7 @@ def _(node: Node) -> Type:
 
 
 @concat.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """The cotangents of the inputs are the pieces of y_bar."""
     inputs = [v for v in node.inputs if v is not None]
     if len(inputs) == 1:
@@ -305,7 +307,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
 
 
 @op("Split", since=18, outputs=("outputs",), required_outputs=1, variadic_outputs=True,
-    traits=(Trait.LINEAR, Trait.VIEW))
+    traits=(Trait.LINEAR, Trait.VIEW), extents=("split",))
 def split(
     input: Array, split: Array | None = None, *, axis: int = 0, num_outputs: int | None = None, count: int = 0
 ) -> list[Array]:
@@ -368,8 +370,11 @@ def _split_sizes(node: Node) -> list[Any]:
     return [step if not isinstance(extent % pieces, Dim) else UNKNOWN] * pieces
 
 
+split.export_outputs(piece_types)  # runtimes take no fewer outputs than pieces, and crash at one without a name
+
+
 @split.adjoint
-def _(b: Any, node: Node, *y_bars: Value | None) -> Any:
+def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
     """x_bar = the cotangents of the pieces, concatenated; zeros for a piece that is no output."""
     y_bars += (None,) * (len(_split_sizes(node)) - len(y_bars))
     if len(node.inputs) > 1 and node.inputs[1] is not None and known_length(node.inputs[1]) is None:
@@ -381,7 +386,7 @@ def _(b: Any, node: Node, *y_bars: Value | None) -> Any:
     return (pieces[0] if len(pieces) == 1 else b.Concat(*pieces, axis=axis)), NO_GRADIENT
 
 
-def _run_time_pieces(b: Any, node: Node, y_bars: Sequence[Value | None]) -> Any:
+def _run_time_pieces(b: Builder, node: Node, y_bars: Sequence[Value | None]) -> Any:
     """Concatenate pieces of which there may be more than outputs: zeros take up what is left."""
     x, sizes, count = node.input(0), node.input(1), len(y_bars)
     if x.type.rank is None:
@@ -394,7 +399,7 @@ def _run_time_pieces(b: Any, node: Node, y_bars: Sequence[Value | None]) -> Any:
     return b.Concat(*pieces, tail, axis=attr(node, "axis"))
 
 
-def _zero_piece(b: Any, node: Node, index: int) -> Value:
+def _zero_piece(b: Builder, node: Node, index: int) -> Value:
     """Return zeros in the place of an output that is absent."""
     x = node.input(0)
     at = normal_axis(attr(node, "axis"), len(x.shape))
@@ -408,7 +413,7 @@ def _zero_piece(b: Any, node: Node, index: int) -> Value:
         step = b.Div(b.Add(total, pieces - 1), pieces)
         length = b.Max(b.Min(step, b.Sub(total, b.Mul(step, index))), 0)
     parts = [*extents(b, x, 0, at), length, *extents(b, x, at + 1, len(x.shape))]
-    return b.Expand(b.scalar(0, x.type.dtype), joined(b, parts))  # type: ignore[no-any-return]
+    return b.Expand(b.scalar(0, x.type.dtype), joined(b, parts))
 
 
 # ---- Slice --------------------------------------------------------------------------------------------------------------
@@ -427,7 +432,7 @@ def slice_tuple(
     return tuple(index)
 
 
-@op("Slice", since=13, outputs=("output",), traits=VIEWS)
+@op("Slice", since=13, outputs=("output",), traits=VIEWS, extents=("starts", "ends", "axes", "steps"))
 def slice_(data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
     return data[slice_tuple(data.ndim, starts, ends, axes, steps)]
 
@@ -465,7 +470,7 @@ def _sliced(extent: DimLike, start: DimLike, end: DimLike, step: int) -> DimLike
 
 
 @slice_.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = zeros with y_bar at the place of the slice."""
     x = node.input(0)
     where = [*node.inputs[1:], None, None][:4]
@@ -473,7 +478,7 @@ def _(b: Any, node: Node, y_bar: Value) -> Any:
     return x_bar, *[NO_GRADIENT] * 4
 
 
-def _all_operands(b: Any, where: Sequence[Value | None]) -> list[Value]:
+def _all_operands(b: Builder, where: Sequence[Value | None]) -> list[Value]:
     """Return starts, ends, axes and steps with the defaults of the last two filled in."""
     starts, ends, axes, steps = where
     assert starts is not None and ends is not None

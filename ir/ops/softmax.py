@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise import computed
+from flowgrad.ir.ops.elementwise.arithmetic import computed
 from flowgrad.ir.ops.registry import Trait, attr, like_first, op
 from flowgrad.ir.types import Type
 
@@ -52,14 +54,14 @@ softmax.types(like_first)
 softmax.work(_row_type)
 
 
-def _softmax_rule(b: Any, node: Node, v: Value) -> Value:
+def _softmax_rule(b: Builder, node: Node, v: Value) -> Value:
     """y (v - sum(y v)): the Jacobian is symmetric, so both modes share this.
 
     A row that is masked as a whole (all -inf) has y = NaN; the selecting product keeps its zero cotangent zero.
     """
     y = node.output()
     weighted = b.ReduceSum(b.MaskedMul(v, y), [attr(node, "axis")], keepdims=1)
-    return b.MaskedMul(b.Sub(v, weighted), y)  # type: ignore[no-any-return]
+    return b.MaskedMul(b.Sub(v, weighted), y)
 
 
 softmax.adjoint(_softmax_rule)
@@ -88,21 +90,21 @@ def _(node: Node) -> list[Type]:
     return [*_row_type(node), computed(node.input(0).type)]
 
 
-def _shares(b: Any, node: Node) -> Value:
+def _shares(b: Builder, node: Node) -> Value:
     """Return exp(y); not from y itself where its rounding would show, which grows with |y|."""
     x, y = node.input(0), node.output()
-    return b.Softmax(x, axis=attr(node, "axis")) if y.type.dtype.itemsize < 4 else b.Exp(y)  # type: ignore[no-any-return]
+    return b.Softmax(x, axis=attr(node, "axis")) if y.type.dtype.itemsize < 4 else b.Exp(y)
 
 
 @log_softmax.adjoint
-def _(b: Any, node: Node, y_bar: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar - exp(y) sum(y_bar)."""
     total = b.ReduceSum(y_bar, [attr(node, "axis")], keepdims=1)
     return b.Sub(y_bar, b.MaskedMul(total, _shares(b, node)))
 
 
 @log_softmax.tangent
-def _(b: Any, node: Node, x_dot: Value) -> Any:
+def _(b: DerivativeBuilder, node: Node, x_dot: Value) -> Any:
     """y_dot = x_dot - sum(exp(y) x_dot)."""
     weighted = b.MaskedMul(x_dot, _shares(b, node))
     return b.Sub(x_dot, b.ReduceSum(weighted, [attr(node, "axis")], keepdims=1))

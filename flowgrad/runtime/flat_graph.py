@@ -1,0 +1,110 @@
+"""The flat, frozen form of a graph that specialisation reads: lists indexed by value number, no edges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowgrad.ir.graph import CONSTANT, INPUT, LITERAL, Array, Graph, Node, Value, symbolic_of
+from flowgrad.ir.ops.registry import OpDef, Trait, opdef
+from flowgrad.ir.reach import needed_nodes
+from flowgrad.ir.types import Type, type_of
+
+ABSENT = -1
+KEYED_ELEMENTS = 64
+"""Integer inputs of at most this many elements may be part of a program's key."""
+
+
+@dataclass(slots=True, frozen=True)
+class Record:
+    """One node: its op, attributes, and the numbers of its values (ABSENT for one left out)."""
+
+    node: Node
+    definition: OpDef
+    attributes: Mapping[str, object]
+    inputs: tuple[int, ...]
+    captures: tuple[int, ...]
+    outputs: tuple[int, ...]
+    subgraphs: Mapping[str, Graph]
+
+
+class FlatGraph:
+    """What the outputs of a graph need, in topological order. Later edits of the graph do not reach it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.names: list[str] = []
+        self.types: list[Type] = []
+        numbers: dict[Value, int] = {}
+
+        def number(value: Value | None) -> int:
+            if value is None:
+                return ABSENT
+            if value not in numbers:
+                numbers[value] = len(self.names)
+                self.names.append(value.name)
+                self.types.append(value.type)
+            return numbers[value]
+
+        self.inputs = tuple(number(v) for v in graph.inputs)
+        self.parameters = {number(v): v.producer.data for v in graph.parameters if v.producer.data is not None}
+        self.constants: dict[int, Array] = {}
+        self.records: list[Record] = []
+        kept = needed_nodes(graph.nodes(), graph.outputs)
+        for value in graph.constants:
+            data = value.constant
+            if data is not None and value.uses:
+                self.constants[number(value)] = data
+        for node in kept:
+            self.records.append(Record(
+                node, opdef(node.op), dict(node.attributes), tuple(number(v) for v in node.inputs),
+                tuple(number(v) for v in node.captures), tuple(number(v) for v in node.outputs), dict(node.subgraphs),
+            ))
+        self.outputs = tuple((entry.name, number(entry.input(0))) for entry in graph.output_entries)
+        self.constant_twins = {n: constant_twin(self.names[n], data) for n, data in self.constants.items()}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def constant_twin(name: str, data: Array) -> Value:
+    """Return a value that type rules see as a constant with these data."""
+    producer = Node(-1, CONSTANT)
+    data = data.view()
+    data.flags.writeable = False  # whoever is handed it as a result copies it
+    producer.data, producer.role = data, LITERAL
+    value = Value(name, type_of(data), producer, 0)
+    value.symbolic = symbolic_of(data)
+    producer.outputs = (value,)
+    return value
+
+
+def input_twin(name: str, type_: Type) -> Value:
+    """Return a value that type rules see as a graph input."""
+    producer = Node(-1, INPUT)
+    value = Value(name, type_, producer, 0)
+    producer.outputs = (value,)
+    return value
+
+
+def shape_inputs(flat: FlatGraph) -> tuple[int, ...]:
+    """Return the small integer inputs that steer extents: shapes, axes, starts given at run time."""
+    sources = {n: frozenset((n,)) for n in flat.inputs if _may_be_keyed(flat.types[n])}
+    if not sources:
+        return ()
+    steering: set[int] = set()
+    for record in flat.records:
+        definition = record.definition
+        reaching = [sources.get(n, frozenset()) for n in record.inputs]
+        steering.update(*(found for slot, found in enumerate(reaching) if slot in definition.extents))
+        first = record.outputs[0] if record.outputs else ABSENT
+        carries = Trait.SHAPE_ARITHMETIC in definition.traits or definition.value_rule is not None
+        if carries and first != ABSENT and flat.types[first].dtype.is_integer and any(reaching):
+            sources[first] = frozenset().union(*reaching)
+    return tuple(n for n in flat.inputs if n in steering)
+
+
+def _may_be_keyed(type_: Type) -> bool:
+    if not type_.dtype.is_integer or type_.rank not in (0, 1):
+        return False
+    size = type_.size
+    return not isinstance(size, int) or size <= KEYED_ELEMENTS

@@ -1,0 +1,163 @@
+"""The program: a graph compiled for execution on NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import InputError, ResourceError, suggestion
+from flowgrad.ir.evaluate import checked_feed
+from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.limits import Limits, limits_or_default
+from flowgrad.runtime.dynamic_calls import Context
+from flowgrad.runtime.executor import Executor
+from flowgrad.runtime.flat_graph import FlatGraph
+from flowgrad.runtime.specialise import bind_dims
+from flowgrad.runtime.threads import available_threads
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run on given shapes will need.
+
+    ``peak_bytes`` counts what a run allocates (buffers, outputs, what kernels return), not feeds and constants.
+    ``complete`` is False where the extents of some values are known only during the run: those are not counted.
+    """
+
+    peak_bytes: int
+    arena_bytes: int
+    steps: int
+    complete: bool
+
+
+class Program:
+    """A graph ready to run: immutable, thread-safe, re-entrant, picklable.
+
+    ``threads`` is the number of cores used (default: all); results are the same bits for any number. ``seed`` makes
+    every run draw the same random numbers (default: fresh ones each run). Raises LimitError where a run would need
+    more than ``limits``.
+    """
+
+    engine = "numpy"
+
+    def __init__(self, graph: Graph, threads: int | None = None, limits: Limits | None = None, *,
+                 seed: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}", code="threads")
+        self.threads = available_threads() if threads is None else threads
+        self.limits = limits_or_default(limits)
+        self.seed = seed
+        self._graph, self._version = graph, graph.version
+        flat = FlatGraph(graph)
+        self._engine = Executor(flat, self.threads, self.limits)
+        self._inputs = {v.name: v for v in graph.inputs}
+        self._parameters = {v.name: v for v in graph.parameters}
+        self._names = list(self._inputs)
+        self._output_names = [name for name, _ in flat.outputs]
+        self._checked_shapes: set[tuple[Any, ...]] = set()
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names that every run has to feed."""
+        return list(self._names)
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in order."""
+        return list(self._output_names)
+
+    @property
+    def specialisations(self) -> int:
+        """How often this program was specialised to new shapes."""
+        return self._engine.misses
+
+    def run(self, feeds: Mapping[str, Any], *, seed: int | None = None) -> dict[str, Array]:
+        """Run on ``feeds`` (every input; parameters if they are to differ) and return the outputs by name.
+
+        Outputs are fresh arrays. Raises InputError for a wrong name, dtype or shape, RunError where a node fails,
+        LimitError and ResourceError for too much memory.
+        """
+        arrays = self._arrays(feeds)
+        context = Context(self.seed if seed is None else seed)
+        try:
+            with np.errstate(all="ignore"):
+                specialisation = self._engine.specialisation(arrays[: len(self._names)])
+                results = specialisation.run(context, arrays)
+        except MemoryError as error:
+            raise ResourceError(f"out of memory: {error}", code="memory") from error
+        return dict(zip(self._output_names, results, strict=True))
+
+    def plan(self, shapes: Mapping[str, Sequence[int]]) -> Plan:
+        """Return what a run on inputs of these shapes will need, without running.
+
+        Inputs of known shape may be left out. Raises InputError for names or shapes that do not fit.
+        """
+        full = []
+        for name in shapes:
+            if name not in self._inputs:
+                raise InputError(f"no input {name!r}{suggestion(name, self._inputs)}", code="name")
+        for name, value in self._inputs.items():
+            if name not in shapes and not value.type.is_static:
+                raise InputError(f"the shape of input {name!r} is needed: {value.type!r}", code="missing")
+            full.append(tuple(int(n) for n in shapes.get(name, value.type.shape or ())))  # type: ignore[arg-type]
+        for value, shape in zip(self._inputs.values(), full, strict=True):
+            checked_feed(value, np.broadcast_to(np.zeros((), value.type.dtype.numpy), shape))
+        self._check_dims(full)
+        with np.errstate(all="ignore"):
+            first = self._engine.specialise(full, [None] * len(full)).first
+        layout = first.layout
+        return Plan(layout.peak_bytes, layout.arena_bytes, len(first.steps), not first.open)
+
+    # ---- feeds ------------------------------------------------------------------------------------------------------
+
+    def _arrays(self, feeds: Mapping[str, Any]) -> list[Array]:
+        """Return the arrays of inputs and parameters in the engine's order."""
+        engine = self._engine
+        if len(feeds) == len(self._names):
+            arrays = [feeds.get(name) for name in self._names]
+            for array, dtype in zip(arrays, engine.dtypes, strict=True):
+                if array.__class__ is not np.ndarray or array.dtype is not dtype:
+                    break
+            else:
+                if tuple([a.shape for a in arrays]) in self._checked_shapes:  # type: ignore[union-attr]
+                    return arrays + engine.defaults  # type: ignore[return-value]
+        return self._checked(feeds)
+
+    def _checked(self, feeds: Mapping[str, Any]) -> list[Array]:
+        known: dict[str, Value] = {**self._inputs, **self._parameters}
+        for name in feeds:
+            if name not in known:
+                raise InputError(f"no input {name!r}{suggestion(name, known)}; inputs: {', '.join(known)}", code="name")
+        missing = [name for name in self._names if name not in feeds]
+        if missing:
+            raise InputError(f"no value given for input {missing[0]!r}", code="missing")
+        arrays = [checked_feed(value, feeds[name]) for name, value in self._inputs.items()]
+        shapes = [a.shape for a in arrays]
+        self._check_dims(shapes)
+        if len(self._checked_shapes) > 1000:
+            self._checked_shapes = set()
+        self._checked_shapes.add(tuple(shapes))
+        defaults = [checked_feed(value, feeds[name]) if name in feeds else default
+                    for (name, value), default in zip(self._parameters.items(), self._engine.defaults, strict=True)]
+        return arrays + defaults
+
+    def _check_dims(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        bind_dims(self._names, [v.type for v in self._inputs.values()], shapes)
+
+    # ---- pickling -----------------------------------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from flowgrad.ir.pack import pack
+
+        if self._graph.version != self._version:
+            raise ResourceError("the graph was edited after it was compiled: this program cannot be pickled", code="pickle")
+        return _from_bytes, (pack(self._graph), self.threads, self.limits, self.seed)
+
+
+def _from_bytes(data: bytes, threads: int, limits: Limits, seed: int | None) -> Program:
+    from flowgrad.ir.pack import unpack
+
+    return Program(unpack(data, Limits.unlimited()), threads, limits, seed=seed)

@@ -1,0 +1,113 @@
+"""The builder handed to derivative rules: it knows symbolic zeros and residuals, and sweeps what nobody came to use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flowgrad.ir.body_derivatives import BodyDifferentiator
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.ops.registry import Trait, opdef
+
+
+class DerivativeBuilder(Builder):
+    """A builder for derivative rules: it knows which values are symbolic zeros, so that products with them vanish."""
+
+    def __init__(self, graph: Graph, bodies: BodyDifferentiator) -> None:
+        super().__init__(graph)
+        self.bodies = bodies
+        """Who differentiates the subgraphs of nodes."""
+        self.zeros: set[Value] = set()
+        self.made: list[Node] = []
+        self.residuals: list[Value] = []
+        self.wanted: tuple[bool, ...] = ()
+        """For rules of ops with subgraphs: which inputs, then which captures, need a cotangent."""
+        self.independent = False
+        """For tangent rules of ops with subgraphs: no tangent depends on a value of the graph, so that a forward node
+        can take tangents as inputs without a cycle."""
+
+    def zero(self, like: Value) -> Value:
+        """Return a symbolic zero of the type of ``like``."""
+        value = self.zeros_like(like)
+        self.zeros.add(value)
+        return value
+
+    def is_zero(self, value: Value | None) -> bool:
+        """Return whether ``value`` is absent or a symbolic zero."""
+        return value is None or value in self.zeros
+
+    def residual(self, node: Node, name: str) -> Value:
+        """Return the residual ``name`` of a forward node, remembering it if it is new."""
+        before = self.graph.version
+        value = super().residual(node, name)
+        if self.graph.version != before:
+            self.residuals.append(value)
+        return value
+
+    def add_node(self, op: str, inputs: Sequence[Any], *arguments: Any, **keywords: Any) -> Node:
+        """Add a node, noting whether its output is a symbolic zero."""
+        node = super().add_node(op, inputs, *arguments, **keywords)
+        self.made.append(node)
+        if node.outputs and self._vanishes(node):
+            self.zeros.update(v for v in node.outputs if v is not None)
+        return node
+
+    def add(self, op: str, inputs: Sequence[Any], *arguments: Any, **keywords: Any) -> Value:
+        """Add a node and return its output; adding a symbolic zero returns the other operand."""
+        if op in ("Add", "Sub") and len(inputs) == 2:
+            x, y = inputs
+            if isinstance(x, Value) and isinstance(y, Value):
+                if y in self.zeros and x.type == y.type:
+                    return x
+                if op == "Add" and x in self.zeros and x.type == y.type:
+                    return y
+        return super().add(op, inputs, *arguments, **keywords)
+
+    def _vanishes(self, node: Node) -> bool:
+        traits = opdef(node.op).traits
+        floats = [v for v in node.inputs if v is not None and v.type.dtype.is_float]
+        if Trait.BILINEAR in traits:
+            return any(v in self.zeros for v in floats[:2])
+        return Trait.LINEAR in traits and bool(floats) and all(v in self.zeros for v in floats)
+
+    def sum_to(self, value: Value, x: Value) -> Value:
+        """Sum the axes of ``value`` along which ``x`` was broadcast, down to the shape of ``x``."""
+        axes = _broadcast_axes(value, x)
+        if axes is None:
+            return self.SumTo(value, self.shape(x))
+        leading, inner = axes
+        if leading or inner:
+            summed = [*range(leading), *inner]
+            value = self.ReduceSum(value, summed, keepdims=1 if inner else 0)
+            if leading and inner:
+                value = self.Squeeze(value, list(range(leading)))
+        return value
+
+    def sweep(self, keep: Sequence[Value | None]) -> None:
+        """Remove the nodes this builder made, and residuals it asked for, that nothing uses."""
+        kept = {v for v in keep if v is not None}
+        for node in reversed(self.made):
+            if node.key in self.graph.dag and not any(v is not None and (v.uses or v in kept) for v in node.outputs):
+                self.graph.remove(node)
+        for value in self.residuals:
+            if not value.uses and value not in kept:
+                self.graph.drop_output(value)
+        self.made, self.residuals = [], []
+
+
+def _broadcast_axes(value: Value, x: Value) -> tuple[int, list[int]] | None:
+    """Return (leading axes, further axes) to sum, or None where only the run can tell."""
+    wide, narrow = value.type.shape, x.type.shape
+    if wide is None or narrow is None or len(wide) < len(narrow):
+        return None
+    leading = len(wide) - len(narrow)
+    inner = []
+    for axis, (w, n) in enumerate(zip(wide[leading:], narrow, strict=True)):
+        if w == n or (isinstance(n, int) and n != 1):
+            continue
+        if n != 1 and w != 1:
+            return None
+        if n == 1 and w != 1:
+            inner.append(axis + leading)
+    return leading, inner

@@ -1,0 +1,244 @@
+"""Derivatives of If: an If on the same condition, over the tapes of the branch that was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.errors import ValidationError
+from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.infer import infer
+from flowgrad.ir.ops.control.loop_derivatives import takes_in_place
+from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, is_random, refuse
+from flowgrad.ir.types import Type, merge_types
+
+BRANCHES = ("then_branch", "else_branch")
+
+
+# ---- adjoint ------------------------------------------------------------------------------------------------------------
+
+
+def if_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
+    """Return the cotangents of an If: none for the condition, one per capture."""
+    wanted = [i for i, is_wanted in enumerate(b.wanted[len(node.inputs) :]) if is_wanted]
+    y_bars = [y_bar if y_bar is None or b.is_zero(y_bar) else _fitting(b, node, k, y_bar) for k, y_bar in enumerate(y_bars)]
+    halves = []
+    for name in BRANCHES:
+        found = b.body_adjoint(
+            node.subgraphs[name], captures=len(node.captures), wanted=wanted,
+            seeded=[k for k, bar in enumerate(y_bars) if not b.is_zero(bar)],
+            kept=[k for k, y in enumerate(node.outputs) if y is not None],
+        )
+        if isinstance(found, Refusal):
+            return [found]
+        halves.append(found)
+    asked = sorted({i for half in halves for i in half.cotangents})
+    made = _Backward(b, node, halves, y_bars).emit(asked) if asked else []
+    by_capture = dict(zip(asked, made, strict=True))
+    captured = [NO_GRADIENT if not x.type.dtype.is_float else by_capture[i] if i in by_capture else b.zero(x)
+                for i, x in enumerate(node.captures)]
+    return [NO_GRADIENT, *captured]
+
+
+def _fitting(b: Builder, node: Node, index: int, y_bar: Value) -> Value:
+    """Return a cotangent of a type that both branches can take.
+
+    Users of an output may fix extents that only one branch has; the other one is then never taken.
+    """
+    for name in BRANCHES:
+        try:
+            merge_types(node.subgraphs[name].outputs[index].type, y_bar.type)
+        except ValidationError:
+            return b.Reshape(y_bar, b.Shape(node.output(index)), allowzero=1)
+    return y_bar
+
+
+class _Backward:
+    """The backward If of one If node, being made."""
+
+    def __init__(self, b: Builder, node: Node, halves: Sequence[Any], y_bars: Sequence[Value | None]) -> None:
+        self.b, self.node, self.halves, self.y_bars = b, node, halves, y_bars
+        self.before = len(node.subgraphs[BRANCHES[0]].outputs)
+        self.slots: list[list[int]] = []
+
+    def emit(self, asked: Sequence[int]) -> list[Value]:
+        """Add the node; return the cotangents of the captures in ``asked``."""
+        self._extend_forward()
+        given = [self._operands(half, slots) for half, slots in zip(self.halves, self.slots, strict=True)]
+        for half, operands in zip(self.halves, given, strict=True):
+            self._complete(half, operands, asked)
+        captures = list(dict.fromkeys(v for operands in given for v in operands))
+        graphs = {}
+        for name, half, operands in zip(BRANCHES, self.halves, given, strict=True):
+            _take_all(half.backward, operands, captures)
+            graphs[name] = half.backward
+        made = self.b.add_node(
+            "If", [self.node.input(0)], outputs=len(asked), captures=captures, subgraphs=graphs,
+            types=[self.node.captures[i].type for i in asked],
+        )
+        return list(made.outputs)
+
+    def _extend_forward(self) -> None:
+        """Let both branches return the tapes of both; those of one type share an output.
+
+        For a tape of the other branch alone, a branch returns an empty tensor, or one of the right shape where random
+        numbers are drawn: a loop around this node must then be able to stack it, since nothing can be drawn again.
+        """
+        graphs = [half.forward for half in self.halves]
+        tapes = [list(g.output_entries[self.before :]) for g in graphs]
+        pairs = _paired(*tapes)
+        whole = is_random(self.node)
+        for side, graph in enumerate(graphs):
+            own = [pair[side] for pair in pairs]
+            place = {entry: self.before + p for p, entry in enumerate(own)}
+            self.slots.append([place[entry] for entry in tapes[side]])
+            other = [pair[1 - side] for pair in pairs]
+            filled = [mine or _add_filler(graph, theirs, whole) for mine, theirs in zip(own, other, strict=True)]
+            graph.reorder_outputs([*graph.output_entries[: self.before], *filled])
+        outer: Graph = self.b.graph
+        outer.set_subgraphs(self.node, dict(zip(BRANCHES, graphs, strict=True)), self.node.captures)
+        types = infer(self.node)
+        for index, entry in enumerate(graphs[0].output_entries[self.before :], self.before):
+            type_ = types[index]
+            assert type_ is not None
+            value = outer.set_output(self.node, index, outer.unique_name(f"{self.node.label}_{entry.name}"), type_)
+            self.b.residuals.append(value)
+
+    def _operands(self, half: Any, slots: Sequence[int]) -> list[Value]:
+        """Return what the inputs of a backward branch stand for."""
+        found: list[Value] = []
+        for output in half.bars:
+            y_bar = self.y_bars[output]
+            assert y_bar is not None
+            found.append(y_bar)
+        for source in half.sources:
+            index = source.index
+            found.append(self.node.output(index if index < self.before else slots[index - self.before]))
+        return [*found, *(self.node.captures[c] for c in half.captures)]
+
+    def _complete(self, half: Any, operands: list[Value], asked: Sequence[int]) -> None:
+        """Give a backward branch one output for each capture in ``asked``: zeros where none of its paths leads there."""
+        graph: Graph = half.backward
+        for entry in graph.output_entries:
+            graph.remove(entry)
+        inner = Builder(graph, prefix="zeros")
+        for i in asked:
+            x = self.node.captures[i]
+            x_bar = half.cotangents.get(i)
+            if x_bar is None:
+                x_bar = inner.zeros_like(self._formal(half, operands, i))
+            graph.add_output(x_bar, graph.unique_output_name(f"{x.name}_bar"))
+
+    def _formal(self, half: Any, operands: list[Value], capture: int) -> Value:
+        graph: Graph = half.backward
+        if capture in half.captures:
+            found: Value = graph.inputs[len(half.bars) + len(half.sources) + half.captures.index(capture)]
+            return found
+        x = half.forward.inputs[capture]
+        half.captures.append(capture)
+        operands.append(self.node.captures[capture])
+        return graph.add_input(graph.unique_name(x.name), x.type)
+
+
+def _paired(first: Sequence[Node], second: Sequence[Node]) -> list[tuple[Node | None, Node | None]]:
+    """Put tapes of the same static type side by side; the others stand alone."""
+    waiting: dict[Type, list[Node]] = {}
+    for entry in second:
+        if entry.input(0).type.is_static:
+            waiting.setdefault(entry.input(0).type, []).append(entry)
+    pairs: list[tuple[Node | None, Node | None]] = []
+    taken: set[Node] = set()
+    for entry in first:
+        mates = waiting.get(entry.input(0).type)
+        mate = mates.pop(0) if mates else None
+        pairs.append((entry, mate))
+        if mate is not None:
+            taken.add(mate)
+    return [*pairs, *((None, entry) for entry in second if entry not in taken)]
+
+
+def _add_filler(graph: Graph, like: Node | None, whole: bool) -> Node:
+    """Add an output in place of the tape ``like`` of the other branch."""
+    assert like is not None
+    type_ = like.input(0).type
+    zero = graph.add_constant(np.zeros((), type_.dtype.numpy))
+    if whole and type_.is_static:
+        shape: tuple[int, ...] = type_.static_shape
+    else:
+        shape = (0,) * (1 if type_.rank is None else type_.rank)
+    value = Builder(graph, prefix="filler").Expand(zero, list(shape)) if shape else zero
+    return graph.add_output(value, graph.unique_output_name(like.name))
+
+
+def _take_all(graph: Graph, present: Sequence[Value], captures: Sequence[Value]) -> None:
+    """Give a branch, whose inputs stand for ``present``, one input for each of ``captures``, in their order."""
+    by_value: dict[Value, Value] = {}
+    for outer, formal in zip(present, list(graph.inputs), strict=True):
+        if outer in by_value:
+            graph.replace_uses(formal, by_value[outer])
+            graph.remove(formal.producer)
+        else:
+            by_value[outer] = formal
+    for outer in captures:
+        if outer not in by_value:
+            by_value[outer] = graph.add_input(graph.unique_name(outer.name or "captured"), outer.type)
+    graph.reorder_inputs([by_value[outer] for outer in captures])
+
+
+# ---- tangent ------------------------------------------------------------------------------------------------------------
+
+
+def if_tangent(b: DerivativeBuilder, node: Node, dots: Sequence[Value | None]) -> list[Any]:
+    """Return the tangents of an If, which the node itself then computes along with its outputs."""
+    dotted = [i for i, d in enumerate(dots[len(node.inputs) :]) if d is not None]
+    found = []
+    for name in BRANCHES:
+        branch = b.body_tangent(node.subgraphs[name], dotted)
+        if isinstance(branch, Refusal):
+            return [branch]
+        found.append(branch)
+    count = len(node.subgraphs[BRANCHES[0]].outputs)
+    asked = [k for k in range(count) if any(k in branch.outputs for branch in found)]
+    if not asked:
+        return [None] * len(node.outputs)
+    for branch in found:
+        _add_tangents(branch, count, asked)
+    captures = [*node.captures, *(d for d in dots[len(node.inputs) :] if d is not None)]
+    graphs = {name: branch.graph for name, branch in zip(BRANCHES, found, strict=True)}
+    if takes_in_place(b, node, captures):
+        made = _in_place(b, node, graphs, captures, count, asked)
+    elif is_random(node):
+        return [refuse("it draws random numbers, and a tangent that depends on its own result asks for them again")]
+    else:
+        made = b.add_node("If", node.inputs, outputs=count + len(asked), captures=captures, subgraphs=graphs).outputs[count:]
+    by_output = dict(zip(asked, made, strict=True))
+    return [by_output.get(k) for k in range(len(node.outputs))]
+
+
+def _add_tangents(branch: Any, count: int, asked: Sequence[int]) -> None:
+    graph: Graph = branch.graph
+    inner = Builder(graph, prefix="zeros")
+    for k in asked:
+        entry = graph.output_entries[k]
+        y_dot = branch.outputs.get(k)
+        y_dot = y_dot if y_dot is not None else inner.zeros_like(entry.input(0))
+        graph.add_output(y_dot, graph.unique_output_name(f"{entry.name}_dot"))
+
+
+def _in_place(b: DerivativeBuilder, node: Node, graphs: dict[str, Graph], captures: Sequence[Value], count: int, asked: Sequence[int]
+              ) -> list[Value]:
+    graph: Graph = b.graph
+    graph.set_subgraphs(node, graphs, captures)
+    made = []
+    for index, k in enumerate(asked, count):
+        y = node.outputs[k] if k < len(node.outputs) else None
+        type_ = infer(node)[index] if y is None else y.type
+        assert type_ is not None
+        name = graph.unique_name(f"{node.label if y is None else y.name}_dot")
+        made.append(graph.set_output(node, index, name, type_))
+        b.residuals.append(made[-1])
+    return made

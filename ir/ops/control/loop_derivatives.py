@@ -1,0 +1,377 @@
+"""Derivatives of Loop and Scan: a Scan over tapes in reverse, and the same node with tangents beside its states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.infer import infer
+from flowgrad.ir.ops.control.loop_layout import Layout, changing_dims, invariant_bindings, layout_of
+from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, is_random, refuse
+
+
+class Stream(NamedTuple):
+    """A stacked value, the axis of its slices, and whether they are read from the end (1) or the beginning (0)."""
+
+    value: Value
+    axis: int
+    direction: int
+
+
+# ---- adjoint ------------------------------------------------------------------------------------------------------------
+
+
+def repetition_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
+    """Return the cotangents of a Loop or Scan: one Scan that runs over its iterations from the last to the first."""
+    layout, body = layout_of(node), node.subgraphs["body"]
+    first_capture = len(body.inputs) - len(node.captures)
+    operands = [*node.inputs, *node.captures]
+    shift = first_capture - len(node.inputs)  # M and the condition of a Loop may be left out
+    places = [i if i < len(node.inputs) else i + shift for i in range(len(operands))]
+    wanted = {p for p, is_wanted in zip(places, b.wanted, strict=True) if is_wanted}
+    found = b.body_adjoint(
+        body,
+        captures=len(node.captures),
+        wanted=wanted,
+        seeded={layout.lead_outputs + k for k, bar in enumerate(y_bars) if not b.is_zero(bar)},
+        links=layout.links,
+        given=range(layout.first_scan_input, first_capture),
+        kept=[o for o in range(layout.first_scan_output, len(body.outputs))
+              if _output(node, o - layout.lead_outputs) is not None],
+        fixed_dims=invariant_bindings(node).keys(),
+        changing=changing_dims(node),
+    )
+    if isinstance(found, Refusal):
+        return [found]
+    by_place = {p: x for p, x in zip(places, operands, strict=True) if x is not None}
+    made = _Reversal(b, node, layout, found, y_bars).emit(wanted, by_place) if found.states or found.cotangents else {}
+    results: list[Any] = []
+    for place, x in zip(places, operands, strict=True):
+        if x is None or not x.type.dtype.is_float:
+            results.append(NO_GRADIENT)
+        else:
+            results.append(made[place] if place in made else b.zero(x))
+    return results
+
+
+def _output(node: Node, index: int) -> Value | None:
+    return node.outputs[index] if index < len(node.outputs) else None
+
+
+class _Reversal:
+    """The backward Scan of one Loop or Scan node, being made."""
+
+    def __init__(self, b: Builder, node: Node, layout: Layout, found: Any, y_bars: Sequence[Value | None]) -> None:
+        self.b, self.node, self.layout, self.found = b, node, layout, found
+        self.y_bars = y_bars
+        self.graph: Graph = found.backward
+        self.inner = Builder(self.graph, prefix="sum")
+        self.first_capture = len(found.forward.inputs) - len(node.captures)
+
+    def emit(self, wanted: set[int], operands: dict[int, Value]) -> dict[int, Value]:
+        """Add the Scan; return the cotangents by index among the inputs of the body."""
+        formals = list(self.graph.inputs)
+        bars = dict(zip(self.found.bars, formals, strict=False))
+        sources = formals[len(bars) : len(bars) + len(self.found.sources)]
+        captures = formals[len(bars) + len(sources) :]
+        self._extend_forward(not sources and not self._scan_bars())
+        for entry in self.graph.output_entries:
+            self.graph.remove(entry)
+        places: list[int] = []
+        initial: list[Value] = []
+        state_formals: list[Value] = []
+        for k in self.found.states:
+            place, output = self.layout.links[k]
+            places.append(place)
+            initial.append(self._final_bar(k))
+            state_formals.append(bars[output])
+            x_bar = self.found.cotangents.get(place)
+            self._add_output(x_bar if x_bar is not None else self.inner.zeros_like(bars[output]), place)
+        for place in sorted(p for p in self.found.cotangents if p >= self.first_capture):
+            places.append(place)
+            initial.append(self.b.zeros_like(operands[place]))
+            state_formals.append(self._accumulator(place, operands[place]))
+        streams, slices = self._streams(bars, sources)
+        scanned = [p for p in sorted(self.found.cotangents) if self.layout.first_scan_input <= p < self.first_capture]
+        for place in scanned:
+            self._add_output(self.found.cotangents[place], place)
+        self.graph.reorder_inputs([*state_formals, *slices, *captures])
+        made = self._scan(places, initial, streams, scanned, operands)
+        return {p: v for p, v in made.items() if p in wanted}
+
+    def _scan_bars(self) -> list[int]:
+        return [o for o in self.found.bars if o >= self.layout.first_scan_output]
+
+    def _final_bar(self, state: int) -> Value:
+        bar = self.y_bars[state]
+        if bar is not None:
+            return bar
+        value = _output(self.node, state)
+        if value is None:
+            value = self._add_node_output(state)
+        return self.b.zero(value)
+
+    def _accumulator(self, place: int, x: Value) -> Value:
+        formal = self.graph.add_input(self.graph.unique_name(f"{x.name}_sum"), x.type)
+        self._add_output(self.inner.Add(formal, self.found.cotangents[place]), place)
+        return formal
+
+    def _add_output(self, value: Value, place: int) -> None:
+        self.graph.add_output(value, f"{self.found.forward.inputs[place].name}_bar")
+
+    def _streams(self, bars: dict[int, Value], sources: Sequence[Value]) -> tuple[list[Stream], list[Value]]:
+        """Return what the Scan runs over, and the matching inputs of its body."""
+        streams: list[Stream] = []
+        slices: list[Value] = []
+        for output in self._scan_bars():
+            y_bar = self.y_bars[output - self.layout.lead_outputs]
+            assert y_bar is not None
+            streams.append(self._reversed_output(y_bar, output))
+            slices.append(bars[output])
+        for source, formal in zip(self.found.sources, sources, strict=True):
+            streams.append(self._reversed_input(source.index) if source.is_input else self._kept(source.index))
+            slices.append(formal)
+        if not streams:
+            streams.append(self._counting_stream())
+            value = streams[0].value
+            slices.append(self.graph.add_input(self.graph.unique_name("row"), _row_type(value, streams[0].axis)))
+        return streams, slices
+
+    def _kept(self, output: int) -> Stream:
+        value = _output(self.node, output - self.layout.lead_outputs)
+        assert value is not None
+        return self._reversed_output(value, output)
+
+    def _reversed_output(self, value: Value, output: int) -> Stream:
+        k = output - self.layout.first_scan_output
+        return Stream(value, self.layout.output_axis(k), 1 - self.layout.output_direction(k))
+
+    def _reversed_input(self, place: int) -> Stream:
+        k = place - self.layout.first_scan_input
+        return Stream(self.node.input(place), self.layout.input_axis(k), 1 - self.layout.input_direction(k))
+
+    def _counting_stream(self) -> Stream:
+        """What tells the number of iterations where the backward part needs no forward value."""
+        if self.layout.scan_inputs:
+            return self._reversed_input(self.layout.first_scan_input)
+        return self._kept(len(self.node.subgraphs["body"].outputs) - 1)
+
+    def _extend_forward(self, count_trips: bool) -> None:
+        """Let the forward node return the tapes; a Loop its iteration numbers, if nothing else tells how many."""
+        forward: Graph = self.found.forward
+        before = len(self.node.subgraphs["body"].outputs)
+        if count_trips and not self.layout.scan_inputs:
+            forward.add_output(forward.inputs[0], forward.unique_output_name("trip"))
+        added = forward.output_entries[before:]
+        self.b.graph.set_subgraphs(self.node, {"body": forward}, self.node.captures)
+        if added and self.layout.output_axes:
+            self._pad_attribute("scan_output_axes", self.layout.output_axes, len(forward.outputs))
+        if added and self.layout.output_directions:
+            self._pad_attribute("scan_output_directions", self.layout.output_directions, len(forward.outputs))
+        for position, entry in enumerate(added, before - self.layout.lead_outputs):
+            self._add_node_output(position, entry.name)
+
+    def _pad_attribute(self, name: str, given: Sequence[int], outputs: int) -> None:
+        padded = (*given, *[0] * (outputs - self.layout.states - len(given)))
+        self.b.graph.set_attributes(self.node, {**self.node.attributes, name: padded})
+
+    def _add_node_output(self, index: int, name: str = "state") -> Value:
+        graph: Graph = self.b.graph
+        type_ = infer(self.node)[index]
+        assert type_ is not None
+        value = graph.set_output(self.node, index, graph.unique_name(f"{self.node.label}_{name}"), type_)
+        self.b.residuals.append(value)
+        return value
+
+    def _scan(self, places: Sequence[int], initial: Sequence[Value], streams: Sequence[Stream],
+              scanned: Sequence[int], operands: dict[int, Value]) -> dict[int, Value]:
+        ks = [p - self.layout.first_scan_input for p in scanned]
+        attributes: dict[str, Any] = {
+            "num_scan_inputs": len(streams),
+            "scan_input_axes": _unless_zero([s.axis for s in streams]),
+            "scan_input_directions": _unless_zero([s.direction for s in streams]),
+            "scan_output_axes": _unless_zero([self.layout.input_axis(k) for k in ks]),
+            "scan_output_directions": _unless_zero([1 - self.layout.input_direction(k) for k in ks]),
+        }
+        results = [*places, *scanned]
+        made = self.b.add_node(
+            "Scan", [*initial, *(s.value for s in streams)], attributes, outputs=len(results),
+            types=[operands[p].type if p in operands else None for p in results],
+            captures=[self.node.captures[c] for c in self.found.captures], subgraphs={"body": self.graph},
+        )
+        return dict(zip(results, made.outputs, strict=True))
+
+
+def _unless_zero(numbers: Sequence[int]) -> tuple[int, ...] | None:
+    return tuple(numbers) if any(numbers) else None
+
+
+def _row_type(value: Value, axis: int) -> Any:
+    shape = value.type.shape
+    if shape is None:
+        return value.type
+    axis %= len(shape)
+    return value.type.with_shape((*shape[:axis], *shape[axis + 1 :]))
+
+
+# ---- tangent ------------------------------------------------------------------------------------------------------------
+
+
+def repetition_tangent(b: Builder, node: Node, dots: Sequence[Value | None]) -> list[Any]:
+    """Return the tangents of a Loop or Scan, which the node itself then computes along with its outputs."""
+    layout, body = layout_of(node), node.subgraphs["body"]
+    first_capture = len(body.inputs) - len(node.captures)
+    shift = first_capture - len(node.inputs)
+    by_place = {i if i < len(node.inputs) else i + shift: d for i, d in enumerate(dots) if d is not None}
+    found = b.body_tangent(body, list(by_place), layout.links)
+    if isinstance(found, Refusal):
+        return [found]
+    extended = _Extended(b, node, layout, found, by_place)
+    return extended.tangents()
+
+
+class _Extended:
+    """A Loop or Scan with tangents: its inputs, attributes and outputs, in place or as a node of its own."""
+
+    def __init__(self, b: Builder, node: Node, layout: Layout, found: Any, dots: dict[int, Value]) -> None:
+        self.b, self.node, self.layout, self.found, self.dots = b, node, layout, found, dots
+        self.body: Graph = found.graph
+        self.first_capture = len(node.subgraphs["body"].inputs) - len(node.captures)
+        self.count = len(node.subgraphs["body"].outputs)
+        self.states = [k for k, (i, _) in enumerate(layout.links) if i in found.inputs]
+        self.scans = [i for i in sorted(found.inputs) if layout.first_scan_input <= i < self.first_capture]
+        self.captured = [i for i in sorted(found.inputs) if i >= self.first_capture]
+        self.stacked = [o for o in sorted(found.outputs) if o >= layout.first_scan_output]
+
+    def tangents(self) -> list[Any]:
+        """Make the node; return one tangent, None or refusal per output of the original one."""
+        self._arrange_body()
+        inputs, captures, attributes = self._inputs(), self._captures(), self._attributes()
+        if takes_in_place(self.b, self.node, [*inputs, *captures]):
+            outputs = self._in_place(inputs, captures, attributes)
+        elif is_random(self.node):
+            return [refuse("it draws random numbers, and a tangent that depends on its own result asks for them again")]
+        else:
+            outputs = self._apart(inputs, captures, attributes)
+        found: list[Any] = [None] * len(self.node_outputs)
+        for position, k in enumerate(self.states):
+            found[k] = outputs[self.layout.states + position]
+        after = self.layout.states + len(self.states) + self.count - self.layout.first_scan_output
+        for position, o in enumerate(self.stacked):
+            found[o - self.layout.lead_outputs] = outputs[after + position]
+        return found
+
+    def _arrange_body(self) -> None:
+        links, formals = self.layout.links, list(self.body.inputs)
+        dotted = self.found.inputs
+        entries = list(self.body.output_entries)[: self.count]
+        first, last = self.layout.first_scan_input, self.first_capture
+        self.body.reorder_inputs([
+            *formals[:first], *(dotted[links[k][0]] for k in self.states),
+            *formals[first:last], *(dotted[i] for i in self.scans),
+            *formals[last : last + len(self.node.captures)], *(dotted[i] for i in self.captured),
+        ])
+        split = self.layout.first_scan_output
+        state_dots = [self._output(links[k][1]) for k in self.states]
+        scan_dots = [self._output(o) for o in self.stacked]
+        self.body.reorder_outputs([*entries[:split], *state_dots, *entries[split:], *scan_dots])
+
+    def _output(self, index: int) -> Node:
+        value = self.found.outputs[index]
+        return self.body.add_output(value, self.body.unique_output_name(f"{self.body.output_entries[index].name}_dot"))
+
+    def _inputs(self) -> list[Value | None]:
+        lead = [*self.node.inputs, None, None][: self.layout.lead_formals]
+        rest = list(self.node.inputs[self.layout.lead_formals :])
+        links = self.layout.links
+        dots = [self._dot(links[k][0], rest[k]) for k in self.states]
+        scans = [self.dots[i] for i in self.scans]
+        return [*lead, *rest[: self.layout.states], *dots, *rest[self.layout.states :], *scans]
+
+    def _dot(self, place: int, x: Value | None) -> Value:
+        found = self.dots.get(place)
+        return found if found is not None else self.b.zeros_like(x)
+
+    def _captures(self) -> list[Value]:
+        return [*self.node.captures, *(self.dots[i] for i in self.captured)]
+
+    def _attributes(self) -> dict[str, Any]:
+        attributes = dict(self.node.attributes)
+        if not self.layout.scan_inputs:
+            return attributes
+        layout = self.layout
+        ins = [*range(layout.scan_inputs), *(i - layout.first_scan_input for i in self.scans)]
+        outs = [*range(self.count - layout.first_scan_output), *(o - layout.first_scan_output for o in self.stacked)]
+        attributes["num_scan_inputs"] = len(ins)
+        for name, numbers in (
+            ("scan_input_axes", [layout.input_axis(k) for k in ins]),
+            ("scan_input_directions", [layout.input_direction(k) for k in ins]),
+            ("scan_output_axes", [layout.output_axis(k) for k in outs]),
+            ("scan_output_directions", [layout.output_direction(k) for k in outs]),
+        ):
+            attributes.pop(name, None)
+            if any(numbers):
+                attributes[name] = tuple(numbers)
+        return attributes
+
+    @property
+    def node_outputs(self) -> list[Value | None]:
+        """The outputs of the original node, one per output of its body."""
+        count = self.count - self.layout.lead_outputs
+        return [*self._original, *[None] * (count - len(self._original))]
+
+    def _in_place(self, inputs: Sequence[Value | None], captures: Sequence[Value], attributes: dict[str, Any]
+                  ) -> list[Value | None]:
+        graph: Graph = self.b.graph
+        self._original = self.node.outputs
+        old = self.node_outputs
+        graph.set_attributes(self.node, attributes)
+        graph.set_subgraphs(self.node, {"body": self.body}, captures)
+        graph.set_inputs(self.node, inputs)
+        split = self.layout.states
+        blank: list[Value | None] = [None] * len(self.states)
+        graph.arrange_outputs(self.node, [*old[:split], *blank, *old[split:], *[None] * len(self.stacked)])
+        for index, like in self._new_outputs(old):
+            self._add_output(index, like)
+        return list(self.node.outputs)
+
+    def _new_outputs(self, old: Sequence[Value | None]) -> list[tuple[int, Value | None]]:
+        split = self.layout.states
+        states = [(split + p, old[k]) for p, k in enumerate(self.states)]
+        after = len(old) + len(self.states)
+        return [*states, *((after + p, old[o - self.layout.lead_outputs]) for p, o in enumerate(self.stacked))]
+
+    def _add_output(self, index: int, like: Value | None) -> None:
+        graph: Graph = self.b.graph
+        type_ = infer(self.node)[index]
+        assert type_ is not None
+        name = graph.unique_name(f"{like.name if like is not None else self.node.label}_dot")
+        self.b.residuals.append(graph.set_output(self.node, index, name, type_ if like is None else like.type))
+
+    def _apart(self, inputs: Sequence[Value | None], captures: Sequence[Value], attributes: dict[str, Any]
+               ) -> list[Value | None]:
+        self._original = self.node.outputs
+        made = self.b.add_node(
+            self.node.op, inputs, attributes, captures=captures, subgraphs={"body": self.body},
+            outputs=self.count - self.layout.lead_outputs + len(self.states) + len(self.stacked),
+        )
+        return list(made.outputs)
+
+
+def takes_in_place(b: DerivativeBuilder, node: Node, operands: Sequence[Value | None]) -> bool:
+    """Return whether ``node`` can take ``operands`` without becoming its own ancestor."""
+    if b.independent:
+        return True
+    seen: set[Node] = set()
+    stack = [v.producer for v in operands if v is not None]
+    while stack:
+        current = stack.pop()
+        if current is node:
+            return False
+        if current not in seen:
+            seen.add(current)
+            stack.extend(v.producer for v in (*current.inputs, *current.captures) if v is not None)
+    return True

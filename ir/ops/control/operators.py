@@ -1,0 +1,340 @@
+"""Control flow: If, Loop and Scan, whose closed subgraphs take the formal inputs, then what the node captures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.errors import RunError, ValidationError
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.control.if_derivatives import if_adjoint, if_tangent
+from flowgrad.ir.ops.control.loop_derivatives import repetition_adjoint, repetition_tangent
+from flowgrad.ir.ops.control.loop_layout import carried_type, dim_bindings, invariant_bindings, layout_of, outward
+from flowgrad.ir.ops.control.scan_as_loop import scan_as_loop
+from flowgrad.ir.ops.registry import op
+from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Dim, DimLike, Type
+
+FIRST_CAPACITY = 16
+"""How many iterations a scan output has room for at first, where their number is not known beforehand."""
+
+FIRST_BYTES = 2**24
+"""How much memory a scan output of a Loop takes at first, if so many iterations are allowed."""
+
+
+# ---- If -----------------------------------------------------------------------------------------------------------------
+
+
+@op("If", since=11, outputs=("outputs",), variadic_outputs=True, subgraphs=("then_branch", "else_branch"),
+    deciding=("cond",))
+def if_(cond: Array, *, subgraphs: Any) -> list[Array]:
+    return list(subgraphs["then_branch" if bool(np.all(cond)) else "else_branch"]())
+
+
+@if_.types
+def _(node: Node) -> list[Type]:
+    """Each output has what the types of both branches agree on."""
+    taken, other = node.subgraphs["then_branch"], node.subgraphs["else_branch"]
+    condition = node.input(0)
+    if condition.type.dtype != BOOL:
+        raise ValidationError(f"the condition of If is {condition.type!r}", code="dtype", where=describe(node))
+    for branch in (taken, other):
+        _check_count(node, "inputs of a branch", len(branch.inputs), len(node.captures))
+    _check_count(node, "outputs of the else branch", len(other.outputs), len(taken.outputs))
+    seen = [[outward(y.type, dim_bindings(g.inputs, node.captures)) for y in g.outputs] for g in (taken, other)]
+    return [agreed(a, b) for a, b in zip(*seen, strict=True)]
+
+
+@if_.formals
+def _(node: Node) -> int:
+    return 0
+
+
+def agreed(a: Type, b: Type) -> Type:
+    """Return the most precise type that both have; ValidationError if the dtypes differ."""
+    if a.dtype != b.dtype:
+        raise ValidationError(f"an output is {a!r} in one branch and {b!r} in the other", code="dtype")
+    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return Type(a.dtype, None)
+    return Type(a.dtype, tuple(x if x is not UNKNOWN and x == y else UNKNOWN for x, y in zip(a.shape, b.shape, strict=True)))
+
+
+def _check_count(node: Node, what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise ValidationError(f"{node.op} has {found} {what}, expected {expected}", code="arity", where=describe(node))
+
+
+# ---- Loop ---------------------------------------------------------------------------------------------------------------
+
+
+class Stack:
+    """A scan output being filled: one array per iteration along a new axis, in order or (``reverse``) backwards.
+
+    ``most`` bounds the iterations; if it is ``exact``, the output is laid out at once. Axis and order need that.
+    """
+
+    def __init__(self, name: str, most: int | None, exact: bool = False, axis: int = 0, reverse: bool = False) -> None:
+        self.name = name
+        self.most = most
+        self.exact = exact
+        self.axis = axis
+        self.reverse = reverse
+        self.count = 0
+        self.result: Array | None = None
+        self.rows: Array = np.empty(0)
+
+    def append(self, array: Array) -> None:
+        """Add the array of the next iteration; RunError if its shape is not that of the others."""
+        if self.result is None:
+            self._begin(array)
+        elif self.rows.shape[1:] != array.shape:
+            raise RunError(f"{self.name} has shape {list(self.rows.shape[1:])}, then {list(array.shape)}: iterations that "
+                           "are stacked must agree", code="shape")
+        elif self.count == len(self.rows):
+            self._grow()
+        self.rows[self.count] = array
+        self.count += 1
+
+    def finish(self, empty: Array | None) -> Array:
+        """Return the stacked array; ``empty`` is what one iteration would have given, if there was none."""
+        if self.result is None:
+            assert empty is not None
+            self.most = 0
+            self._begin(empty)
+        assert self.result is not None
+        return self.result if self.exact else self.result[: self.count]
+
+    def _begin(self, like: Array) -> None:
+        capacity = self.most if self.exact and self.most is not None else self._capacity(like.nbytes)
+        axis = self.axis if self.axis >= 0 else self.axis + like.ndim + 1
+        self.result = np.empty((*like.shape[:axis], capacity, *like.shape[axis:]), like.dtype)
+        self.rows = np.moveaxis(self.result, axis, 0)[:: -1 if self.reverse else 1]
+
+    def _capacity(self, row_bytes: int) -> int:
+        room = FIRST_CAPACITY if self.most is None else max(FIRST_CAPACITY, FIRST_BYTES // max(1, row_bytes))
+        return room if self.most is None else min(self.most, room)
+
+    def _grow(self) -> None:
+        capacity = 2 * self.count if self.most is None else min(self.most, 2 * self.count)
+        grown = np.empty((capacity, *self.rows.shape[1:]), self.rows.dtype)
+        grown[: self.count] = self.rows
+        self.result = self.rows = grown
+
+
+def _finished(stacks: Sequence[Stack], body: Any, first: int, formals: Sequence[Array]) -> list[Array]:
+    """Return all scan outputs; if there was no iteration, types and the shapes of ``formals`` give their extents."""
+    if not stacks or stacks[0].count:
+        return [s.finish(None) for s in stacks]
+    empty = body.empty(*formals)
+    return [s.finish(empty[first + i]) for i, s in enumerate(stacks)]
+
+
+@op("Loop", since=11, outputs=("outputs",), variadic_outputs=True, subgraphs=("body",), extents=("m",),
+    deciding=("m", "cond"))
+def loop(m: Array | None = None, cond: Array | None = None, *states: Array, count: int, subgraphs: Any) -> list[Array]:
+    body = subgraphs["body"]
+    most = None if m is None else int(np.reshape(m, ()))
+    going = cond is None or bool(np.all(cond))
+    carried = list(states)
+    stacks = [Stack(f"scan output {i} of Loop", most) for i in range(count - len(states))]
+    trip = 0
+    while going and (most is None or trip < most):
+        results = body(np.asarray(trip, np.int64), np.asarray(going), *carried)
+        going = bool(np.all(results[0]))
+        carried = list(results[1 : 1 + len(states)])
+        for stack, array in zip(stacks, results[1 + len(states) :], strict=False):
+            stack.append(np.asarray(array))
+        trip += 1
+    formals = [np.zeros((), np.int64), np.zeros((), bool), *carried]
+    return [*carried, *_finished(stacks, body, 1 + len(states), formals)]
+
+
+@loop.types
+def _(node: Node) -> list[Type]:
+    """A state has what initial value and body agree on; a scan output gains a leading extent."""
+    layout = layout_of(node)
+    _check_layout(node)
+    for value, dtype in zip(node.inputs[:2], (INT64, BOOL), strict=False):
+        if value is not None and value.type.dtype != dtype:
+            raise ValidationError(f"Loop takes {dtype.name} here, got {value!r}", code="dtype", where=describe(node))
+    body = node.subgraphs["body"]
+    env = invariant_bindings(node)
+    states = [carried_type(node, j, env) for j in range(layout.states)]
+    trips = _trip_extent(node)
+    scans = [outward(y.type, env) for y in body.outputs[layout.first_scan_output :]]
+    return [*states, *(s if s.shape is None else s.with_shape((trips, *s.shape)) for s in scans)]
+
+
+@loop.formals
+def _(node: Node) -> int:
+    return max(2, len(node.inputs))
+
+
+def _trip_extent(node: Node) -> DimLike:
+    """The number of iterations if the type can say it: M is known and the condition never turns false."""
+    most = node.inputs[0] if node.inputs else None
+    start = node.inputs[1] if len(node.inputs) > 1 else None
+    if most is None or most.symbolic is None or most.symbolic.size != 1:
+        return UNKNOWN
+    body = node.subgraphs["body"]
+    stays = is_true(body.outputs[0]) or root(body.outputs[0]) is body.inputs[1]
+    extent = most.symbolic.reshape(-1)[0]
+    if not stays or not (start is None or is_true(start)):
+        return UNKNOWN
+    known = extent.is_nonnegative if isinstance(extent, Dim) else extent >= 0
+    return extent if known else UNKNOWN
+
+
+def root(value: Value) -> Value:
+    """Return what ``value`` is the identity of."""
+    while value.producer.op == "Identity":
+        value = value.producer.input(0)
+    return value
+
+
+def is_true(value: Value) -> bool:
+    """Return whether a condition is constantly true."""
+    data = root(value).constant
+    return data is not None and bool(np.all(data))
+
+
+def _check_layout(node: Node) -> None:
+    layout = layout_of(node)
+    body = node.subgraphs["body"]
+    formals = layout.lead_formals + layout.states + layout.scan_inputs
+    _check_count(node, "inputs of the body", len(body.inputs), formals + len(node.captures))
+    if len(body.outputs) < layout.first_scan_output:
+        raise ValidationError(f"the body of {node.op} returns {len(body.outputs)} values for {layout.states} states",
+                              code="arity", where=describe(node))
+
+
+# ---- Scan ---------------------------------------------------------------------------------------------------------------
+
+
+@op("Scan", since=11, outputs=("outputs",), variadic_outputs=True, subgraphs=("body",))
+def scan(
+    *operands: Array,
+    num_scan_inputs: int,
+    scan_input_axes: Sequence[int] = (),
+    scan_input_directions: Sequence[int] = (),
+    scan_output_axes: Sequence[int] = (),
+    scan_output_directions: Sequence[int] = (),
+    count: int,
+    subgraphs: Any,
+) -> list[Array]:
+    body = subgraphs["body"]
+    states = len(operands) - num_scan_inputs
+    carried = list(operands[:states])
+    axes = [*scan_input_axes, *[0] * (num_scan_inputs - len(scan_input_axes))]
+    rows = [np.moveaxis(x, axis, 0) for x, axis in zip(operands[states:], axes, strict=True)]
+    lengths = sorted({len(r) for r in rows})
+    if len(lengths) != 1:
+        raise RunError(f"the scan inputs have lengths {lengths}; they must agree", code="shape")
+    length = lengths[0]
+    rows = [r[::-1] if flip else r for r, flip in zip(rows, _padded(scan_input_directions, len(rows)), strict=True)]
+    outputs = count - states
+    stacks = [
+        Stack(f"scan output {i} of Scan", length, True, axis, bool(flip))
+        for i, (axis, flip) in enumerate(zip(_padded(scan_output_axes, outputs), _padded(scan_output_directions, outputs),
+                                             strict=True))
+    ]
+    for t in range(length):
+        results = body(*carried, *(r[t] for r in rows))
+        carried = list(results[:states])
+        for stack, array in zip(stacks, results[states:], strict=False):
+            stack.append(np.asarray(array))
+    slices = [np.empty(r.shape[1:], r.dtype) for r in rows]
+    return [*carried, *_finished(stacks, body, states, [*carried, *slices])]
+
+
+def _padded(given: Sequence[int], count: int) -> list[int]:
+    return [*given[:count], *[0] * (count - len(given))]
+
+
+@scan.types
+def _(node: Node) -> list[Type]:
+    """A state has what initial value and body agree on; a scan output gains the extent of the scan inputs."""
+    layout = layout_of(node)
+    if layout.scan_inputs < 1 or layout.states < 0:
+        raise ValidationError(f"Scan has {len(node.inputs)} inputs, {layout.scan_inputs} of them scanned", code="arity",
+                              where=describe(node))
+    _check_layout(node)
+    body = node.subgraphs["body"]
+    env = invariant_bindings(node)
+    states = [carried_type(node, j, env) for j in range(layout.states)]
+    length = layout.length(node)
+    scans = []
+    for k, y in enumerate(body.outputs[layout.first_scan_output :]):
+        inner = outward(y.type, env)
+        if inner.shape is None:
+            scans.append(inner)
+            continue
+        axis = layout.output_axis(k) % (len(inner.shape) + 1)
+        scans.append(inner.with_shape((*inner.shape[:axis], length, *inner.shape[axis:])))
+    return [*states, *scans]
+
+
+@scan.formals
+def _(node: Node) -> int:
+    return len(node.inputs)
+
+
+# ---- derivatives --------------------------------------------------------------------------------------------------------
+
+
+@if_.adjoint
+def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
+    """x_bar = (d branch / d x)^T y_bar of the branch taken, for every captured x; zero where that branch has no x."""
+    return if_adjoint(b, node, y_bars)
+
+
+@if_.tangent
+def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
+    """y_dot = (d branch / d x) x_dot of the branch taken."""
+    return if_tangent(b, node, dots)
+
+
+@loop.adjoint
+def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
+    """v_bar[t] = (d body[t] / d v)^T (v_bar[t+1], scan_bar[t]) from the last iteration to the first; captures sum."""
+    return repetition_adjoint(b, node, y_bars)
+
+
+@loop.tangent
+def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
+    """v_dot[t+1] = (d body[t] / d (v, captures)) (v_dot[t], captures_dot), beside v."""
+    return repetition_tangent(b, node, dots)
+
+
+@scan.adjoint
+def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
+    """v_bar[t] = (d body[t] / d v)^T (v_bar[t+1], scan_bar[t]), x_bar[t] likewise, against the direction; captures sum."""
+    return repetition_adjoint(b, node, y_bars)
+
+
+@scan.tangent
+def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
+    """v_dot[t+1] = (d body[t] / d (v, x, captures)) (v_dot[t], x_dot[t], captures_dot), beside v."""
+    return repetition_tangent(b, node, dots)
+
+
+# ---- Scan as a Loop -------------------------------------------------------------------------------------------------------
+
+
+@scan.expansion
+def _(b: Builder, node: Node) -> Any:
+    """A Loop over the indices of the slices; runtimes run a Loop without iterations, and refuse such a Scan."""
+    return scan_as_loop(b, node)
+
+
+@scan.expands_on_export
+def _(node: Node) -> bool:
+    """True where the sequence may have length 0."""
+    layout = layout_of(node)
+    first = node.input(layout.states)
+    extent = None if first.type.shape is None else first.shape[layout.input_axis(0)]
+    return not isinstance(extent, int) or extent == 0

@@ -1,0 +1,1 @@
+"""Convolution and pooling: windows that slide over an image."""

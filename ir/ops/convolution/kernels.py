@@ -1,0 +1,255 @@
+"""Convolution of arrays: columns and one matrix product per block of images, with cheaper ways where they exist.
+
+All functions take ``w`` as (outputs, inputs / group, *kernel), whichever of the three arrays is the unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from flowgrad.ir.graph import Array
+from flowgrad.ir.ops.convolution.window import Window, image_part, needs_place, overlap, patches, place, tap_slices
+
+SMALL_IMAGE = 512
+"""Images with fewer output positions than this are put together: a narrow matrix product is a slow one."""
+
+COLUMNS = 1 << 22
+"""Columns of at most this many elements are built at once, unless a single image has more."""
+
+
+def images_at_once(batch: int, rows: int, positions: int) -> int:
+    """Return how many images one matrix product covers."""
+    if positions >= SMALL_IMAGE or batch <= 1:
+        return 1
+    return max(1, min(batch, COLUMNS // max(1, rows * positions)))
+
+
+def scratch_shapes(batch: int, channels: int, outputs: int, window: Window, group: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the shapes of the scratch arrays of ``convolve``: placed images, columns, product."""
+    rows = channels // group * window.taps
+    count = images_at_once(batch, rows, window.positions)
+    placed = (count, channels, *window.span) if needs_place(sizes, window) else (0,)
+    if channels == group:
+        return [placed, (0,), (count, channels, 1, *window.output)]
+    product = (outputs, count * window.positions) if count > 1 else (0,)
+    return [placed, (rows * group, count * window.positions), product]
+
+
+def _scratch(shapes: Sequence[tuple[int, ...]], work: Sequence[Array] | None, dtype: np.dtype[np.generic]) -> list[Array | None]:
+    if work is not None:
+        return [buffer if buffer.size else None for buffer in work]
+    return [np.empty(shape, dtype) if shape != (0,) else None for shape in shapes]
+
+
+def _target(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    if out is not None and out.flags.c_contiguous and out.dtype == dtype:
+        return out
+    return np.empty(shape, dtype)
+
+
+def _handed(result: Array, out: Array | None) -> Array:
+    if out is None or out is result:
+        return result
+    np.copyto(out, result)
+    return out
+
+
+def convolve(
+    x: Array, w: Array, bias: Array | None, window: Window, group: int,
+    out: Array | None = None, work: Sequence[Array] | None = None,
+) -> Array:
+    """Return y[n,m,o] = bias[m] + sum over c, k of w[m,c,k] x[n,c,o*stride+k*dilation-begin], group by group."""
+    batch, outputs = x.shape[0], w.shape[0]
+    shape = (batch, outputs, *window.output)
+    result = _target(out, shape, x.dtype)
+    if result.size == 0:
+        return _handed(result, out)
+    if window.is_pointwise and needs_no_columns(x, window):
+        _pointwise(x, w, group, result)
+        _add_bias(result, bias)
+        return _handed(result, out)
+    shapes = scratch_shapes(batch, x.shape[1], outputs, window, group, x.shape[2:])
+    placed, columns, product = _scratch(shapes, work, x.dtype)
+    if placed is not None:
+        placed.fill(0)
+    if w.shape[1] == 1 and group == x.shape[1]:
+        _depthwise(x, w, bias, window, result, placed, product)
+        return _handed(result, out)
+    matrix = np.ascontiguousarray(w).reshape(group, outputs // group, -1)
+    for part, block in _blocks(x, window, group, columns, placed):
+        y = result[part]
+        if y.shape[0] == 1:
+            np.matmul(matrix, block, out=y.reshape(group, outputs // group, window.positions))
+        else:
+            wide = _room(product, (group, outputs // group, y.shape[0] * window.positions), x.dtype)
+            np.matmul(matrix, block, out=wide)
+            np.copyto(y.reshape(y.shape[0], outputs, -1), wide.reshape(outputs, y.shape[0], -1).swapaxes(0, 1))
+        _add_bias(y, bias)
+    return _handed(result, out)
+
+
+def needs_no_columns(x: Array, window: Window) -> bool:
+    """Return whether a pointwise window covers the whole image, so that its columns are the image itself."""
+    return bool(x.shape[2:] == window.output)
+
+
+def _pointwise(x: Array, w: Array, group: int, result: Array) -> None:
+    batch, outputs = result.shape[:2]
+    images = np.ascontiguousarray(x).reshape(batch, group, x.shape[1] // group, -1)
+    matrix = np.ascontiguousarray(w).reshape(group, outputs // group, -1)
+    np.matmul(matrix, images, out=result.reshape(batch, group, outputs // group, -1))
+
+
+def _add_bias(y: Array, bias: Array | None) -> None:
+    if bias is not None:
+        y += bias.reshape(-1, *(1,) * (y.ndim - 2))
+
+
+def _room(buffer: Array | None, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    size = int(np.prod(shape))
+    if buffer is None or buffer.size < size:
+        return np.empty(shape, dtype)
+    return buffer.reshape(-1)[:size].reshape(shape)
+
+
+def _blocks(
+    x: Array, window: Window, group: int, columns: Array | None, placed: Array | None
+) -> Iterator[tuple[slice, Array]]:
+    """Yield, block by block, which images and their columns (group, channels * taps, images * positions)."""
+    batch, channels = x.shape[:2]
+    rows = channels // group * window.taps
+    count = images_at_once(batch, rows, window.positions)
+    kernel_rank = len(window.kernel)
+    if count == 1 and window.is_pointwise and needs_no_columns(x, window):
+        for n in range(batch):
+            yield slice(n, n + 1), np.ascontiguousarray(x[n]).reshape(group, rows, window.positions)
+        return
+    for start in range(0, batch, count):
+        block = x[start : start + count]
+        seen = patches(place(block, window, placed), window)
+        order = (1, *range(2, 2 + kernel_rank), 0, *range(2 + kernel_rank, 2 + 2 * kernel_rank))
+        seen = seen.transpose(order)
+        room = _room(columns, seen.shape, x.dtype)
+        np.copyto(room, seen)
+        yield slice(start, start + len(block)), room.reshape(group, rows, len(block) * window.positions)
+
+
+def _depthwise(
+    x: Array, w: Array, bias: Array | None, window: Window, result: Array, placed: Array | None, product: Array | None
+) -> None:
+    batch, channels = x.shape[:2]
+    multiplier = w.shape[0] // channels
+    factors = w.reshape(channels, multiplier, -1, *(1,) * len(window.kernel))
+    slices = tap_slices(window)
+    for n in range(batch):
+        image = place(x[n : n + 1], window, placed)[0][:, None]
+        y = result[n].reshape(channels, multiplier, *window.output)
+        for m in range(multiplier):
+            target = y[:, m : m + 1]
+            term = _room(product, target.shape, x.dtype)
+            for tap, where in enumerate(slices):
+                goal = target if tap == 0 else term
+                np.multiply(image[image_part(where)], factors[:, m : m + 1, tap], out=goal)
+                if tap:
+                    target += term
+        _add_bias(result[n : n + 1], bias)
+
+
+# ---- the two derivatives ------------------------------------------------------------------------------------------------
+
+
+def turned(w: Array, group: int) -> Array:
+    """Return the weights of the transposed convolution: inputs and outputs swapped within groups, taps reversed."""
+    outputs, inputs = w.shape[:2]
+    grouped = w.reshape(group, outputs // group, *w.shape[1:]).swapaxes(1, 2)
+    flipped = grouped[image_part([slice(None, None, -1)] * (w.ndim - 2))]
+    return np.ascontiguousarray(flipped).reshape(group * inputs, outputs // group, *w.shape[2:])
+
+
+def turned_window(window: Window, sizes: Sequence[int]) -> Window:
+    """Return the window of the transposed convolution of one with stride 1."""
+    begin = tuple(r - 1 - p for r, p in zip(window.reach, window.begin, strict=True))
+    return replace(window, begin=begin, end=(0,) * len(begin), output=tuple(sizes))
+
+
+def input_gradient(
+    y_bar: Array, w: Array, window: Window, group: int, sizes: Sequence[int],
+    out: Array | None = None, work: Sequence[Array] | None = None,
+) -> Array:
+    """Return x_bar[n,c,i]: the sum of w[m,c,k] y_bar[n,m,o] over m and all o, k with o*stride+k*dilation-begin = i."""
+    batch, channels = y_bar.shape[0], w.shape[1] * group
+    if all(s == 1 for s in window.strides):
+        return convolve(y_bar, turned(w, group), None, turned_window(window, sizes), group, out, work)
+    result = _target(out, (batch, channels, *sizes), y_bar.dtype)
+    result.fill(0)
+    if result.size == 0 or y_bar.size == 0:
+        return _handed(result, out)
+    shapes = gradient_scratch_shapes(channels, window)
+    column, image = (np.empty(s, y_bar.dtype) for s in shapes) if work is None else work
+    matrix = np.ascontiguousarray(w.reshape(group, w.shape[0] // group, -1).swapaxes(1, 2))
+    inside, source = overlap(sizes, window)
+    for n in range(batch):
+        seen = np.ascontiguousarray(y_bar[n]).reshape(group, w.shape[0] // group, -1)
+        np.matmul(matrix, seen, out=column.reshape(group, -1, window.positions))
+        _scatter(column, window, image)
+        result[n][image_part(source)] = image[image_part(inside)]
+    return _handed(result, out)
+
+
+def gradient_scratch_shapes(channels: int, window: Window) -> list[tuple[int, ...]]:
+    """Return the shapes of the scratch arrays of a strided ``input_gradient``: columns and the image with its pads."""
+    return [(channels, window.taps, *window.output), (channels, *window.span)]
+
+
+def _scatter(column: Array, window: Window, image: Array) -> None:
+    image.fill(0)
+    for tap, where in enumerate(tap_slices(window)):
+        image[image_part(where)] += column[:, tap]
+
+
+def weight_gradient(
+    x: Array, y_bar: Array, window: Window, group: int, out: Array | None = None, work: Sequence[Array] | None = None
+) -> Array:
+    """Return w_bar[m,c,k] = sum over n, o of y_bar[n,m,o] x[n,c,o*stride+k*dilation-begin], group by group."""
+    batch, channels = x.shape[:2]
+    outputs = y_bar.shape[1]
+    inner = channels // group
+    result = _target(out, (outputs, inner, *window.kernel), x.dtype)
+    if y_bar.size == 0 or x.size == 0:
+        result.fill(0)
+        return _handed(result, out)
+    shapes = scratch_shapes(batch, channels, outputs, window, group, x.shape[2:])
+    placed, columns, product = _scratch(shapes, work, x.dtype)
+    if placed is not None:
+        placed.fill(0)
+    if inner == 1 and outputs == channels:
+        _depthwise_weights(x, y_bar, window, result, placed)
+        return _handed(result, out)
+    total = result.reshape(group, outputs // group, -1)
+    term = np.empty_like(total) if batch > 1 else total
+    for part, block in _blocks(x, window, group, columns, placed):
+        seen = y_bar[part]
+        if len(seen) > 1:
+            wide = _room(product, (outputs, len(seen), window.positions), x.dtype)
+            np.copyto(wide, seen.reshape(len(seen), outputs, -1).swapaxes(0, 1))
+            seen = wide
+        left = np.ascontiguousarray(seen).reshape(group, outputs // group, -1)
+        np.matmul(left, block.swapaxes(1, 2), out=term if part.start else total)
+        if part.start:
+            total += term
+    return _handed(result, out)
+
+
+def _depthwise_weights(x: Array, y_bar: Array, window: Window, result: Array, placed: Array | None) -> None:
+    channels = x.shape[1]
+    total = result.reshape(channels, window.taps)
+    total.fill(0)
+    slices = tap_slices(window)
+    letters = "hwdefg"[: len(window.kernel)]
+    for n in range(x.shape[0]):
+        image = place(x[n : n + 1], window, placed)[0]
+        for tap, where in enumerate(slices):
+            total[:, tap] += np.einsum(f"c{letters},c{letters}->c", image[image_part(where)], y_bar[n])

@@ -1,0 +1,381 @@
+"""Pooling: windowed and global maxima, means and norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.convolution.expansions import Slide, average_gradient, shape_tail, vector_tail, window_counts
+from flowgrad.ir.ops.convolution.window import (
+    CEIL_MODE_SINCE,
+    Window,
+    image_part,
+    output_shape,
+    overlap,
+    place,
+    shape_in,
+    slide,
+    tap_slices,
+)
+from flowgrad.ir.ops.operands import known_ints, mean_of
+from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op
+from flowgrad.ir.types import INT64, Shape, Type
+
+GEOMETRY = ("auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides")
+
+
+def geometry(node: Node) -> dict[str, Any]:
+    """Return the attributes that say how the window slides and what it counts."""
+    return {name: node.attributes[name] for name in GEOMETRY if name in node.attributes}
+
+
+def pooled_type(node: Node) -> Type:
+    """Return the type of a pooling node's output: batch and channels stay, the image shrinks."""
+    x = node.input(0)
+    if x.type.shape is None:
+        return x.type
+    kernel: Shape = tuple(attr(node, "kernel_shape"))
+    return x.type.with_shape((*x.shape[:2], *output_shape(node, x.shape[2:], kernel)))
+
+
+def _result(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return np.empty(shape, dtype) if out is None else out
+
+
+# ---- MaxPool ------------------------------------------------------------------------------------------------------------
+
+
+@op("MaxPool", since=12, outputs=("Y", "Indices"), required_outputs=1, values_since=CEIL_MODE_SINCE)
+def max_pool(
+    x: Array, *, kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None, storage_order: int = 0, strides: Sequence[int] | None = None,
+    count: int = 1, out: Array | None = None,
+) -> Any:
+    window = slide(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    placed = place(x, window, None, lowest)
+    y = _result(out, (*x.shape[:2], *window.output), x.dtype)
+    slices = tap_slices(window)
+    if count < 2:
+        np.copyto(y, placed[image_part(slices[0])])
+        for where in slices[1:]:
+            np.maximum(y, placed[image_part(where)], out=y)
+        return y
+    return y, _first_maxima(placed, window, slices, y, x.shape, storage_order)
+
+
+def _first_maxima(
+    placed: Array, window: Window, slices: Sequence[tuple[slice, ...]], y: Array, shape: tuple[int, ...], column_major: int
+) -> Array:
+    """Fill ``y`` with the maxima and return the flat index into the whole tensor of the first element that is one."""
+    seen = [placed[image_part(where)] for where in slices]
+    steps = _image_steps(shape[2:], column_major)
+    tap_steps = [sum(k * d * s for k, d, s in zip(tap, window.dilations, steps, strict=True))
+                 for tap in np.ndindex(*window.kernel)]
+    corner = _corner_indices(window, shape, steps)
+    inside = _inside_masks(window, shape[2:])
+    best = np.zeros(y.shape, np.int64)
+    np.copyto(y, seen[0])
+    chosen = np.broadcast_to(inside[0], y.shape).copy()
+    for tap in range(1, len(seen)):
+        better = seen[tap] > y
+        np.logical_or(better, ~chosen & inside[tap], out=better)  # a pad never wins, even against minus infinity
+        better &= inside[tap]
+        np.copyto(y, seen[tap], where=better)
+        np.copyto(best, tap_steps[tap], where=better)
+        chosen |= inside[tap]
+    best += corner
+    return best
+
+
+def _image_steps(sizes: Sequence[int], column_major: int) -> list[int]:
+    order = range(len(sizes)) if column_major else range(len(sizes) - 1, -1, -1)
+    steps, step = [0] * len(sizes), 1
+    for axis in order:
+        steps[axis], step = step, step * sizes[axis]
+    return steps
+
+
+def _corner_indices(window: Window, shape: tuple[int, ...], steps: Sequence[int]) -> Array:
+    """Return the flat index of the first tap of every window (outside the image where that lies in the pads)."""
+    batch, channels = shape[:2]
+    image = int(np.prod(shape[2:]))
+    rank = len(window.kernel)
+    total = (np.arange(batch * channels, dtype=np.int64) * image).reshape(batch, channels, *(1,) * rank)
+    for axis, (extent, stride, begin) in enumerate(zip(window.output, window.strides, window.begin, strict=True)):
+        along = (np.arange(extent, dtype=np.int64) * stride - begin) * steps[axis]
+        total = total + along.reshape(-1, *(1,) * (rank - 1 - axis))
+    return total
+
+
+def _inside_masks(window: Window, sizes: Sequence[int]) -> list[Array]:
+    """Return, per tap, which windows see a pixel of the image there."""
+    axes = []
+    for axis, size in enumerate(sizes):
+        o = np.arange(window.output[axis])[None] * window.strides[axis] - window.begin[axis]
+        at = o + np.arange(window.kernel[axis])[:, None] * window.dilations[axis]
+        axes.append((at >= 0) & (at < size))
+    rank = len(sizes)
+    masks = []
+    for tap in np.ndindex(*window.kernel):
+        mask = np.ones((1,) * rank, bool)
+        for axis, k in enumerate(tap):
+            mask = mask & axes[axis][k].reshape(-1, *(1,) * (rank - 1 - axis))
+        masks.append(mask)
+    return masks
+
+
+@max_pool.types
+def _(node: Node) -> list[Type]:
+    y = pooled_type(node)
+    return [y, y.with_dtype(INT64)]
+
+
+@max_pool.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value, _indices: None) -> Any:
+    """x_bar adds every element of y_bar where its maximum was found (the first one on ties)."""
+    x = node.input(0)
+    indices = b.residual(node, "Indices")
+    if not attr(node, "storage_order"):
+        return b.MaxPoolGrad(y_bar, indices, b.shape(x))
+    rank = x.type.rank or 0
+    turned = [0, 1, *range(rank - 1, 1, -1)]  # column-major indices count over the image with its axes reversed
+    return b.Transpose(b.MaxPoolGrad(y_bar, indices, b.Gather(b.shape(x), turned)), perm=turned)
+
+
+@op("MaxPoolGrad", domain=FLOWGRAD, outputs=("x_bar",), traits=(Trait.LINEAR,), extents=("x_shape",))
+def max_pool_grad(y_bar: Array, indices: Array, x_shape: Array, *, out: Array | None = None) -> Array:
+    shape = tuple(int(n) for n in x_shape)
+    x_bar = _result(out, shape, y_bar.dtype)
+    size = int(np.prod(shape))
+    sums = np.bincount(indices.reshape(-1), weights=y_bar.reshape(-1), minlength=size)
+    np.copyto(x_bar, sums.reshape(shape), casting="same_kind")
+    return x_bar
+
+
+@max_pool_grad.types
+def _(node: Node) -> Type:
+    return Type(node.input(0).type.dtype, shape_in(node.input(2)))
+
+
+@max_pool_grad.adjoint
+def _(b: DerivativeBuilder, node: Node, x_bar_bar: Value) -> Any:
+    """y_bar_bar = the elements of the cotangent at the indices."""
+    flat = b.Reshape(x_bar_bar, [-1])
+    return b.Gather(flat, node.input(1), axis=0), NO_GRADIENT, NO_GRADIENT
+
+
+@max_pool_grad.expansion
+def _(b: Builder, node: Node) -> Value:
+    """Zeros as many as x has elements, y_bar added at the indices, in the shape of x."""
+    y_bar, indices, x_shape = (node.input(i) for i in range(3))
+    known = known_ints(x_shape)
+    size = b.ReduceProd(x_shape, keepdims=1) if known is None else b.ints([math.prod(known)])
+    zeros = b.Expand(b.scalar(0, y_bar.type.dtype), size)
+    flat = b.ScatterElements(zeros, b.Reshape(indices, [-1]), b.Reshape(y_bar, [-1]), axis=0, reduction="add")
+    return b.Reshape(flat, x_shape, allowzero=1)
+
+
+# ---- AveragePool --------------------------------------------------------------------------------------------------------
+
+
+@op("AveragePool", since=19, traits=(Trait.LINEAR,), values_since=CEIL_MODE_SINCE)
+def average_pool(
+    x: Array, *, kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0, dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    out: Array | None = None,
+) -> Array:
+    window = slide(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    y = _result(out, (*x.shape[:2], *window.output), x.dtype)
+    sum_windows(x, window, y)
+    y *= _reciprocal_counts(window, x.shape[2:], count_include_pad, x.dtype)
+    return y
+
+
+def sum_windows(x: Array, window: Window, y: Array) -> None:
+    """Fill ``y`` with the sum of each window."""
+    placed = place(x, window, None)
+    slices = tap_slices(window)
+    np.copyto(y, placed[image_part(slices[0])])
+    for where in slices[1:]:
+        y += placed[image_part(where)]
+
+
+def _reciprocal_counts(window: Window, sizes: Sequence[int], include_pad: int, dtype: np.dtype[Any]) -> Array:
+    """Return one over the number of positions that each window counts."""
+    rank = len(sizes)
+    total = np.ones((1,) * rank)
+    for axis, size in enumerate(sizes):
+        low, high = (-window.begin[axis], size + window.end[axis]) if include_pad else (0, size)
+        at = (np.arange(window.output[axis]) * window.strides[axis] - window.begin[axis])[:, None]
+        at = at + np.arange(window.kernel[axis]) * window.dilations[axis]
+        counts = ((at >= low) & (at < high)).sum(1)
+        total = total * counts.reshape(-1, *(1,) * (rank - 1 - axis))
+    return (1 / np.maximum(total, 1)).astype(dtype)
+
+
+@average_pool.types
+def _(node: Node) -> Type:
+    return pooled_type(node)
+
+
+@average_pool.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """x_bar spreads every element of y_bar evenly over what its window counted."""
+    return b.AveragePoolGrad(y_bar, b.shape(node.input(0)), **geometry(node))
+
+
+@op("AveragePoolGrad", domain=FLOWGRAD, outputs=("x_bar",), traits=(Trait.LINEAR,), extents=("x_shape",))
+def average_pool_grad(
+    y_bar: Array, x_shape: Array, *, kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0, dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    out: Array | None = None,
+) -> Array:
+    shape = tuple(int(n) for n in x_shape)
+    window = slide(shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    share = y_bar * _reciprocal_counts(window, shape[2:], count_include_pad, y_bar.dtype)
+    spread = np.zeros((*shape[:2], *window.span), y_bar.dtype)
+    for where in tap_slices(window):
+        spread[image_part(where)] += share
+    x_bar = _result(out, shape, y_bar.dtype)
+    x_bar.fill(0)
+    inside, source = overlap(shape[2:], window)
+    x_bar[image_part(source)] = spread[image_part(inside)]
+    return x_bar
+
+
+@average_pool_grad.types
+def _(node: Node) -> Type:
+    return Type(node.input(0).type.dtype, shape_in(node.input(1)))
+
+
+@average_pool_grad.expansion
+def _(b: Builder, node: Node) -> Value:
+    """y_bar over the counts, then a transposed convolution with ones, channel by channel."""
+    y_bar, x_shape = node.input(0), node.input(1)
+    how = Slide.of(b, node, len(y_bar.shape) - 2, shape_tail(b, x_shape))
+    return average_gradient(b, how, y_bar, x_shape, attr(node, "kernel_shape"), attr(node, "count_include_pad"))
+
+
+@average_pool_grad.adjoint
+def _(b: DerivativeBuilder, node: Node, x_bar_bar: Value) -> Any:
+    """The transpose of the spreading is the mean itself."""
+    return b.AveragePool(x_bar_bar, **geometry(node)), NO_GRADIENT
+
+
+# ---- the global ones ----------------------------------------------------------------------------------------------------
+
+
+def global_type(node: Node) -> Type:
+    """Return the type of x with every extent of the image 1."""
+    x = node.input(0)
+    return x.type if x.type.shape is None else x.type.with_shape((*x.shape[:2], *(1,) * (len(x.shape) - 2)))
+
+
+@op("GlobalAveragePool", traits=(Trait.LINEAR,))
+def global_average_pool(x: Array, *, out: Array | None = None) -> Array:
+    return mean_of(x, tuple(range(2, x.ndim)), out=out)
+
+
+global_average_pool.types(global_type)
+
+
+@global_average_pool.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar / count, spread over the image."""
+    x = node.input(0)
+    return b.Expand(b.Div(y_bar, image_size(b, x)), b.shape(x))
+
+
+def image_size(b: Builder, x: Value) -> Any:
+    """Return the number of pixels of an image: a number if it is known, else a value in the dtype of ``x``."""
+    sizes = x.shape[2:]
+    if all(isinstance(n, int) for n in sizes):
+        return float(np.prod([int(n) for n in sizes]))  # type: ignore[arg-type]
+    return b.Cast(b.ReduceProd(b.Shape(x, start=2), keepdims=0), to=x.type.dtype.onnx)
+
+
+@op("GlobalMaxPool")
+def global_max_pool(x: Array, *, out: Array | None = None) -> Array:
+    return np.asarray(np.max(x, axis=tuple(range(2, x.ndim)), keepdims=True, out=out))
+
+
+global_max_pool.types(global_type)
+
+
+@global_max_pool.expansion
+def _(b: Builder, node: Node) -> Value:
+    """The maximum over all axes of the image."""
+    x = node.input(0)
+    return b.ReduceMax(x, list(range(2, len(x.shape))), keepdims=1)
+
+
+# ---- norms --------------------------------------------------------------------------------------------------------------
+
+
+@op("LpPool", since=18)
+def lp_pool(
+    x: Array, *, kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] | None = None, p: int = 2,
+    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
+    out: Array | None = None,
+) -> Array:
+    window = slide(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    y = _result(out, (*x.shape[:2], *window.output), x.dtype)
+    sum_windows(np.abs(x) ** p, window, y)
+    return np.asarray(np.power(y, x.dtype.type(1 / p), out=y))
+
+
+lp_pool.types(pooled_type)
+
+
+@lp_pool.expansion
+def _(b: Builder, node: Node) -> Value:
+    """(sum of |x|^p)^(1/p), the sum being the mean over the window times what it counts."""
+    x, p, kernel = node.input(0), int(attr(node, "p")), attr(node, "kernel_shape")
+    mean = b.AveragePool(_powered(b, x, p), count_include_pad=1, **geometry(node))
+    how = Slide.of(b, node, len(x.shape) - 2, vector_tail(b, x))
+    return _root(b, b.Mul(mean, window_counts(b, how, mean, kernel, 1)), p)
+
+
+def _powered(b: Builder, x: Value, p: int) -> Value:
+    """Return |x|^p."""
+    if p == 2:
+        return b.Mul(x, x)
+    size = b.Abs(x)
+    return size if p == 1 else b.Pow(size, b.scalar(p, x.type.dtype))
+
+
+def _root(b: Builder, total: Value, p: int) -> Value:
+    """Return total^(1/p), with the slope 0 where nothing but zeros was summed."""
+    if p == 1:
+        return total
+    vanishes = b.Equal(total, 0.0)
+    safe = b.Where(vanishes, b.scalar(1, total.type.dtype), total)
+    root = b.Sqrt(safe) if p == 2 else b.Pow(safe, b.scalar(1 / p, total.type.dtype))
+    return b.Where(vanishes, b.scalar(0, total.type.dtype), root)
+
+
+@op("GlobalLpPool", since=2)
+def global_lp_pool(x: Array, *, p: int = 2, out: Array | None = None) -> Array:
+    total = np.sum(np.abs(x) ** p, axis=tuple(range(2, x.ndim)), keepdims=True, out=out)
+    return np.asarray(np.power(total, x.dtype.type(1 / p), out=out))
+
+
+global_lp_pool.types(global_type)
+
+
+@global_lp_pool.expansion
+def _(b: Builder, node: Node) -> Value:
+    """(sum of |x|^p over the image)^(1/p)."""
+    x, p = node.input(0), int(attr(node, "p"))
+    return _root(b, b.ReduceSum(_powered(b, x, p), list(range(2, len(x.shape))), keepdims=1), p)

@@ -1,0 +1,1 @@
+"""Operators of the flowgrad domain that derivatives are made with."""

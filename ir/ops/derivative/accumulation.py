@@ -1,0 +1,441 @@
+"""Operators of the flowgrad domain that undo broadcasting, slicing and gathering."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.errors import ValidationError
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.operands import (
+    as_int64,
+    expand_to,
+    extents,
+    int_list,
+    joined,
+    known_dims,
+    known_ints,
+    known_length,
+    normal_axes,
+    normal_axis,
+    reshape_to,
+    slice_axis,
+    unknown_shape,
+)
+from flowgrad.ir.ops.reduction import reduced_axes
+from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op, refuse
+from flowgrad.ir.ops.shape import slice_tuple
+from flowgrad.ir.types import DimLike, Type, dim_product
+
+
+def _shaped(node: Node, like: int, shape: int) -> Type:
+    """Return the type whose dtype input ``like`` has and whose shape input ``shape`` says."""
+    dims = known_dims(node.input(shape))
+    dtype = node.input(like).type.dtype
+    return Type(dtype, unknown_shape(known_length(node.input(shape))) if dims is None else tuple(dims))
+
+
+# ---- SumTo --------------------------------------------------------------------------------------------------------------
+
+
+@op("SumTo", since=13, domain=FLOWGRAD, traits=(Trait.LINEAR,), extents=("shape",))
+def sum_to(x: Array, shape: Array, *, out: Array | None = None) -> Array:
+    """Sum the axes along which a tensor of ``shape`` was broadcast to the shape of ``x``."""
+    wanted = tuple(int_list(shape) or ())
+    leading = x.ndim - len(wanted)
+    if leading < 0 or any(n not in (1, w) for w, n in zip(x.shape[leading:], wanted, strict=True)):
+        raise ValidationError(f"{list(x.shape)} is no broadcast of {list(wanted)}", code="shape")
+    inner = [i + leading for i, n in enumerate(wanted) if n == 1 and x.shape[i + leading] != 1]
+    axes = (*range(leading), *inner)
+    if not axes:
+        return _copied(x, out)
+    target = None if out is None else out.reshape((1,) * leading + out.shape)
+    return np.asarray(np.sum(x, axis=axes, keepdims=True, dtype=x.dtype, out=target)).reshape(wanted)
+
+
+def _copied(x: Array, out: Array | None) -> Array:
+    if out is None:
+        return x.copy()
+    np.copyto(out, x)
+    return out
+
+
+@sum_to.types
+def _(node: Node) -> Type:
+    return _shaped(node, 0, 1)
+
+
+@sum_to.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar broadcast to the shape of x."""
+    return expand_to(b, y_bar, node.input(0)), NO_GRADIENT
+
+
+@sum_to.expansion
+def _(b: Builder, node: Node) -> Value:
+    """Compare the two shapes, sum the axes where they differ, and drop the leading ones."""
+    x, wanted = node.input(0), node.input(1)
+    if known_ints(wanted) == []:
+        return b.ReduceSum(x, keepdims=0)
+    actual = b.Shape(x)
+    missing = b.Unsqueeze(b.Sub(b.Size(actual), b.Size(wanted)), [0])
+    padded = b.Concat(b.ConstantOfShape(missing, value=np.ones(1, np.int64)), wanted, axis=0)
+    axes = b.Reshape(b.NonZero(b.Not(b.Equal(padded, actual))), [-1])
+    summed = b.ReduceSum(x, axes, keepdims=1, noop_with_empty_axes=1)
+    return b.Reshape(summed, wanted, allowzero=1)
+
+
+# ---- SliceGrad ----------------------------------------------------------------------------------------------------------
+
+
+@op("SliceGrad", since=18, domain=FLOWGRAD, traits=(Trait.LINEAR,), extents=("shape",))
+def slice_grad(shape: Array, *pieces: Array, out: Array | None = None) -> Array:
+    """Add pieces to zeros of ``shape``, each at a slice: (y_bar, starts, ends, axes, steps) five by five."""
+    total = _zeros(shape, pieces[0], out)
+    for y_bar, starts, ends, axes, steps in _groups(pieces, 5):
+        place = total[slice_tuple(total.ndim, starts, ends, axes, steps)]
+        np.add(place, y_bar, out=place)
+    return total
+
+
+def _zeros(shape: Array, like: Array, out: Array | None) -> Array:
+    if out is None:
+        return np.zeros(int_list(shape) or (), like.dtype)
+    out.fill(0)
+    return out
+
+
+def _groups(items: Sequence[Any], width: int) -> Iterator[Sequence[Any]]:
+    if not items or len(items) % width:
+        raise ValidationError(f"takes inputs {width} by {width}, got {len(items)}", code="arity")
+    return (items[i : i + width] for i in range(0, len(items), width))
+
+
+@slice_grad.types
+def _(node: Node) -> Type:
+    return _shaped(node, 1, 0)
+
+
+@slice_grad.adjoint
+def _(b: DerivativeBuilder, node: Node, x_bar: Value) -> Any:
+    """The cotangent of a piece is the slice of x_bar at its place."""
+    bars: list[Any] = [NO_GRADIENT]
+    for _, *where in _groups(node.inputs[1:], 5):
+        bars += [b.Slice(x_bar, *where), *[NO_GRADIENT] * 4]
+    return bars
+
+
+@slice_grad.combine
+def _(b: DerivativeBuilder, nodes: Sequence[Node]) -> Value:
+    """One node with the pieces of all."""
+    return b.add("SliceGrad", [nodes[0].input(0), *(v for n in nodes for v in n.inputs[1:])])
+
+
+MOST_LAYERS = 4
+"""Up to so many full-size tensors are added up; more pieces than that are scattered."""
+
+
+@slice_grad.expansion
+def _(b: Builder, node: Node) -> Value:
+    """Concatenate the pieces where they lie side by side, pad a few, or scatter many.
+
+    The memory this takes is linear in that of the pieces and the result.
+    """
+    pieces = [tuple(group) for group in _groups(node.inputs[1:], 5)]
+    layers = _layers(node, pieces)
+    if layers is not None and len(layers[1]) <= MOST_LAYERS:
+        return _summed(b, [_side_by_side(b, node, layers[0], layer) for layer in layers[1]])
+    if len(pieces) <= MOST_LAYERS and all(set(known_ints(piece[4]) or [0]) == {1} for piece in pieces):
+        return _summed(b, [_padded(b, node.input(0), piece) for piece in pieces])
+    axes = {tuple(known_ints(piece[3]) or ()) for piece in pieces}
+    rank = node.output().type.rank
+    if rank is not None and len(axes) == 1 and len(chosen := next(iter(axes))) == 1:
+        return _scattered_slices(b, node, normal_axis(chosen[0], rank), pieces)
+    return _scattered_elements(b, node, pieces)
+
+
+Interval = tuple[int, int, Value]
+
+
+def _summed(b: Builder, parts: Sequence[Value]) -> Value:
+    return parts[0] if len(parts) == 1 else b.Sum(*parts)
+
+
+def _layers(node: Node, pieces: Sequence[Sequence[Value]]) -> tuple[int, list[list[Interval]]] | None:
+    """Return (axis, layers of disjoint intervals in order) if the pieces are known intervals of one known axis."""
+    dims = known_dims(node.input(0))
+    intervals: list[Interval] = []
+    found: int | None = None
+    for y_bar, *where in pieces:
+        starts, ends, axes, steps = (known_ints(v) for v in where)
+        if dims is None or starts is None or ends is None or axes is None or len(axes) != 1 or steps != [1]:
+            return None
+        axis = normal_axis(axes[0], len(dims))
+        extent = dims[axis]
+        if found not in (None, axis) or not isinstance(extent, int):
+            return None
+        found = axis
+        start, end, _ = slice(starts[0], ends[0]).indices(extent)
+        intervals.append((start, max(end, start), y_bar))
+    return None if found is None else (found, _disjoint(intervals))
+
+
+def _disjoint(intervals: Sequence[Interval]) -> list[list[Interval]]:
+    """Return the intervals in as few layers as need be, so that those of one layer do not overlap."""
+    layers: list[list[Interval]] = []
+    ends: list[tuple[int, int]] = []
+    for start, end, y_bar in sorted(intervals, key=lambda item: item[:2]):
+        if ends and ends[0][0] <= start:
+            _, at = heapq.heappop(ends)
+        else:
+            at = len(layers)
+            layers.append([])
+        layers[at].append((start, end, y_bar))
+        heapq.heappush(ends, (end, at))
+    return layers
+
+
+def _side_by_side(b: Builder, node: Node, axis: int, layer: Sequence[Interval]) -> Value:
+    """Return the pieces of a layer joined along ``axis``, each padded with zeros up to the next."""
+    extent = (known_dims(node.input(0)) or [])[axis]
+    parts: list[Value] = []
+    at: DimLike = 0
+    for i, (start, end, y_bar) in enumerate(layer):
+        stop = layer[i + 1][0] if i + 1 < len(layer) else extent
+        before, after = start - at, stop - end
+        parts.append(b.Pad(y_bar, b.ints([before, after]), None, b.ints([axis])) if before or after else y_bar)
+        at = stop
+    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=axis)
+
+
+def _padded(b: Builder, shape: Value, piece: Sequence[Value]) -> Value:
+    """Return a piece of unit steps, padded with zeros to ``shape``."""
+    y_bar, starts, _, axes, _ = piece
+    whole = b.Gather(shape, axes)
+    starts = as_int64(b, starts)
+    begin = b.Max(b.Min(b.Where(b.Less(starts, 0), b.Add(starts, whole), starts), whole), 0)
+    after = b.Sub(b.Sub(whole, begin), b.Gather(b.shape(y_bar), axes))
+    return b.Pad(y_bar, b.Concat(begin, after, axis=0), None, axes)
+
+
+def _ramp(b: Builder, count: Value) -> Value:
+    """Return 0, 1, ... for a number given as a vector of length 1."""
+    return b.Range(np.int64(0), b.Squeeze(count, [0]), np.int64(1))
+
+
+def _scattered_slices(b: Builder, node: Node, axis: int, pieces: Sequence[Sequence[Value]]) -> Value:
+    """Return zeros to which the pieces are added row by row, a row being an index along ``axis``."""
+    ramp = _ramp(b, slice_axis(b, node.input(0), axis, axis + 1))
+    indices = [b.Slice(ramp, starts, ends, b.ints([0]), steps) for _, starts, ends, _, steps in pieces]
+    rank = node.output().type.rank or 0
+    order = [axis, *(i for i in range(rank) if i != axis)]
+    rows = [b.Transpose(y_bar, perm=order) if axis else y_bar for y_bar, *_ in pieces]
+    return _scatter_rows(b, node.input(0), axis, rank, indices, rows)
+
+
+def _scatter_rows(
+    b: Builder, shape: Value, axis: int, rank: int, indices: Sequence[Value], rows: Sequence[Value]
+) -> Value:
+    order = [axis, *(i for i in range(rank) if i != axis)]
+    moved = joined(b, [slice_axis(b, shape, i, i + 1) for i in order]) if axis else shape
+    zeros = b.Expand(b.scalar(0, rows[0].type.dtype), moved)
+    total = b.ScatterND(zeros, b.Unsqueeze(_together(b, indices), [1]), _together(b, rows), reduction="add")
+    return b.Transpose(total, perm=[order.index(i) for i in range(rank)]) if axis else total
+
+
+def _together(b: Builder, parts: Sequence[Value]) -> Value:
+    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=0)
+
+
+def _scattered_elements(b: Builder, node: Node, pieces: Sequence[Sequence[Value]]) -> Value:
+    """Return zeros to which the pieces are added element by element, where a ramp of element numbers says."""
+    shape, flat = node.input(0), b.ints([-1])
+    count = b.ReduceProd(shape, keepdims=1)
+    ramp = b.Reshape(_ramp(b, count), shape, allowzero=1)
+    if node.op == "SliceGrad":
+        places = [b.Reshape(b.Slice(ramp, *where), flat) for _, *where in pieces]
+    else:
+        places = [b.Reshape(b.Gather(ramp, indices, axis=attr(node, "axis")), flat) for _, indices in pieces]
+    updates = [b.Reshape(y_bar, flat) for y_bar, *_ in pieces]
+    zeros = b.Expand(b.scalar(0, updates[0].type.dtype), count)
+    total = b.ScatterElements(zeros, _together(b, places), _together(b, updates), axis=0, reduction="add")
+    return b.Reshape(total, shape, allowzero=1)
+
+
+# ---- GatherGrad ---------------------------------------------------------------------------------------------------------
+
+
+@op("GatherGrad", since=18, domain=FLOWGRAD, traits=(Trait.LINEAR,), extents=("shape",))
+def gather_grad(shape: Array, *pieces: Array, axis: int = 0, out: Array | None = None) -> Array:
+    """Add pieces to zeros of ``shape``, each at indices along ``axis``: (y_bar, indices) two by two."""
+    total = _zeros(shape, pieces[0], out)
+    at = axis % total.ndim
+    rows = np.moveaxis(total, at, 0)
+    for y_bar, indices in _groups(pieces, 2):
+        moved = np.moveaxis(y_bar, range(at, at + indices.ndim), range(indices.ndim))
+        _add_rows(rows, indices.reshape(-1), moved.reshape(indices.size, *rows.shape[1:]))
+    return total
+
+
+def _add_rows(rows: Array, indices: Array, updates: Array) -> None:
+    """Add ``updates`` to ``rows`` at ``indices``, of which some may be equal."""
+    if indices.size == 1:
+        rows[int(indices[0])] += updates[0]
+        return
+    if not updates.size:
+        return
+    indices = np.where(indices < 0, indices + len(rows), indices)
+    order = np.argsort(indices, kind="stable")
+    ordered = indices[order]
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    if len(first) == len(indices):
+        rows[indices] += updates
+    else:
+        rows[ordered[first]] += np.add.reduceat(updates[order], first, axis=0, dtype=updates.dtype)
+
+
+@gather_grad.types
+def _(node: Node) -> Type:
+    return _shaped(node, 1, 0)
+
+
+@gather_grad.adjoint
+def _(b: DerivativeBuilder, node: Node, x_bar: Value) -> Any:
+    """The cotangent of a piece is what x_bar holds at its indices."""
+    bars: list[Any] = [NO_GRADIENT]
+    for _, indices in _groups(node.inputs[1:], 2):
+        bars += [b.Gather(x_bar, indices, axis=attr(node, "axis")), NO_GRADIENT]
+    return bars
+
+
+@gather_grad.combine
+def _(b: DerivativeBuilder, nodes: Sequence[Node]) -> Value:
+    """One node for each axis, with the pieces of all."""
+    by_axis: dict[int, list[Node]] = {}
+    for node in nodes:
+        axis, rank = attr(node, "axis"), node.output().type.rank
+        by_axis.setdefault(axis if rank is None else axis % rank, []).append(node)
+    parts = [b.add("GatherGrad", [group[0].input(0), *(v for n in group for v in n.inputs[1:])], {"axis": axis})
+             for axis, group in by_axis.items()]
+    return parts[0] if len(parts) == 1 else b.Sum(*parts)
+
+
+@gather_grad.expansion
+def _(b: Builder, node: Node) -> Value:
+    """Scatter the pieces, rows first; pieces that are all rows, each once, are only put in order."""
+    shape, rank = node.input(0), node.output().type.rank
+    pieces = [tuple(group) for group in _groups(node.inputs[1:], 2)]
+    if rank is None or any(indices.type.rank is None for _, indices in pieces):
+        return _scattered_elements(b, node, pieces)
+    axis = normal_axis(attr(node, "axis"), rank)
+    extent = slice_axis(b, shape, axis, axis + 1)
+    rows = [_rows(b, shape, rank, axis, y_bar, indices) for y_bar, indices in pieces]
+    order = _each_once(known_ints(extent), [indices for _, indices in pieces])
+    if order is not None:
+        total = _together(b, [rows[i] for i in order])
+        perm = [axis, *(i for i in range(rank) if i != axis)]
+        return b.Transpose(total, perm=[perm.index(i) for i in range(rank)]) if axis else total
+    return _scatter_rows(b, shape, axis, rank, [_from_front(b, i, extent) for _, i in pieces], rows)
+
+
+def _rows(b: Builder, shape: Value, rank: int, axis: int, y_bar: Value, indices: Value) -> Value:
+    """Return a piece with its index axes first, as one axis."""
+    width = len(indices.shape)
+    if axis:
+        before, after = range(axis), range(axis + width, rank - 1 + width)
+        y_bar = b.Transpose(y_bar, perm=[*range(axis, axis + width), *before, *after])
+    if width == 1:
+        return y_bar
+    count = b.ints([dim_product(indices.shape)]) if indices.type.is_static else b.Reshape(b.Size(indices), b.ints([1]))
+    rest = [slice_axis(b, shape, 0, axis)] if axis else []
+    rest += [slice_axis(b, shape, axis + 1, rank)] if axis + 1 < rank else []
+    return b.Reshape(y_bar, joined(b, [count, *rest]), allowzero=1)
+
+
+def _from_front(b: Builder, indices: Value, extent: Value) -> Value:
+    """Return indices as an int64 vector of numbers that are not negative."""
+    constant, length = indices.constant, known_ints(extent)
+    if constant is not None and (length is not None or constant.size == 0 or int(constant.min()) >= 0):
+        return b.value(np.where(constant < 0, constant + (length or [0])[0], constant).reshape(-1).astype(np.int64))
+    flat = b.Reshape(as_int64(b, indices), b.ints([-1]))
+    return b.Where(b.Less(flat, 0), b.Add(flat, extent), flat)
+
+
+def _each_once(extent: list[int] | None, pieces: Sequence[Value]) -> list[int] | None:
+    """Return the order in which pieces of constant indices are the rows 0, 1, ..., or None if they are not."""
+    constants = [indices.constant for indices in pieces]
+    if extent is None or any(c is None or c.size == 0 for c in constants):
+        return None
+    rows = [np.where(c < 0, c + extent[0], c).reshape(-1) for c in constants if c is not None]
+    order = sorted(range(len(rows)), key=lambda i: int(rows[i][0]))
+    return order if np.array_equal(np.concatenate([rows[i] for i in order]), np.arange(extent[0])) else None
+
+
+# ---- ProdOfOthers -------------------------------------------------------------------------------------------------------
+
+
+@op("ProdOfOthers", since=18, domain=FLOWGRAD)
+def prod_of_others(x: Array, axes: Array | None = None, *, noop_with_empty_axes: int = 0) -> Array:
+    """Return, for every element, the product of the others along ``axes`` (all axes if absent)."""
+    chosen = reduced_axes(axes, noop_with_empty_axes)
+    last = list(range(x.ndim)) if chosen is None else [a % x.ndim for a in chosen]
+    order = [*(i for i in range(x.ndim) if i not in last), *last]
+    moved = x.transpose(order)
+    rows = moved.reshape((*moved.shape[: x.ndim - len(last)], int(np.prod(moved.shape[x.ndim - len(last):], dtype=int))))
+    before, after = np.ones_like(rows), np.ones_like(rows)
+    np.cumprod(rows[..., :-1], axis=-1, out=before[..., 1:])
+    np.cumprod(rows[..., :0:-1], axis=-1, out=after[..., -2::-1] if rows.shape[-1] > 1 else after[..., :0])
+    return np.multiply(before, after, out=before).reshape(moved.shape).transpose(np.argsort(order))
+
+
+@prod_of_others.types
+def _(node: Node) -> Type:
+    return node.input(0).type
+
+
+@prod_of_others.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """y_i = prod of x_j, j != i: x_bar_k = sum over i != k of y_bar_i times the product of x_j, j != i, j != k.
+
+    Takes n x n numbers for n factors: only second and higher derivatives of products meet it.
+    """
+    x, axes = node.input(0), node.inputs[1] if len(node.inputs) > 1 else None
+    known = known_ints(axes) if axes is not None else []
+    if known is None or x.type.rank is None:
+        return refuse("the axes of a product are known only at run time: it has a first derivative only")
+    if not known and attr(node, "noop_with_empty_axes"):
+        return b.zeros_like(x), NO_GRADIENT
+    rank = x.type.rank
+    last = normal_axes(known, rank) if known else list(range(rank))
+    order = [*(i for i in range(rank) if i not in last), *last]
+    moved = b.Transpose(x, perm=order)
+    outer = extents(b, moved, 0, rank - len(last))
+    inner = b.Reshape(b.ReduceProd(joined(b, extents(b, moved, rank - len(last), rank))), b.ints([1]))
+    rows = b.Reshape(moved, joined(b, [*outer, inner]), allowzero=1)
+    bars = b.Reshape(b.Transpose(y_bar, perm=order), b.shape(rows), allowzero=1)
+    ramp = b.Range(np.int64(0), b.Squeeze(b.extent(rows, -1), [0]), np.int64(1))
+    same = b.Equal(b.Unsqueeze(ramp, [1]), ramp)
+    without_k = b.Where(same, b.scalar(1, x.type.dtype), b.Unsqueeze(rows, [-2]))
+    others = b.ProdOfOthers(without_k, b.ints([-1]))
+    terms = b.Where(same, b.scalar(0, x.type.dtype), b.Mul(others, b.Unsqueeze(bars, [-2])))
+    x_bar = reshape_to(b, b.ReduceSum(terms, [-1], keepdims=0), moved)
+    return b.Transpose(x_bar, perm=[order.index(i) for i in range(rank)]), NO_GRADIENT
+
+
+@prod_of_others.expansion
+def _(b: Builder, node: Node) -> Value:
+    """The product over x where x != 0; with one zero only at the zero itself, with more nowhere."""
+    x, *axes = node.inputs
+    one, zero = b.scalar(1, x.type.dtype), b.scalar(0, x.type.dtype)  # type: ignore[union-attr]
+    noop = attr(node, "noop_with_empty_axes")
+    at_zero = b.Equal(x, zero)
+    nonzero = b.Where(at_zero, one, x)
+    product = b.add("ReduceProd", [nonzero, *axes], {"noop_with_empty_axes": noop})
+    zeros = b.add("ReduceSum", [b.Where(at_zero, one, zero), *axes], {"noop_with_empty_axes": noop})
+    alone = b.Where(b.And(at_zero, b.Equal(zeros, one)), product, zero)
+    return b.Where(b.Equal(zeros, zero), b.Div(product, nonzero), alone)

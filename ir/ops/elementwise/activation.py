@@ -1,0 +1,418 @@
+"""Activation functions. Kernels are stable for large arguments and take scratch buffers instead of allocating."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, computed, select, slope, zero
+from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
+from flowgrad.ir.ops.registry import Trait, attr, like_first, op
+from flowgrad.ir.types import FLOAT64, Type
+
+UNARY = (Trait.ELEMENTWISE,)
+Work = Sequence[Array] | None
+
+
+def _single(number: float) -> float:
+    """Return what the standard's single-precision attributes hold for ``number``."""
+    return float(np.float32(number))
+
+
+def _buffer(x: Array, out: Array | None) -> Array:
+    return np.empty_like(x) if out is None else out
+
+
+def _scratch(x: Array, work: Work) -> Array:
+    return work[0] if work else np.empty_like(x)
+
+
+def _one_like_first(node: Node) -> list[Type]:
+    return [computed(node.input(0).type)]
+
+
+# ---- piecewise linear ---------------------------------------------------------------------------------------------------
+
+
+@op("Relu", since=6, traits=UNARY, in_place=True)
+def relu(x: Array, *, out: Array | None = None) -> Array:
+    return np.maximum(x, 0, out=out)
+
+
+@slope(relu)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """v where x > 0, else 0."""
+    return select(b, b.Greater(node.output(), 0.0), v)
+
+
+@op("LeakyRelu", since=6, traits=UNARY)
+def leaky_relu(x: Array, *, alpha: float = _single(0.01), out: Array | None = None) -> Array:
+    if alpha == 0:
+        return np.maximum(x, 0, out=out)
+    scaled = np.multiply(x, alpha, out=_buffer(x, out))
+    return np.maximum(x, scaled, out=out) if alpha <= 1 else np.minimum(x, scaled, out=out)
+
+
+@slope(leaky_relu)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """v where x > 0, else alpha v."""
+    return b.Where(b.Greater(node.input(0), 0.0), v, b.Mul(v, float(attr(node, "alpha"))))
+
+
+@op("PRelu", since=9, traits=BROADCASTS)
+def prelu(x: Array, slope: Array, *, out: Array | None = None) -> Array:
+    result = np.multiply(x, slope, out=_buffer(x, out))
+    np.copyto(result, x, where=x >= 0)
+    return result
+
+
+prelu.types(like_first)
+
+
+@prelu.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """x_bar = y_bar where x > 0, else slope y_bar; slope_bar = x y_bar where x <= 0."""
+    x, factor = node.inputs
+    positive = b.Greater(x, 0.0)
+    nothing = zero(b, y_bar)
+    return b.Where(positive, y_bar, b.Mul(y_bar, factor)), b.Where(positive, nothing, b.Mul(y_bar, x))
+
+
+@prelu.tangent
+def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, slope_dot: Value | None) -> Any:
+    """y_dot = x_dot where x > 0, else slope x_dot + slope_dot x."""
+    x, factor = node.input(0), node.input(1)
+    nothing = zero(b, x)
+    terms = [] if x_dot is None else [b.Mul(x_dot, factor)]
+    terms += [] if slope_dot is None else [b.Mul(slope_dot, x)]
+    negative = terms[0] if len(terms) == 1 else b.Add(*terms)
+    return b.Where(b.Greater(x, 0.0), nothing if x_dot is None else x_dot, negative)
+
+
+@op("ThresholdedRelu", since=10, traits=UNARY)
+def thresholded_relu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+    result = _buffer(x, out)
+    np.copyto(result, 0)
+    np.copyto(result, x, where=x > alpha)
+    return result
+
+
+@slope(thresholded_relu)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """v where x > alpha, else 0."""
+    return select(b, b.Greater(node.input(0), float(attr(node, "alpha"))), v)
+
+
+@op("HardSigmoid", since=6, traits=UNARY)
+def hard_sigmoid(x: Array, *, alpha: float = _single(0.2), beta: float = 0.5, out: Array | None = None) -> Array:
+    result = np.multiply(x, alpha, out=_buffer(x, out))
+    np.add(result, beta, out=result)
+    np.maximum(result, 0, out=result)
+    return np.minimum(result, 1, out=result)
+
+
+@slope(hard_sigmoid)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """alpha v where 0 < y < 1, else 0."""
+    y = node.output()
+    inside = b.And(b.Greater(y, 0.0), b.Less(y, 1.0))
+    return select(b, inside, b.Mul(v, float(attr(node, "alpha"))))
+
+
+@op("HardSwish", since=14, traits=UNARY)
+def hard_swish(x: Array, *, out: Array | None = None) -> Array:
+    result = np.multiply(x, 1 / 6, out=_buffer(x, out))
+    np.add(result, 0.5, out=result)
+    np.maximum(result, 0, out=result)
+    np.minimum(result, 1, out=result)
+    return np.multiply(result, x, out=result)
+
+
+@slope(hard_swish)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """v where x >= 3, (x / 3 + 1 / 2) v where -3 < x < 3, else 0."""
+    x = node.input(0)
+    middle = b.Mul(v, b.Add(b.Mul(x, 1 / 3), 0.5))
+    return b.Where(b.GreaterOrEqual(x, 3.0), v, select(b, b.Greater(x, -3.0), middle))
+
+
+@op("Shrink", since=9, outputs=("output",), traits=UNARY)
+def shrink(x: Array, *, bias: float = 0.0, lambd: float = 0.5, out: Array | None = None) -> Array:
+    result = _buffer(x, out)
+    np.copyto(result, 0)
+    np.subtract(x, bias, out=result, where=x > lambd, casting="unsafe")
+    np.add(x, bias, out=result, where=x < -lambd, casting="unsafe")
+    return result
+
+
+@slope(shrink)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """v where x < -lambd or x > lambd, else 0."""
+    x, edge = node.input(0), float(attr(node, "lambd"))
+    return select(b, b.Or(b.Less(x, -edge), b.Greater(x, edge)), v)
+
+
+# ---- exponential --------------------------------------------------------------------------------------------------------
+
+
+@op("Sigmoid", since=6, traits=UNARY, in_place=True)
+def sigmoid(x: Array, *, out: Array | None = None) -> Array:
+    """1 / (1 + exp(-x)); where exp overflows the quotient is exactly 0."""
+    result = np.negative(x, out=_buffer(x, out))
+    np.exp(result, out=result)
+    np.add(result, 1, out=result)
+    return np.divide(1, result, out=result)
+
+
+@sigmoid.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = y (1 - y)."""
+    y = node.output()
+    return (b.Mul(y, b.Sub(b.scalar(1, y.type.dtype), y)),)
+
+
+@op("Tanh", since=6, outputs=("output",), traits=UNARY, ufunc=np.tanh, in_place=True)
+def tanh(x: Array, *, out: Array | None = None) -> Array:
+    return np.tanh(x, out=out)
+
+
+@tanh.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = 1 - y^2."""
+    y = node.output()
+    return (b.Sub(b.scalar(1, y.type.dtype), b.Mul(y, y)),)
+
+
+@op("Elu", since=6, traits=UNARY)
+def elu(x: Array, *, alpha: float = 1.0, out: Array | None = None, work: Work = None) -> Array:
+    return _exponential_linear(x, alpha, 1.0, _buffer(x, out), work)
+
+
+@elu.work
+def _(node: Node) -> list[Type]:
+    return [] if 0 <= attr(node, "alpha") <= 1 else _one_like_first(node)
+
+
+def _exponential_linear(x: Array, alpha: float, width: float, out: Array, work: Work) -> Array:
+    """Write max(x, 0) + alpha (exp(min(x, 0) / width) - 1) to ``out``."""
+    np.minimum(x, 0, out=out)
+    if width != 1:
+        np.divide(out, width, out=out)
+    np.expm1(out, out=out)
+    if alpha != 1:
+        np.multiply(out, alpha, out=out)
+    if 0 <= alpha <= width:  # then the curve lies above x on the left
+        return np.maximum(out, x, out=out)
+    positive = _scratch(x, work)
+    np.maximum(x, 0, out=positive)
+    return np.add(out, positive, out=out)
+
+
+@slope(elu)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """v where x > 0, else (y + alpha) v."""
+    negative = b.Mul(v, b.Add(node.output(), float(attr(node, "alpha"))))
+    return b.Where(b.Greater(node.input(0), 0.0), v, negative)
+
+
+@op("Celu", since=12, traits=UNARY)
+def celu(x: Array, *, alpha: float = 1.0, out: Array | None = None, work: Work = None) -> Array:
+    return _exponential_linear(x, alpha, alpha, _buffer(x, out), work)
+
+
+@celu.work
+def _(node: Node) -> list[Type]:
+    return [] if attr(node, "alpha") >= 0 else _one_like_first(node)
+
+
+@slope(celu)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """v where x > 0, else (y / alpha + 1) v."""
+    negative = b.Mul(v, b.Add(b.Div(node.output(), float(attr(node, "alpha"))), 1.0))
+    return b.Where(b.Greater(node.input(0), 0.0), v, negative)
+
+
+@op("Selu", since=6, traits=UNARY)
+def selu(x: Array, *, alpha: float = _single(1.67326319217681884765625), gamma: float = _single(1.05070102214813232),
+         out: Array | None = None, work: Work = None) -> Array:
+    result = _exponential_linear(x, alpha, 1.0, _buffer(x, out), work)
+    return np.multiply(result, gamma, out=result)
+
+
+selu.work(_one_like_first)
+
+
+@slope(selu)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """gamma v where x > 0, else (y + gamma alpha) v."""
+    gamma, alpha = float(attr(node, "gamma")), float(attr(node, "alpha"))
+    negative = b.Mul(v, b.Add(node.output(), gamma * alpha))
+    return b.Where(b.Greater(node.input(0), 0.0), b.Mul(v, gamma), negative)
+
+
+@op("Softplus", since=1, traits=UNARY)
+def softplus(x: Array, *, out: Array | None = None, work: Work = None) -> Array:
+    return _softplus(x, out, work)
+
+
+softplus.work(_one_like_first)
+
+
+def _softplus(x: Array, out: Array | None, work: Work) -> Array:
+    """Return max(x, 0) + log(1 + exp(-|x|)), which overflows nowhere."""
+    result, positive = _buffer(x, out), _scratch(x, work)
+    np.absolute(x, out=result)
+    np.negative(result, out=result)
+    np.exp(result, out=result)
+    np.log1p(result, out=result)
+    np.maximum(x, 0, out=positive)
+    return np.add(result, positive, out=result)
+
+
+@softplus.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = sigmoid(x)."""
+    return (b.Sigmoid(node.input(0)),)
+
+
+@op("Mish", since=18, traits=UNARY)
+def mish(x: Array, *, out: Array | None = None, work: Work = None) -> Array:
+    result = _softplus(x, out, work)
+    np.tanh(result, out=result)
+    return np.multiply(result, x, out=result)
+
+
+mish.work(_one_like_first)
+
+
+@mish.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """With t = tanh(softplus(x)): dy/dx = t + x (1 - t^2) sigmoid(x)."""
+    x = node.input(0)
+    t = b.Tanh(b.Softplus(x))
+    rest = b.Sub(b.scalar(1, x.type.dtype), b.Mul(t, t))
+    return (b.Add(t, b.Mul(b.Mul(x, b.Sigmoid(x)), rest)),)
+
+
+@mish.expansion
+def _(b: Builder, node: Node) -> Any:
+    """y = x tanh(softplus(x))."""
+    x = node.input(0)
+    return b.Mul(x, b.Tanh(b.Softplus(x)))
+
+
+@op("Swish", since=24, traits=UNARY)
+def swish(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+    return _swish(x, alpha, _buffer(x, out))
+
+
+def _swish(x: Array, alpha: float, out: Array) -> Array:
+    np.multiply(x, -alpha, out=out)
+    np.exp(out, out=out)
+    np.add(out, 1, out=out)
+    return np.divide(x, out, out=out)
+
+
+@swish.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """With s = sigmoid(alpha x): dy/dx = s + alpha y (1 - s)."""
+    alpha, y = float(attr(node, "alpha")), node.output()
+    s = _gate(b, node.input(0), alpha)
+    rest = b.Sub(b.scalar(1, y.type.dtype), s)
+    return (b.Add(s, b.Mul(b.Mul(y, alpha), rest)),)
+
+
+@swish.expansion
+def _(b: Builder, node: Node) -> Any:
+    """y = x sigmoid(alpha x)."""
+    x = node.input(0)
+    return b.Mul(x, _gate(b, x, float(attr(node, "alpha"))))
+
+
+def _gate(b: Builder, x: Value, alpha: float) -> Value:
+    return b.Sigmoid(x if alpha == 1 else b.Mul(x, alpha))
+
+
+@op("SwiGLU", since=28, traits=UNARY)
+def swiglu(a: Array, b: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
+    result = _swish(a, alpha, _buffer(a, out))
+    return np.multiply(result, b, out=result)
+
+
+@swiglu.expansion
+def _(b: Builder, node: Node) -> Any:
+    """y = a sigmoid(alpha a) b."""
+    gated, factor = node.input(0), node.input(1)
+    return b.Mul(b.Mul(gated, _gate(b, gated, float(attr(node, "alpha")))), factor)
+
+
+# ---- Gelu ---------------------------------------------------------------------------------------------------------------
+
+SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+@op("Gelu", since=20, traits=UNARY)
+def gelu(x: Array, *, approximate: str = "none", out: Array | None = None, work: Work = None) -> Array:
+    result = _buffer(x, out)
+    if approximate == "tanh":
+        np.multiply(x, x, out=result)
+        np.multiply(result, SLOPE * CUBIC, out=result)
+        np.add(result, SLOPE, out=result)
+        np.multiply(result, x, out=result)
+        np.tanh(result, out=result)
+    else:
+        np.multiply(x, math.sqrt(0.5), out=result)
+        erf_into(result, result, work[0] if work else None)
+    np.add(result, 1, out=result)
+    np.multiply(result, x, out=result)
+    return np.multiply(result, 0.5, out=result)
+
+
+@gelu.work
+def _(node: Node) -> list[Type]:
+    return [Type(FLOAT64, (ROWS, BLOCK))]
+
+
+@gelu.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """With y = x F(x): dy/dx = F(x) + x F'(x)."""
+    x = node.input(0)
+    if attr(node, "approximate") == "tanh":
+        t = b.Tanh(_tanh_argument(b, x))
+        inner = b.Add(b.Mul(b.Mul(x, x), 3 * SLOPE * CUBIC), SLOPE)
+        density = b.Mul(b.Mul(b.Sub(b.scalar(1, x.type.dtype), b.Mul(t, t)), inner), 0.5)
+    else:
+        t = b.Erf(b.Mul(x, math.sqrt(0.5)))
+        density = b.Mul(b.Exp(b.Mul(b.Mul(x, x), -0.5)), 1 / math.sqrt(2 * math.pi))
+    return (b.Add(b.Mul(b.Add(t, 1.0), 0.5), b.Mul(x, density)),)
+
+
+def _tanh_argument(b: Builder, x: Value) -> Value:
+    return b.Mul(x, b.Add(b.Mul(b.Mul(x, x), SLOPE * CUBIC), SLOPE))
+
+
+@gelu.expansion
+def _(b: Builder, node: Node) -> Any:
+    """y = x / 2 (1 + erf(x / sqrt 2)), or with tanh in place of erf."""
+    x = node.input(0)
+    is_tanh = attr(node, "approximate") == "tanh"
+    t = b.Tanh(_tanh_argument(b, x)) if is_tanh else b.Erf(b.Mul(x, math.sqrt(0.5)))
+    return b.Mul(b.Mul(x, 0.5), b.Add(t, 1.0))
+
+
+@op("Softsign", since=1, outputs=("output",), traits=(Trait.ELEMENTWISE,))
+def softsign(x: Array, *, out: Array | None = None) -> Array:
+    return np.asarray(np.divide(x, 1 + np.abs(x), out=out))
+
+
+@softsign.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = 1 / (1 + |x|)^2."""
+    scale = b.Add(b.Abs(node.input(0)), 1.0)
+    return (b.Reciprocal(b.Mul(scale, scale)),)

@@ -1,0 +1,336 @@
+"""Elementwise mathematical functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, float_info, guarded, least, slope, zero
+from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
+from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, op
+from flowgrad.ir.types import FLOAT64, Type, broadcast_shapes
+
+UNARY = (Trait.ELEMENTWISE,)
+
+
+def scaled_by_reciprocal(definition: OpDef, divisor: Callable[[Any, Node], Value]) -> None:
+    """Register dy/dx = 1 / divisor in both modes, such that a zero cotangent stays zero where the divisor is 0."""
+
+    def rule(b: Builder, node: Node, v: Value) -> Any:
+        return b.Div(v, guarded(b, divisor(b, node)))
+
+    rule.__doc__ = divisor.__doc__
+    slope(definition)(rule)
+
+
+# ---- powers, exponentials -----------------------------------------------------------------------------------------------
+
+
+@op("Sqrt", since=6, traits=UNARY, ufunc=np.sqrt, in_place=True)
+def sqrt(x: Array, *, out: Array | None = None) -> Array:
+    return np.sqrt(x, out=out)
+
+
+@slope(sqrt)
+def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
+    """dy/dx = 1 / (2 y); a masked root of a negative number is NaN, and counts as a root of 0 here."""
+    y = node.output()
+    return b.Div(b.Mul(v, 0.5), b.Where(b.Greater(y, 0.0), y, least(b, y)))
+
+
+@op("Exp", since=6, outputs=("output",), traits=UNARY, ufunc=np.exp, in_place=True)
+def exp(x: Array, *, out: Array | None = None) -> Array:
+    return np.exp(x, out=out)
+
+
+@exp.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = y, bounded so that a zero cotangent stays zero where y overflows."""
+    y = node.output()
+    most = float(float_info(y.type.dtype.numpy).max)
+    return (b.Clip(y, None, b.scalar(most, y.type.dtype)),)
+
+
+@op("Log", since=6, outputs=("output",), traits=UNARY)
+def log(x: Array, *, out: Array | None = None) -> Array:
+    return np.log(x, out=out)
+
+
+def _log_divisor(b: Builder, node: Node) -> Value:
+    """dy/dx = 1 / x."""
+    return node.input(0)
+
+
+scaled_by_reciprocal(log, _log_divisor)
+
+
+@op("Reciprocal", since=6, traits=UNARY)
+def reciprocal(x: Array, *, out: Array | None = None) -> Array:
+    return np.divide(1.0, x, out=out, dtype=x.dtype)
+
+
+@slope(reciprocal)
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """dy/dx = -1 / x^2."""
+    x = guarded(b, node.input(0))
+    return b.Neg(b.Div(b.Div(y_bar, x), x))
+
+
+@op("Pow", since=12, outputs=("Z",), traits=BROADCASTS)
+def power(x: Array, y: Array, *, out: Array | None = None) -> Array:
+    if y.size == 1 and x.dtype.kind == "f" and y.ndim <= x.ndim and (quick := _QUICK_POWERS.get(float(y.reshape(())))):
+        return quick(x, out)
+    if x.dtype == y.dtype:
+        return np.power(x, y, out=out)
+    result = np.power(x, y)
+    if out is None:
+        return result.astype(x.dtype)
+    np.copyto(out, result, casting="unsafe")
+    return out
+
+
+def _cube(x: Array, out: Array | None) -> Array:
+    return np.multiply(np.multiply(x, x), x, out=out)
+
+
+_QUICK_POWERS: dict[float, Callable[[Array, Array | None], Array]] = {
+    1.0: lambda x, out: np.positive(x, out=out),
+    2.0: lambda x, out: np.multiply(x, x, out=out),
+    3.0: _cube,
+    -1.0: lambda x, out: np.divide(1.0, x, out=out, dtype=x.dtype),
+}
+
+
+@power.types
+def _(node: Node) -> Type:
+    x, y = node.input(0).type, node.input(1).type
+    return Type(x.dtype, broadcast_shapes(x.shape, y.shape))
+
+
+def _power_rule(b: DerivativeBuilder, node: Node, v: Value) -> Value:
+    """v * dz/dx = v y x^(y-1), with constant exponents as clean as by hand."""
+    x, y = node.input(0), node.input(1)
+    wide = b.cast_like(y, x)
+    exponents = np.zeros(0) if y.constant is None else np.unique(y.constant.astype(np.float64))
+    one = b.scalar(1, x.type.dtype)
+    if exponents.size != 1:
+        lowered = b.Where(b.Equal(wide, 0.0), one, b.Sub(wide, 1.0))  # x^0 is constant, also at 0 where x^-1 is not
+        return b.Mul(b.Mul(v, wide), _bounded(b, b.Pow(x, lowered)))
+    p = float(exponents[0])
+    if p == 0.0:
+        return b.zero(node.output())
+    if p == 1.0:
+        return v
+    if p == 2.0:
+        return b.Mul(v, b.Mul(x, 2.0))
+    if p > 1:
+        steep = b.Pow(x, b.Sub(wide, one))
+        return b.Mul(b.Mul(v, wide), steep if p.is_integer() else _bounded(b, steep))
+    # below 1 the slope is infinite at 0: dividing by x^(1-p) keeps a zero cotangent zero
+    return b.Div(b.Mul(v, wide), guarded(b, _numbers(b, b.Pow(x, b.Sub(one, wide)))))
+
+
+def _bounded(b: Builder, x: Value) -> Value:
+    """Return ``x`` with infinities and NaN as the largest number there is, so that 0 * x is 0."""
+    most = b.scalar(float(float_info(x.type.dtype.numpy).max), x.type.dtype)
+    return b.Clip(b.Where(b.IsNaN(x), most, x), b.Neg(most), most)
+
+
+def _numbers(b: Builder, x: Value) -> Value:
+    """Return ``x`` with NaN as 0."""
+    return b.Where(b.IsNaN(x), zero(b, x), x)
+
+
+def _exponent_rule(b: Builder, node: Node, v: Value) -> Value:
+    """v * dz/dy = v z log(x); 0 where x = 0 and y >= 0, like the limit from above."""
+    x, y = node.input(0), node.input(1)
+    flat = b.And(b.Equal(x, 0.0), b.GreaterOrEqual(y, 0.0))
+    log_x = b.Log(b.Where(flat, b.scalar(1, x.type.dtype), x))
+    return b.cast_like(b.Mul(b.Mul(v, node.output()), log_x), y)
+
+
+@power.adjoint
+def _(b: DerivativeBuilder, node: Node, z_bar: Value) -> Any:
+    """x_bar = z_bar y x^(y-1); y_bar = z_bar z log(x)."""
+    is_float = node.input(1).type.dtype.is_float
+    needed = is_float and node.input(1).constant is None
+    return _power_rule(b, node, z_bar), _exponent_rule(b, node, z_bar) if needed else NO_GRADIENT
+
+
+@power.tangent
+def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, y_dot: Value | None) -> Any:
+    """z_dot = x_dot y x^(y-1) + y_dot z log(x)."""
+    parts = [] if x_dot is None else [_power_rule(b, node, x_dot)]
+    if y_dot is not None:
+        parts.append(_exponent_rule(b, node, b.cast_like(y_dot, node.input(0))))
+    return parts[0] if len(parts) == 1 else b.Add(*parts)
+
+
+# ---- trigonometry -------------------------------------------------------------------------------------------------------
+
+
+@op("Sin", since=7, outputs=("output",), traits=UNARY)
+def sin(x: Array, *, out: Array | None = None) -> Array:
+    return np.sin(x, out=out)
+
+
+@sin.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = cos(x)."""
+    return (b.Cos(node.input(0)),)
+
+
+@op("Cos", since=7, outputs=("output",), traits=UNARY)
+def cos(x: Array, *, out: Array | None = None) -> Array:
+    return np.cos(x, out=out)
+
+
+@cos.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = -sin(x)."""
+    return (b.Neg(b.Sin(node.input(0))),)
+
+
+@op("Tan", since=7, outputs=("output",), traits=UNARY)
+def tan(x: Array, *, out: Array | None = None) -> Array:
+    return np.tan(x, out=out)
+
+
+@tan.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = 1 + y^2."""
+    y = node.output()
+    return (b.Add(b.Mul(y, y), 1.0),)
+
+
+@op("Asin", since=7, outputs=("output",), traits=UNARY)
+def asin(x: Array, *, out: Array | None = None) -> Array:
+    return np.arcsin(x, out=out)
+
+
+def _asin_divisor(b: Builder, node: Node) -> Value:
+    """dy/dx = 1 / sqrt((1 - x)(1 + x))."""
+    x = node.input(0)
+    return b.Sqrt(b.Mul(b.Sub(b.scalar(1, x.type.dtype), x), b.Add(x, 1.0)))
+
+
+scaled_by_reciprocal(asin, _asin_divisor)
+
+
+@op("Acos", since=7, outputs=("output",), traits=UNARY)
+def acos(x: Array, *, out: Array | None = None) -> Array:
+    return np.arccos(x, out=out)
+
+
+def _acos_divisor(b: Builder, node: Node) -> Value:
+    """dy/dx = -1 / sqrt((1 - x)(1 + x))."""
+    return b.Neg(_asin_divisor(b, node))
+
+
+scaled_by_reciprocal(acos, _acos_divisor)
+
+
+@op("Atan", since=7, outputs=("output",), traits=UNARY)
+def atan(x: Array, *, out: Array | None = None) -> Array:
+    return np.arctan(x, out=out)
+
+
+def _atan_divisor(b: Builder, node: Node) -> Value:
+    """dy/dx = 1 / (1 + x^2)."""
+    x = node.input(0)
+    return b.Add(b.Mul(x, x), 1.0)
+
+
+scaled_by_reciprocal(atan, _atan_divisor)
+
+
+@op("Sinh", since=9, outputs=("output",), traits=UNARY)
+def sinh(x: Array, *, out: Array | None = None) -> Array:
+    return np.sinh(x, out=out)
+
+
+@sinh.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = cosh(x)."""
+    return (b.Cosh(node.input(0)),)
+
+
+@op("Cosh", since=9, outputs=("output",), traits=UNARY)
+def cosh(x: Array, *, out: Array | None = None) -> Array:
+    return np.cosh(x, out=out)
+
+
+@cosh.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = sinh(x)."""
+    return (b.Sinh(node.input(0)),)
+
+
+@op("Asinh", since=9, outputs=("output",), traits=UNARY)
+def asinh(x: Array, *, out: Array | None = None) -> Array:
+    return np.arcsinh(x, out=out)
+
+
+def _asinh_divisor(b: Builder, node: Node) -> Value:
+    """dy/dx = 1 / sqrt(1 + x^2)."""
+    x = node.input(0)
+    return b.Sqrt(b.Add(b.Mul(x, x), 1.0))
+
+
+scaled_by_reciprocal(asinh, _asinh_divisor)
+
+
+@op("Acosh", since=9, outputs=("output",), traits=UNARY)
+def acosh(x: Array, *, out: Array | None = None) -> Array:
+    return np.arccosh(x, out=out)
+
+
+def _acosh_divisor(b: Builder, node: Node) -> Value:
+    """dy/dx = 1 / (sqrt(x - 1) sqrt(x + 1))."""
+    x = node.input(0)
+    return b.Mul(b.Sqrt(b.Sub(x, 1.0)), b.Sqrt(b.Add(x, 1.0)))
+
+
+scaled_by_reciprocal(acosh, _acosh_divisor)
+
+
+@op("Atanh", since=9, outputs=("output",), traits=UNARY)
+def atanh(x: Array, *, out: Array | None = None) -> Array:
+    return np.arctanh(x, out=out)
+
+
+def _atanh_divisor(b: Builder, node: Node) -> Value:
+    """dy/dx = 1 / ((1 - x)(1 + x))."""
+    x = node.input(0)
+    return b.Mul(b.Sub(b.scalar(1, x.type.dtype), x), b.Add(x, 1.0))
+
+
+scaled_by_reciprocal(atanh, _atanh_divisor)
+
+
+# ---- the error function -------------------------------------------------------------------------------------------------
+
+
+@op("Erf", since=9, outputs=("output",), traits=UNARY)
+def erf(x: Array, *, out: Array | None = None, work: Sequence[Array] | None = None) -> Array:
+    result = np.empty_like(x) if out is None else out
+    erf_into(x, result, work[0] if work else None)
+    return result
+
+
+@erf.work
+def _(node: Node) -> list[Type]:
+    return [Type(FLOAT64, (ROWS, BLOCK))]
+
+
+@erf.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = 2 / sqrt(pi) exp(-x^2)."""
+    x = node.input(0)
+    return (b.Mul(b.Exp(b.Neg(b.Mul(x, x))), 2.0 / math.sqrt(math.pi)),)

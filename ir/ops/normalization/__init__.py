@@ -1,0 +1,1 @@
+"""Normalization of batches, layers, instances, groups and channels."""

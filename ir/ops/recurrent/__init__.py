@@ -1,0 +1,1 @@
+"""Recurrent operators and the recurrence they share."""

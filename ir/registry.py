@@ -1,0 +1,104 @@
+"""Registries: named things that users may add to, and scopes that take back what was added inside them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Generic, TypeVar
+
+from flowgrad.ir.errors import FlowgradError, suggestion
+
+T = TypeVar("T")
+Undo = Callable[[], None]
+
+_JOURNAL: ContextVar[list[Undo] | None] = ContextVar("journal", default=None)
+
+
+@contextmanager
+def scoped() -> Iterator[None]:
+    """Take back, at the end of the block, every operator, rule and pass that the block registered.
+
+    Scopes nest, and belong to the thread (or task) that enters them.
+    """
+    journal: list[Undo] = []
+    token = _JOURNAL.set(journal)
+    try:
+        yield
+    finally:
+        _JOURNAL.reset(token)
+        for undo in reversed(journal):
+            undo()
+
+
+def on_scope_end(undo: Undo) -> None:
+    """Call ``undo`` when the innermost scope ends; outside scopes, what was registered stays."""
+    journal = _JOURNAL.get()
+    if journal is not None:
+        journal.append(undo)
+
+
+@contextmanager
+def outside_scopes() -> Iterator[None]:
+    """Let what the block registers stay: modules of the project are imported once, whoever asks first."""
+    token = _JOURNAL.set(None)
+    try:
+        yield
+    finally:
+        _JOURNAL.reset(token)
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name. ``load`` imports what the project itself registers, at first use.
+
+    ``entries`` holds what is registered so far; ``error`` is the class of the error for an unknown name.
+    """
+
+    def __init__(self, kind: str, load: Callable[[], None], error: type[FlowgradError]) -> None:
+        self.kind = kind
+        self.error = error
+        self._load: Callable[[], None] | None = load  # None: done
+        self._own: Callable[[], None] | None = load  # None: begun
+        self._loading = threading.RLock()
+        self.entries: dict[str, T] = {}
+
+    def add(self, name: str, thing: T) -> None:
+        """Register ``thing``. Raises the registry's error if the name is taken."""
+        if name in self.entries:
+            raise self.error(f"there is {self.kind} {name!r} already; register inside flowgrad.scoped() what is not to stay",
+                             code=self.kind.split()[-1])
+        self.entries[name] = thing
+        on_scope_end(lambda: self._remove(name, thing))
+
+    def _remove(self, name: str, thing: T) -> None:
+        if self.entries.get(name) is thing:
+            del self.entries[name]
+
+    def find(self, name: str) -> T | None:
+        """Return what is called ``name``, or None."""
+        if self._load is not None:
+            self._load_own()
+        return self.entries.get(name)
+
+    def get(self, name: str) -> T:
+        """Return what is called ``name``; the registry's error, with a suggestion, if there is nothing."""
+        found = self.find(name)
+        if found is None:
+            raise self.error(f"no {self.kind.split()[-1]} {name!r}{suggestion(name, self.entries)}",
+                             code=self.kind.split()[-1])
+        return found
+
+    def all(self) -> dict[str, T]:
+        """Return everything by name, in alphabetical order."""
+        if self._load is not None:
+            self._load_own()
+        return dict(sorted(self.entries.items()))
+
+    def _load_own(self) -> None:
+        with self._loading:
+            load, self._own = self._own, None  # what is loaded may look things up
+            if load is not None:
+                with outside_scopes():
+                    load()
+            self._load = None

@@ -1,0 +1,81 @@
+"""Differentiation as functions of a graph, and as named passes of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError
+from flowgrad.ir.graph import Graph, Value
+from flowgrad.ir.ops.registry import FLOWGRAD, Trait, find_op, opdef
+from flowgrad.passes import adjoint as reverse
+from flowgrad.passes import tangent as forward
+from flowgrad.passes.adjoint import Rule, Zero
+from flowgrad.passes.bodies import Bodies
+from flowgrad.passes.expand import expand
+from flowgrad.passes.registry import pass_
+from flowgrad.passes.selection import find_of, find_wrt
+
+
+def adjoint(
+    graph: Graph, seeds: Sequence[tuple[Value, Value]], wrt: Sequence[Value], *, zero: Zero = "error",
+    overrides: Mapping[int, Rule] | None = None,
+) -> list[Value | None]:
+    """Append the cotangents of ``wrt``, through subgraphs too: see ``passes.adjoint.adjoint``."""
+    return reverse.adjoint(graph, seeds, wrt, Bodies(), zero=zero, overrides=overrides)
+
+
+def tangent(
+    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], *, overrides: Collection[int] = ()
+) -> list[Value | None]:
+    """Append the tangents of ``of``, through subgraphs too: see ``passes.tangent.tangent``."""
+    return forward.tangent(graph, pairs, of, Bodies(), overrides=overrides)
+
+
+@pass_("adjoint", kind="extends")
+def adjoint_pass(graph: Graph, *, wrt: tuple[str, ...] = ("inputs",), of: tuple[str, ...] = ()) -> None:
+    """Append gradients: inputs ``y_grad`` for what is differentiated (none for a scalar), outputs ``x_grad``.
+
+    ``wrt`` and ``of`` take what the transforms take: names, globs, "inputs", "params"; ``of`` is by default all float
+    outputs.
+    """
+    pairs, values = find_of(graph, of or None), find_wrt(graph, wrt)  # before cotangents become inputs
+    seeds = []
+    for name, y in pairs:
+        if y.type.size == 1:
+            seeds.append((y, Builder(graph, prefix=name).filled(1, y)))
+        else:
+            seeds.append((y, graph.add_input(graph.unique_name(f"{name}_grad"), y.type)))
+    for x, x_bar in zip(values, adjoint(graph, seeds, values), strict=True):
+        found = x_bar or Builder(graph, prefix=x.name).zeros_like(x)
+        graph.add_output(found, graph.unique_output_name(f"{x.name}_grad"))
+
+
+@pass_("tangent", kind="extends")
+def tangent_pass(graph: Graph, *, wrt: tuple[str, ...] = ("inputs",), of: tuple[str, ...] = ()) -> None:
+    """Append tangents: inputs ``x_tangent`` for each x in ``wrt``, outputs ``y_tangent`` for each y in ``of``."""
+    outputs, values = find_of(graph, of or None), find_wrt(graph, wrt)
+    pairs = [(x, graph.add_input(graph.unique_name(f"{x.name}_tangent"), x.type)) for x in values]
+    for (name, y), y_dot in zip(outputs, tangent(graph, pairs, [y for _, y in outputs]), strict=True):
+        found = y_dot or Builder(graph, prefix=name).zeros_like(y)
+        graph.add_output(found, graph.unique_output_name(f"{name}_tangent"))
+
+
+@pass_("expand", kind="rounding")
+def expand_pass(graph: Graph, *, ops: tuple[str, ...] = ()) -> None:
+    """Replace ops by their expansions into plain ONNX: those in ``ops``, by default those of the flowgrad domain.
+
+    StopGradient stays unless it is named: in plain ONNX it is an Identity, through which derivatives pass.
+    """
+    for name in ops:
+        if opdef(name).expansion_rule is None:
+            raise InputError(f"{name} has no expansion", code="option")
+    chosen = set(ops)
+
+    def select(op: str) -> bool:
+        definition = find_op(op)
+        if definition is None or definition.expansion_rule is None:
+            return False
+        return op in chosen if chosen else definition.domain == FLOWGRAD and Trait.ZERO not in definition.traits
+
+    expand(graph, lambda node: select(node.op))

@@ -1,0 +1,78 @@
+"""Another float type for a whole graph: inputs, weights, casts and constants alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError
+from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.ops.registry import opdef
+from flowgrad.ir.types import FLOAT32, DType, Type, dtype_of
+
+COMPUTING = ("float16", "bfloat16", "float32", "float64")
+"""The float types that are exchanged for one another; narrower ones are storage formats and stay."""
+
+
+def converted(graph: Graph, dtype: str | DType) -> Graph:
+    """Return ``graph`` computing in ``dtype`` (float16, bfloat16, float32 or float64). InputError for another."""
+    target = dtype_of(dtype)
+    if target.name not in COMPUTING:
+        raise InputError(f"astype takes one of {', '.join(COMPUTING)}, got {target.name!r}", code="dtype")
+    return _convert(graph, target)
+
+
+def _convert(graph: Graph, target: DType) -> Graph:
+    result = Graph(graph.name)
+    result.metadata, result.origins, result._next_dim = dict(graph.metadata), list(graph.origins), graph._next_dim
+    known: dict[Value, Value] = {}
+    for value in graph.inputs:
+        known[value] = result.add_input(value.name, _type(value.type, target))
+    for value in graph.constants:
+        entry = value.producer
+        known[value] = result.add_constant(_data(entry.data, target), value.name, entry.role)
+    b = Builder(result)
+    for node in graph.nodes():
+        _convert_node(b, node, known, target)
+    for entry in graph.output_entries:
+        result.add_output(known[entry.input(0)], entry.name)
+    return result
+
+
+def _convert_node(b: Builder, node: Node, known: dict[Value, Value], target: DType) -> None:
+    inputs = [None if v is None else known[v] for v in node.inputs]
+    b.origin, b.prefix = node.origin, node.label
+    definition = opdef(node.op)
+    for slot, value in enumerate(inputs):
+        if slot in definition.float32_inputs and value is not None and value.type.dtype != FLOAT32:
+            inputs[slot] = b.Cast(value, to=FLOAT32.onnx)
+    made = b.add_node(
+        node.op,
+        inputs,
+        {name: _attribute(name in definition.dtype_attributes, value, target) for name, value in node.attributes.items()},
+        outputs=["" if v is None else v.name for v in node.outputs],
+        captures=[known[v] for v in node.captures],
+        subgraphs={name: _convert(sub, target) for name, sub in node.subgraphs.items()},
+        types=[None if v is None else _type(v.type, target) for v in node.outputs],
+        name=node.name,
+    )
+    made.metadata = dict(node.metadata)
+    known.update((v, w) for v, w in zip(node.outputs, made.outputs, strict=True) if v is not None and w is not None)
+
+
+def _type(type_: Type, target: DType) -> Type:
+    return type_.with_dtype(target) if type_.dtype.name in COMPUTING else type_
+
+
+def _data(data: Any, target: DType) -> Any:
+    return data.astype(target.numpy) if dtype_of(data.dtype).name in COMPUTING else data
+
+
+def _attribute(is_dtype: bool, value: Any, target: DType) -> Any:
+    if isinstance(value, np.ndarray):
+        return _data(value, target)
+    if is_dtype and isinstance(value, int) and value and dtype_of(value).name in COMPUTING:
+        return target.onnx
+    return value

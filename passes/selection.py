@@ -1,0 +1,153 @@
+"""What ``of``, ``wrt`` and ``keep`` mean: names, globs and words to values of a graph."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.graph import CONSTANT, PARAMETER, Graph, Value
+from flowgrad.ir.types import INT64, Type
+from flowgrad.passes.parameters import parameters
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The sum of one picked entry along the last axis of a value: see ``pick``."""
+
+    value: str
+    index: str | int
+
+
+Names = str | Sequence[str]
+Of = str | Pick | Sequence[str | Pick]
+
+
+def find_value(graph: Graph, name: str) -> Value:
+    """Return the output, value or node's first output called ``name``.
+
+    Raises InputError, with a suggestion, if there is none or if a node name is not unique.
+    """
+    for entry in graph.output_entries:
+        if entry.name == name:
+            return entry.input(0)
+    if name in graph.values:
+        return graph.values[name]
+    nodes = [n for n in graph.nodes() if n.name == name]
+    if len(nodes) == 1:
+        return nodes[0].output()
+    if nodes:
+        raise InputError(f"{len(nodes)} nodes are called {name!r}; name one of their outputs instead", code="name")
+    known = [*(e.name for e in graph.output_entries), *graph.values, *(n.name for n in graph.nodes() if n.name)]
+    raise InputError(f"no output, value or node {name!r} in {graph.name!r}{suggestion(name, known)}", code="name")
+
+
+def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
+    """Return the values that ``wrt`` names: names, globs, "inputs" (all float ones), "params", or a list of these.
+
+    Constants among them become parameters. Raises InputError for what is unknown, not a float, or matches nothing.
+    """
+    chosen: dict[Value, None] = {}
+    for item in _as_list(wrt):
+        chosen.update(dict.fromkeys(_matches(graph, item)))
+    for value in chosen:
+        if not value.type.dtype.is_float:
+            raise InputError(f"{value.name!r} is {value.type.dtype.name}: only floats have derivatives", code="dtype")
+        if value.producer.op == CONSTANT:
+            graph.set_role(value, PARAMETER)
+    if not chosen:
+        raise InputError(f"wrt={wrt!r} names nothing; float inputs: {_listing(float_inputs(graph))}; "
+                         f"parameters: {_listing(parameters(graph))}", code="name")
+    return list(chosen)
+
+
+def _matches(graph: Graph, item: str) -> list[Value]:
+    if item in graph.values or any(e.name == item for e in graph.output_entries):
+        return [find_value(graph, item)]
+    if item == "inputs":
+        return float_inputs(graph)
+    if item == "params":
+        return parameters(graph)
+    if not any(c in item for c in "*?["):
+        return [find_value(graph, item)]
+    named = [v for v in (*graph.inputs, *graph.constants) if v.name and v.type.dtype.is_float]
+    found = [v for v in named if fnmatch.fnmatchcase(v.name, item)]
+    found = found or [v for n, v in graph.values.items() if v.type.dtype.is_float and fnmatch.fnmatchcase(n, item)]
+    if not found:
+        raise InputError(f"no float value matches {item!r}{suggestion(item, graph.values)}", code="name")
+    return found
+
+
+def find_of(graph: Graph, of: Of | None) -> list[tuple[str, Value]]:
+    """Return (name, value) for what is differentiated; None stands for all float outputs.
+
+    Raises InputError for what is unknown or not a float.
+    """
+    if of is None:
+        pairs = [(e.name, e.input(0)) for e in graph.output_entries if e.input(0).type.dtype.is_float]
+        if not pairs:
+            raise InputError(f"{graph.name!r} has no float output", code="of")
+        return pairs
+    pairs = [_named(graph, item) for item in ([of] if isinstance(of, (str, Pick)) else of)]
+    for name, value in pairs:
+        if not value.type.dtype.is_float:
+            raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")
+    return pairs
+
+
+def _named(graph: Graph, item: str | Pick) -> tuple[str, Value]:
+    if isinstance(item, Pick):
+        value = picked(graph, item)
+        return value.name, value
+    return item, find_value(graph, item)
+
+
+def picked(graph: Graph, wanted: Pick) -> Value:
+    """Append the scalar that a Pick stands for and return it."""
+    value = find_value(graph, wanted.value)
+    b = Builder(graph, prefix=value.name, origin=graph.new_origin("pick", (value.producer,)))
+    if isinstance(wanted.index, int):
+        return b.ReduceSum(b.Gather(value, b.scalar(wanted.index, INT64), axis=-1), keepdims=0)  # type: ignore[no-any-return]
+    shape = value.shape
+    existing = next((v for v in graph.inputs if v.name == wanted.index), None)
+    if existing is not None and existing.type.dtype != INT64:
+        raise InputError(f"input {wanted.index!r} is {existing.type!r}, expected int64", code="dtype")
+    index = existing or graph.add_input(graph.unique_name(wanted.index), Type(INT64, shape[:-1]))
+    chosen = b.GatherElements(value, b.Unsqueeze(index, [-1]), axis=-1)
+    return b.ReduceSum(chosen, keepdims=0)  # type: ignore[no-any-return]
+
+
+def find_scalar(graph: Graph, of: str | Pick | None) -> tuple[str, Value]:
+    """Return (name, value) of the scalar to differentiate: ``of``, or the only scalar output.
+
+    Raises InputError, naming the ways to get a scalar, if it has more than one element.
+    """
+    if of is None:
+        pairs = [(n, v) for n, v in find_of(graph, None) if v.type.size == 1]
+        if len(pairs) != 1:
+            raise InputError(
+                f"of= must name what to differentiate: {graph.name!r} has {len(pairs)} scalar float outputs "
+                f"({_listing(graph.outputs)}). Name a scalar, or use vjp, which takes a cotangent for any output.",
+                code="of")
+        return pairs[0]
+    ((name, value),) = find_of(graph, of)
+    if value.type.size != 1:
+        raise InputError(f"{name!r} is {value.type!r}, not a scalar: name a scalar, or use vjp, which takes a cotangent",
+                         code="of")
+    return name, value
+
+
+def float_inputs(graph: Graph) -> list[Value]:
+    """Return the graph inputs with a float dtype."""
+    return [v for v in graph.inputs if v.type.dtype.is_float]
+
+
+def _as_list(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _listing(values: Iterable[Value]) -> str:
+    shown = [f"{v.name}: {v.type!r}" for v in values]
+    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "") or "none"
