@@ -461,7 +461,7 @@ class _Unknown:
         return "?"
 
 
-UNKNOWN: Any = _Unknown()
+UNKNOWN: Dim = _Unknown()  # type: ignore[assignment]  # stands where a dim is not known yet
 
 
 def broadcast_dims(a: DimLike, b: DimLike) -> DimLike:

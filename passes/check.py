@@ -9,9 +9,9 @@ import numpy as np
 from flowgrad.ir.errors import FlowgradError, NotDifferentiableError, PassError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value, same_array
+from flowgrad.ir.ops.registry import is_random
 from flowgrad.ir.types import Dim
 from flowgrad.passes.differentiate import adjoint
-from flowgrad.passes.edits import is_random
 from flowgrad.passes.manager import Hook, Step
 from flowgrad.passes.registry import Kind
 

@@ -109,14 +109,14 @@ def picked(graph: Graph, wanted: Pick) -> Value:
     value = find_value(graph, wanted.value)
     b = Builder(graph, prefix=value.name, origin=graph.new_origin("pick", (value.producer,)))
     if isinstance(wanted.index, int):
-        return b.ReduceSum(b.Gather(value, b.scalar(wanted.index, INT64), axis=-1), keepdims=0)  # type: ignore[no-any-return]
+        return b.ReduceSum(b.Gather(value, b.scalar(wanted.index, INT64), axis=-1), keepdims=0)
     shape = value.shape
     existing = next((v for v in graph.inputs if v.name == wanted.index), None)
     if existing is not None and existing.type.dtype != INT64:
         raise InputError(f"input {wanted.index!r} is {existing.type!r}, expected int64", code="dtype")
     index = existing or graph.add_input(graph.unique_name(wanted.index), Type(INT64, shape[:-1]))
     chosen = b.GatherElements(value, b.Unsqueeze(index, [-1]), axis=-1)
-    return b.ReduceSum(chosen, keepdims=0)  # type: ignore[no-any-return]
+    return b.ReduceSum(chosen, keepdims=0)
 
 
 def find_scalar(graph: Graph, of: str | Pick | None) -> tuple[str, Value]:

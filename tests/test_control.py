@@ -14,8 +14,8 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type
 from flowgrad.ir.verify import verify
-from flowgrad.passes.bodies import prune_subgraphs
 from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.prune import prune_subgraphs
 from tests.derivative_checks import check_gradients, check_tangents, with_cotangents
 
 RNG = np.random.default_rng(5)

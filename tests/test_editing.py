@@ -26,7 +26,7 @@ def rectified() -> Model:
     graph = Graph("rectified")
     x = graph.add_input("x", Type(FLOAT64, (Dim.named("N"), 3)))
     b = Builder(graph)
-    hidden = b.add("Relu", [x], outputs=["hidden"])
+    hidden = b.add("Relu", [x], name="hidden")
     graph.add_output(b.ReduceSum(b.Mul(hidden, np.array([1.0, -2.0, 3.0])), keepdims=0), "y")
     return Model(graph)
 

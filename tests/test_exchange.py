@@ -294,9 +294,9 @@ def test_names_that_collide_over_scopes_are_made_unique() -> None:
     for name, op in (("then_branch", "Neg"), ("else_branch", "Abs")):
         inner = Graph("same")
         taken = inner.add_input("x", x.type)
-        inner.add_output(Builder(inner).add(op, [taken], outputs=["y"]))
+        inner.add_output(Builder(inner).add(op, [taken], name="y"))
         subgraphs[name] = inner
-    graph.add_output(b.add("If", [b.Cast(condition, to=TensorProto.BOOL)], outputs=["y"], captures=[x],
+    graph.add_output(b.add("If", [b.Cast(condition, to=TensorProto.BOOL)], name="y", captures=[x],
                            subgraphs=subgraphs))
     feeds = {"x": np.array([-1, 2], np.float32), "c": np.asarray(0)}
     for g in (graph, round_trip(graph)):

@@ -72,7 +72,7 @@ def test_training_mode_exported_leaves_shared_statistics_alone() -> None:
     x = graph.add_input("x", Type(FLOAT64, (4, 3)))
     ones = graph.add_constant(np.full(3, 0.5))
     b.prefix = "normal"
-    y, mean, var = b.add("BatchNormalization", [x, ones, ones, ones, ones], {"training_mode": 1}, outputs=3)
+    y, mean, var = b.add_several("BatchNormalization", [x, ones, ones, ones, ones], {"training_mode": 1}, outputs=3)
     for name, value in (("y", y), ("mean", mean), ("var", var)):
         graph.add_output(value, name)
     graph.add_output(b.Add(b.ReduceSum(x, [0], keepdims=0), ones), "z")
@@ -119,7 +119,7 @@ def test_a_decided_branch_may_return_one_value_twice() -> None:
         inner = Builder(bodies[name]).Sin(bodies[name].add_input("a", x.type))
         bodies[name].add_output(inner, "r0")
         bodies[name].add_output(inner, "r1")
-    first, second = b.add("If", [np.asarray(True)], captures=[x], subgraphs=bodies, outputs=2)
+    first, second = b.add_several("If", [np.asarray(True)], captures=[x], subgraphs=bodies, outputs=2)
     graph.add_output(b.Cos(first), "y0")
     graph.add_output(b.Exp(second), "y1")
     optimised = PassManager("canonicalize,canonicalize,dce", verify=True).run(graph).model
@@ -208,7 +208,7 @@ def test_recurrent_layers_over_nothing(op: str, gates: int, shape: tuple[int, ..
     b = Builder(graph)
     x = graph.add_input("x", Type(FLOAT64, shape))
     weights = np.ones((1, 2 * gates, 3)), np.ones((1, 2 * gates, 2))
-    for value in b.add(op, [x, *weights], {"hidden_size": 2}, outputs=2):
+    for value in b.add_several(op, [x, *weights], {"hidden_size": 2}, outputs=2):
         graph.add_output(value)
     got = list(evaluate(graph, {"x": np.zeros(shape)}).values())
     assert [a.shape for a in got] == [(shape[0], 1, shape[1], 2), (1, shape[1], 2)]

@@ -26,8 +26,8 @@ def pair() -> tuple[Graph, Value, Value, Value]:
     graph = Graph("pair")
     b = Builder(graph)
     x = graph.add_input("x", F2)
-    y = b.add("Neg", [x], outputs=["y"])
-    z = b.add("Add", [y, y], outputs=["z"])
+    y = b.add("Neg", [x], name="y")
+    z = b.add("Add", [y, y], name="z")
     graph.add_output(y)
     graph.add_output(z, "result")
     return graph, x, y, z

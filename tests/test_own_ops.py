@@ -56,7 +56,7 @@ def read_rows(b: Builder, x: Value, how: str, count: int) -> list[Value]:
         return [b.GatherND(x, np.array([[i]])) for i in range(count)]
     if how == "GatherElements":
         return [b.GatherElements(x, np.full((1, 8), i)) for i in range(count)]
-    return list(b.add("Split", [x], {"num_outputs": count}, outputs=count))
+    return list(b.add_several("Split", [x], {"num_outputs": count}, outputs=count))
 
 
 @pytest.mark.parametrize("how", ["Slice", "Gather", "Split", "overlapping", "GatherND", "GatherElements"])

@@ -56,7 +56,7 @@ class Maker:
             lambda: b.Squeeze(b.Unsqueeze(x, [0]), [0]), lambda: b.Log(b.Softmax(x)), lambda: b.Log(b.Sigmoid(x)),
             lambda: b.Add(b.MatMul(b.Tanh(x), self.square), r), lambda: b.Sqrt(b.Mul(x, x)),
             lambda: b.MatMul(b.Tanh(x), b.Transpose(self.square, perm=[1, 0])), lambda: b.Where(b.Greater(x, v), x, v),
-            lambda: b.Concat(*b.add("Split", [x], {"axis": 1, "num_outputs": 2}, outputs=2), axis=1),
+            lambda: b.Concat(*b.add_several("Split", [x], {"axis": 1, "num_outputs": 2}, outputs=2), axis=1),
             lambda: b.Relu(b.Relu(x)), lambda: b.Sum(x, v, x), lambda: b.Cast(b.Cast(x, to=11), to=11),
             lambda: b.Div(b.Exp(b.Tanh(x)), b.ReduceSum(b.Exp(b.Tanh(x)), [1], keepdims=1)),
             lambda: b.SumTo(b.Expand(b.Unsqueeze(x, [0]), b.Concat([2], shape, axis=0)), shape),

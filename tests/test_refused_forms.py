@@ -24,7 +24,7 @@ def test_a_split_has_a_sane_number_of_pieces(count: int, shape: tuple[int, ...] 
     graph = Graph("split")
     x = graph.add_input("x", Type(FLOAT32, shape))
     with pytest.raises(ValidationError, match="pieces"):
-        Builder(graph).add("Split", [x], {"num_outputs": count}, outputs=2)
+        Builder(graph).add_several("Split", [x], {"num_outputs": count}, outputs=2)
 
 
 def test_the_kernel_of_split_counts_too() -> None:

@@ -277,7 +277,7 @@ def test_several_outputs_are_replaced_together() -> None:
         return b.Slice(x, [0], [1], [0]), b.Slice(x, [1], [2], [0])
 
     graph, b, x = start()
-    first, second = b.add("Split", [x], {"axis": 0, "num_outputs": 2}, outputs=["a", "b"])
+    first, second = b.add_several("Split", [x], {"axis": 0, "num_outputs": 2}, outputs=["a", "b"])
     graph.add_output(first)
     graph.add_output(second)
     apply_rules(graph, [halves])

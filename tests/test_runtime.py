@@ -20,7 +20,7 @@ from flowgrad.ir.limits import Limits
 from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, INT64, Dim, Type
 from flowgrad.passes.differentiate import adjoint
 from flowgrad.runtime import codegen, engines
-from flowgrad.runtime import engine as engine_module
+from flowgrad.runtime import executor as executor_module
 from flowgrad.runtime.numpy_program import Program
 from flowgrad.session import InferenceSession
 
@@ -134,7 +134,7 @@ def test_values_that_never_return_stop_being_part_of_the_key() -> None:
     for i in range(120):
         y = program.run({"x": x_array, "start": np.array([i])})["y"]
         np.testing.assert_array_equal(y, -x_array[i:])
-    assert program.specialisations <= engine_module.MOST_VALUES + 2
+    assert program.specialisations <= executor_module.MOST_VALUES + 2
 
 
 def test_integer_data_is_not_part_of_the_key() -> None:
@@ -426,7 +426,7 @@ def loop_graph(trips: int | None, body_ops: int = 3) -> Graph:
     x = graph.add_input("x", Type(FLOAT64, (4,)))
     most = graph.add_constant(np.array(trips)) if trips is not None else graph.add_input("trips", Type(INT64, ()))
     captured = b.Mul(x, 0.5)
-    last, each = b.add("Loop", [most, None, b.Exp(x)], outputs=2, captures=[captured], subgraphs={"body": body})
+    last, each = b.add_several("Loop", [most, None, b.Exp(x)], outputs=2, captures=[captured], subgraphs={"body": body})
     graph.add_output(last, "last")
     graph.add_output(b.ReduceSum(each, [1]), "each")
     return graph

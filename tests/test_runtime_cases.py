@@ -8,9 +8,8 @@ import pytest
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Node
-from flowgrad.ir.ops.registry import Trait, opdef
-from flowgrad.runtime.fast import MAKERS
-from flowgrad.runtime.kernels import FLOAT_UFUNCS, IN_PLACE, UFUNCS, bind, may_overwrite, takes_out
+from flowgrad.ir.ops.registry import Trait, all_ops, opdef
+from flowgrad.runtime.kernels import bind, may_overwrite, takes_out
 from flowgrad.runtime.numpy_program import Program
 from tests.op_cases import Case, all_cases
 
@@ -73,7 +72,7 @@ def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, Node]:
     return graph, node
 
 
-FAST = [c for c in CASES if c.op in UFUNCS or c.op in FLOAT_UFUNCS or c.op in MAKERS]
+FAST = [c for c in CASES if opdef(c.op).ufunc is not None or opdef(c.op).specialise_rule is not None]
 
 
 @pytest.mark.parametrize("case", FAST, ids=[c.id for c in FAST])
@@ -82,7 +81,7 @@ def test_fast_kernels_are_the_kernels(case: Case) -> None:
     graph, node = case.graph(arrays)
     bound = bind(node, opdef(case.op), 1)
     if not bound.positional_out:
-        assert case.op in FLOAT_UFUNCS or case.op in MAKERS or not takes_out(node, opdef(case.op)) or _mixed(arrays)
+        assert opdef(case.op).specialise_rule is not None or not takes_out(node, opdef(case.op)) or _mixed(arrays)
         return
     expected = evaluate(graph, case.feeds(arrays))[node.output().name]
     out = np.empty_like(expected)
@@ -95,7 +94,7 @@ def _mixed(arrays: list[Array | None]) -> bool:
     return len({a.dtype for a in arrays if a is not None}) > 1 or any(a is not None and a.dtype == object for a in arrays)
 
 
-ALIASED = [c for c in CASES if c.op in IN_PLACE]
+ALIASED = [c for c in CASES if opdef(c.op).in_place]
 
 
 @pytest.mark.parametrize("case", ALIASED, ids=[c.id for c in ALIASED])
@@ -103,7 +102,7 @@ def test_in_place_kernels_may_write_over_each_operand(case: Case) -> None:
     arrays = case.arrays()
     graph, node = case.graph(arrays)
     definition = opdef(case.op)
-    if not takes_out(node, definition) or not may_overwrite(node):
+    if not takes_out(node, definition) or not may_overwrite(node, definition):
         pytest.skip("nothing is overwritten for this dtype")
     expected = evaluate(graph, case.feeds(arrays))[node.output().name]
     bound = bind(node, definition, 1)
@@ -121,6 +120,7 @@ def test_in_place_kernels_may_write_over_each_operand(case: Case) -> None:
 
 
 def test_in_place_ops_are_elementwise() -> None:
-    for name in IN_PLACE:
+    in_place = {name for name, definition in all_ops().items() if definition.in_place}
+    for name in in_place:
         assert Trait.ELEMENTWISE in opdef(name).traits, name
-    assert {c.op for c in ALIASED} == IN_PLACE
+    assert {c.op for c in ALIASED} == in_place

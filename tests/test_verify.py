@@ -25,7 +25,7 @@ def small() -> Graph:
     b = Builder(graph)
     x = graph.add_input("x", Type(FLOAT32, (2, Dim.named("N"))))
     c = graph.add_constant(np.ones((2, 1), np.float32), "c", "initializer")
-    h = b.add("Add", [b.Mul(x, 2.0), c], outputs=["h"])
+    h = b.add("Add", [b.Mul(x, 2.0), c], name="h")
     b.add_node("Softmax", [h], {"axis": 1}, outputs=["s"], name="/head/Softmax")
     graph.add_output(graph.value("s"))
     return graph

@@ -148,7 +148,7 @@ def dropout_ratio_to_input(b: ImportBuilder, call: ImportedNode) -> Sequence[Val
     call.inputs = [data, b.scalar(ratio, FLOAT32)]
     if call.version >= 10 or not call.wants(1):
         return None
-    y, mask = b.add("Dropout", call.inputs, call.attributes, outputs=2)
+    y, mask = b.add_several("Dropout", call.inputs, call.attributes, outputs=2)
     return y, b.cast_like(mask, data)
 
 
@@ -188,7 +188,7 @@ def batch_normalization_training(b: ImportBuilder, call: ImportedNode) -> Sequen
     if not (call.wants(3) or call.wants(4)):
         call.outputs = call.outputs[:3]
         return None
-    y, mean, var = b.add("BatchNormalization", call.inputs, call.attributes, outputs=3)
+    y, mean, var = b.add_several("BatchNormalization", call.inputs, call.attributes, outputs=3)
     x = call.input(0)
     rank = _rank(x, call)
     axes = [a for a in range(rank) if a != 1]

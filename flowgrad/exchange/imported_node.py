@@ -101,7 +101,7 @@ class ImportBuilder(Builder):
             if not name or value is None:
                 named.append(None)
             elif value.producer.op in ENTRIES or value.producer.key < mark or value in named:
-                named.append(self.add("Identity", [value], outputs=[name]))
+                named.append(self.add("Identity", [value], name=name))
             else:
                 self.graph.rename(value, name)
                 named.append(value)

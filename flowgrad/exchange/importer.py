@@ -195,7 +195,7 @@ class Importer:
         if dim.HasField("dim_value"):
             return UNKNOWN if dim.dim_value < 0 else int(dim.dim_value)
         if dim.dim_param in _NO_NAME:
-            return UNKNOWN  # type: ignore[no-any-return]
+            return UNKNOWN
         return parse_dim(dim.dim_param) if self.own_names else Dim.named(dim.dim_param)
 
     # ---- nodes -----------------------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ class Importer:
             results = [inner.value(n) for n, _ in wanted]
             for place, (formal, name) in enumerate(wanted):
                 if inner.names.get(formal) != name:
-                    results[place] = frame.b.add("Identity", [results[place]], outputs=[name])
+                    results[place] = frame.b.add("Identity", [results[place]], name=name)
             by_name = {name: v for (_, name), v in zip(wanted, results, strict=True)}
             self._bind(frame, call, [by_name.get(n) if n else None for n in call.outputs])
 

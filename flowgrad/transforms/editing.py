@@ -120,7 +120,7 @@ def unbatch(model: Model, axis: int = 0) -> Model:
             raise InputError(f"input {value.name!r} has a fixed batch extent {shape[axis]}", code="shape")
         at = axis % len(shape)
         one = graph.add_input(value.name, Type(value.type.dtype, shape[:at] + shape[at + 1:]))
-        mapping[value] = b.add("Unsqueeze", [one, [at]], outputs=[graph.unique_name(f"{value.name}_batch")])
+        mapping[value] = b.add("Unsqueeze", [one, [at]], name=graph.unique_name(f"{value.name}_batch"))
     entries = model.graph.output_entries
     for entry, value in zip(entries, inline(b, model.graph, mapping, [e.input(0) for e in entries]), strict=True):
         extent = value.shape[axis] if value.type.rank else 1

@@ -127,7 +127,8 @@ def _pad_axes(node: Node) -> list[int] | None:
 @pad.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar without the pads; the other modes add what was repeated to where it came from."""
-    x, pads, constant, axes = [*node.inputs, None, None][:4]
+    x = node.input(0)
+    _, pads, constant, axes = [*node.inputs, None, None][:4]
     if attr(node, "mode") != "constant":
         return _repeated_bar(b, node, y_bar), NO_GRADIENT, NO_GRADIENT, NO_GRADIENT
     known = known_ints(pads)

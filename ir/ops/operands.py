@@ -108,8 +108,7 @@ def expand_to(b: Builder, value: Value, x: Value) -> Value:
     """Return ``value`` broadcast to the shape of ``x``, which is at least as large everywhere."""
     if value.type.shape is not None and value.type.shape == x.type.shape:
         return value
-    node = b.add_node("Expand", [value, b.shape(x)], types=[Type(value.type.dtype, x.type.shape)])
-    return node.outputs[0]
+    return b.add_node("Expand", [value, b.shape(x)], types=[Type(value.type.dtype, x.type.shape)]).output()
 
 
 def slice_axis(b: Builder, vector: Value, start: int, end: int) -> Value:

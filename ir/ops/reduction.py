@@ -233,7 +233,8 @@ def reduce_l1(
     data: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0,
     out: Array | None = None,
 ) -> Array:
-    return reduce_sum.kernel(np.abs(data), axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes, out=out)
+    total = reduce_sum.kernel(np.abs(data), axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes, out=out)
+    return np.asarray(total)
 
 
 def _l1_weights(b: Builder, node: Node) -> Value:
@@ -262,7 +263,8 @@ def reduce_sum_square(
     data: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0,
     out: Array | None = None,
 ) -> Array:
-    return reduce_sum.kernel(np.square(data), axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes, out=out)
+    total = reduce_sum.kernel(np.square(data), axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes, out=out)
+    return np.asarray(total)
 
 
 def _square_weights(b: Builder, node: Node) -> Value:

@@ -303,7 +303,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
         return (y_bar,)
     axis = attr(node, "axis")
     sizes = joined(b, [b.extent(x, axis) for x in inputs])
-    return b.add("Split", [y_bar, sizes], {"axis": axis}, outputs=len(inputs))
+    return b.add_several("Split", [y_bar, sizes], {"axis": axis}, outputs=len(inputs))
 
 
 @op("Split", since=18, outputs=("outputs",), required_outputs=1, variadic_outputs=True,

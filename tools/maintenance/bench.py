@@ -79,9 +79,9 @@ def gradient_graph(network: Network) -> Graph:
 
 def _loss(graph: Graph, b: Builder, network: Network, h: Value) -> Value:
     if network.loss == "squares":
-        return b.ReduceSum(b.Mul(h, h), keepdims=0)  # type: ignore[no-any-return]
+        return b.ReduceSum(b.Mul(h, h), keepdims=0)
     labels = graph.add_input("labels", Type(INT64, (network.batch,)))
-    return b.SoftmaxCrossEntropyLoss(h, labels)  # type: ignore[no-any-return]
+    return b.SoftmaxCrossEntropyLoss(h, labels)
 
 
 def torch_step(network: Network, threads: int) -> Callable[[], list[Any]]:

@@ -50,7 +50,7 @@ def kind(weight: float = 1.0) -> Callable[[Kind], Kind]:
 
 def random_graph(seed: int, most: int = 40) -> Sample:
     """Return the random graph of a seed, with at most about ``most`` nodes."""
-    from flowgrad.tools import random_nodes, random_shapes  # noqa: F401  (they declare the kinds)
+    from flowgrad.tools.maintenance import random_nodes, random_shapes  # noqa: F401  (they declare the kinds)
 
     return Maker(seed).make(most)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.body_derivatives import BodyAdjoint, BodyTangent
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -28,7 +29,7 @@ def if_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None])
     y_bars = [y_bar if y_bar is None or b.is_zero(y_bar) else _fitting(b, node, k, y_bar) for k, y_bar in enumerate(y_bars)]
     halves = []
     for name in BRANCHES:
-        found = b.body_adjoint(
+        found = b.bodies.body_adjoint(
             node.subgraphs[name], captures=len(node.captures), wanted=wanted,
             seeded=[k for k, bar in enumerate(y_bars) if not b.is_zero(bar)],
             kept=[k for k, y in enumerate(node.outputs) if y is not None],
@@ -60,7 +61,7 @@ def _fitting(b: Builder, node: Node, index: int, y_bar: Value) -> Value:
 class _Backward:
     """The backward If of one If node, being made."""
 
-    def __init__(self, b: Builder, node: Node, halves: Sequence[Any], y_bars: Sequence[Value | None]) -> None:
+    def __init__(self, b: DerivativeBuilder, node: Node, halves: Sequence[BodyAdjoint], y_bars: Sequence[Value | None]) -> None:
         self.b, self.node, self.halves, self.y_bars = b, node, halves, y_bars
         self.before = len(node.subgraphs[BRANCHES[0]].outputs)
         self.slots: list[list[int]] = []
@@ -80,7 +81,7 @@ class _Backward:
             "If", [self.node.input(0)], outputs=len(asked), captures=captures, subgraphs=graphs,
             types=[self.node.captures[i].type for i in asked],
         )
-        return list(made.outputs)
+        return made.results
 
     def _extend_forward(self) -> None:
         """Let both branches return the tapes of both; those of one type share an output.
@@ -99,7 +100,7 @@ class _Backward:
             other = [pair[1 - side] for pair in pairs]
             filled = [mine or _add_filler(graph, theirs, whole) for mine, theirs in zip(own, other, strict=True)]
             graph.reorder_outputs([*graph.output_entries[: self.before], *filled])
-        outer: Graph = self.b.graph
+        outer = self.b.graph
         outer.set_subgraphs(self.node, dict(zip(BRANCHES, graphs, strict=True)), self.node.captures)
         types = infer(self.node)
         for index, entry in enumerate(graphs[0].output_entries[self.before :], self.before):
@@ -108,7 +109,7 @@ class _Backward:
             value = outer.set_output(self.node, index, outer.unique_name(f"{self.node.label}_{entry.name}"), type_)
             self.b.residuals.append(value)
 
-    def _operands(self, half: Any, slots: Sequence[int]) -> list[Value]:
+    def _operands(self, half: BodyAdjoint, slots: Sequence[int]) -> list[Value]:
         """Return what the inputs of a backward branch stand for."""
         found: list[Value] = []
         for output in half.bars:
@@ -120,9 +121,9 @@ class _Backward:
             found.append(self.node.output(index if index < self.before else slots[index - self.before]))
         return [*found, *(self.node.captures[c] for c in half.captures)]
 
-    def _complete(self, half: Any, operands: list[Value], asked: Sequence[int]) -> None:
+    def _complete(self, half: BodyAdjoint, operands: list[Value], asked: Sequence[int]) -> None:
         """Give a backward branch one output for each capture in ``asked``: zeros where none of its paths leads there."""
-        graph: Graph = half.backward
+        graph = half.backward
         for entry in graph.output_entries:
             graph.remove(entry)
         inner = Builder(graph, prefix="zeros")
@@ -133,8 +134,8 @@ class _Backward:
                 x_bar = inner.zeros_like(self._formal(half, operands, i))
             graph.add_output(x_bar, graph.unique_output_name(f"{x.name}_bar"))
 
-    def _formal(self, half: Any, operands: list[Value], capture: int) -> Value:
-        graph: Graph = half.backward
+    def _formal(self, half: BodyAdjoint, operands: list[Value], capture: int) -> Value:
+        graph = half.backward
         if capture in half.captures:
             found: Value = graph.inputs[len(half.bars) + len(half.sources) + half.captures.index(capture)]
             return found
@@ -197,7 +198,7 @@ def if_tangent(b: DerivativeBuilder, node: Node, dots: Sequence[Value | None]) -
     dotted = [i for i, d in enumerate(dots[len(node.inputs) :]) if d is not None]
     found = []
     for name in BRANCHES:
-        branch = b.body_tangent(node.subgraphs[name], dotted)
+        branch = b.bodies.body_tangent(node.subgraphs[name], dotted)
         if isinstance(branch, Refusal):
             return [branch]
         found.append(branch)
@@ -214,13 +215,14 @@ def if_tangent(b: DerivativeBuilder, node: Node, dots: Sequence[Value | None]) -
     elif is_random(node):
         return [refuse("it draws random numbers, and a tangent that depends on its own result asks for them again")]
     else:
-        made = b.add_node("If", node.inputs, outputs=count + len(asked), captures=captures, subgraphs=graphs).outputs[count:]
+        extended = b.add_node("If", node.inputs, outputs=count + len(asked), captures=captures, subgraphs=graphs)
+        made = extended.results[count:]
     by_output = dict(zip(asked, made, strict=True))
     return [by_output.get(k) for k in range(len(node.outputs))]
 
 
-def _add_tangents(branch: Any, count: int, asked: Sequence[int]) -> None:
-    graph: Graph = branch.graph
+def _add_tangents(branch: BodyTangent, count: int, asked: Sequence[int]) -> None:
+    graph = branch.graph
     inner = Builder(graph, prefix="zeros")
     for k in asked:
         entry = graph.output_entries[k]
@@ -231,7 +233,7 @@ def _add_tangents(branch: Any, count: int, asked: Sequence[int]) -> None:
 
 def _in_place(b: DerivativeBuilder, node: Node, graphs: dict[str, Graph], captures: Sequence[Value], count: int, asked: Sequence[int]
               ) -> list[Value]:
-    graph: Graph = b.graph
+    graph = b.graph
     graph.set_subgraphs(node, graphs, captures)
     made = []
     for index, k in enumerate(asked, count):

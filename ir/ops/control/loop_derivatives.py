@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from flowgrad.ir.body_derivatives import BodyAdjoint, BodyTangent
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Graph, Node, Value
@@ -24,7 +25,7 @@ class Stream(NamedTuple):
 # ---- adjoint ------------------------------------------------------------------------------------------------------------
 
 
-def repetition_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
+def loop_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
     """Return the cotangents of a Loop or Scan: one Scan that runs over its iterations from the last to the first."""
     layout, body = layout_of(node), node.subgraphs["body"]
     first_capture = len(body.inputs) - len(node.captures)
@@ -32,7 +33,7 @@ def repetition_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value 
     shift = first_capture - len(node.inputs)  # M and the condition of a Loop may be left out
     places = [i if i < len(node.inputs) else i + shift for i in range(len(operands))]
     wanted = {p for p, is_wanted in zip(places, b.wanted, strict=True) if is_wanted}
-    found = b.body_adjoint(
+    found = b.bodies.body_adjoint(
         body,
         captures=len(node.captures),
         wanted=wanted,
@@ -47,7 +48,7 @@ def repetition_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value 
     if isinstance(found, Refusal):
         return [found]
     by_place = {p: x for p, x in zip(places, operands, strict=True) if x is not None}
-    made = _Reversal(b, node, layout, found, y_bars).emit(wanted, by_place) if found.states or found.cotangents else {}
+    made = _BackwardScan(b, node, layout, found, y_bars).emit(wanted, by_place) if found.states or found.cotangents else {}
     results: list[Any] = []
     for place, x in zip(places, operands, strict=True):
         if x is None or not x.type.dtype.is_float:
@@ -61,13 +62,13 @@ def _output(node: Node, index: int) -> Value | None:
     return node.outputs[index] if index < len(node.outputs) else None
 
 
-class _Reversal:
+class _BackwardScan:
     """The backward Scan of one Loop or Scan node, being made."""
 
-    def __init__(self, b: Builder, node: Node, layout: Layout, found: Any, y_bars: Sequence[Value | None]) -> None:
+    def __init__(self, b: DerivativeBuilder, node: Node, layout: Layout, found: BodyAdjoint, y_bars: Sequence[Value | None]) -> None:
         self.b, self.node, self.layout, self.found = b, node, layout, found
         self.y_bars = y_bars
-        self.graph: Graph = found.backward
+        self.graph = found.backward
         self.inner = Builder(self.graph, prefix="sum")
         self.first_capture = len(found.forward.inputs) - len(node.captures)
 
@@ -179,7 +180,7 @@ class _Reversal:
         self.b.graph.set_attributes(self.node, {**self.node.attributes, name: padded})
 
     def _add_node_output(self, index: int, name: str = "state") -> Value:
-        graph: Graph = self.b.graph
+        graph = self.b.graph
         type_ = infer(self.node)[index]
         assert type_ is not None
         value = graph.set_output(self.node, index, graph.unique_name(f"{self.node.label}_{name}"), type_)
@@ -202,7 +203,7 @@ class _Reversal:
             types=[operands[p].type if p in operands else None for p in results],
             captures=[self.node.captures[c] for c in self.found.captures], subgraphs={"body": self.graph},
         )
-        return dict(zip(results, made.outputs, strict=True))
+        return {p: made.output(index) for index, p in enumerate(results)}
 
 
 def _unless_zero(numbers: Sequence[int]) -> tuple[int, ...] | None:
@@ -220,25 +221,25 @@ def _row_type(value: Value, axis: int) -> Any:
 # ---- tangent ------------------------------------------------------------------------------------------------------------
 
 
-def repetition_tangent(b: Builder, node: Node, dots: Sequence[Value | None]) -> list[Any]:
+def loop_tangent(b: DerivativeBuilder, node: Node, dots: Sequence[Value | None]) -> list[Any]:
     """Return the tangents of a Loop or Scan, which the node itself then computes along with its outputs."""
     layout, body = layout_of(node), node.subgraphs["body"]
     first_capture = len(body.inputs) - len(node.captures)
     shift = first_capture - len(node.inputs)
     by_place = {i if i < len(node.inputs) else i + shift: d for i, d in enumerate(dots) if d is not None}
-    found = b.body_tangent(body, list(by_place), layout.links)
+    found = b.bodies.body_tangent(body, list(by_place), layout.links)
     if isinstance(found, Refusal):
         return [found]
-    extended = _Extended(b, node, layout, found, by_place)
+    extended = _WithTangents(b, node, layout, found, by_place)
     return extended.tangents()
 
 
-class _Extended:
+class _WithTangents:
     """A Loop or Scan with tangents: its inputs, attributes and outputs, in place or as a node of its own."""
 
-    def __init__(self, b: Builder, node: Node, layout: Layout, found: Any, dots: dict[int, Value]) -> None:
+    def __init__(self, b: DerivativeBuilder, node: Node, layout: Layout, found: BodyTangent, dots: dict[int, Value]) -> None:
         self.b, self.node, self.layout, self.found, self.dots = b, node, layout, found, dots
-        self.body: Graph = found.graph
+        self.body = found.graph
         self.first_capture = len(node.subgraphs["body"].inputs) - len(node.captures)
         self.count = len(node.subgraphs["body"].outputs)
         self.states = [k for k, (i, _) in enumerate(layout.links) if i in found.inputs]
@@ -287,13 +288,13 @@ class _Extended:
         lead = [*self.node.inputs, None, None][: self.layout.lead_formals]
         rest = list(self.node.inputs[self.layout.lead_formals :])
         links = self.layout.links
-        dots = [self._dot(links[k][0], rest[k]) for k in self.states]
+        dots = [self._dot(links[k][0]) for k in self.states]
         scans = [self.dots[i] for i in self.scans]
         return [*lead, *rest[: self.layout.states], *dots, *rest[self.layout.states :], *scans]
 
-    def _dot(self, place: int, x: Value | None) -> Value:
+    def _dot(self, place: int) -> Value:
         found = self.dots.get(place)
-        return found if found is not None else self.b.zeros_like(x)
+        return found if found is not None else self.b.zeros_like(self.node.input(place))
 
     def _captures(self) -> list[Value]:
         return [*self.node.captures, *(self.dots[i] for i in self.captured)]
@@ -325,7 +326,7 @@ class _Extended:
 
     def _in_place(self, inputs: Sequence[Value | None], captures: Sequence[Value], attributes: dict[str, Any]
                   ) -> list[Value | None]:
-        graph: Graph = self.b.graph
+        graph = self.b.graph
         self._original = self.node.outputs
         old = self.node_outputs
         graph.set_attributes(self.node, attributes)
@@ -345,7 +346,7 @@ class _Extended:
         return [*states, *((after + p, old[o - self.layout.lead_outputs]) for p, o in enumerate(self.stacked))]
 
     def _add_output(self, index: int, like: Value | None) -> None:
-        graph: Graph = self.b.graph
+        graph = self.b.graph
         type_ = infer(self.node)[index]
         assert type_ is not None
         name = graph.unique_name(f"{like.name if like is not None else self.node.label}_dot")

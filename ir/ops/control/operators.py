@@ -13,7 +13,7 @@ from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.control.if_derivatives import if_adjoint, if_tangent
-from flowgrad.ir.ops.control.loop_derivatives import repetition_adjoint, repetition_tangent
+from flowgrad.ir.ops.control.loop_derivatives import loop_adjoint, loop_tangent
 from flowgrad.ir.ops.control.loop_layout import carried_type, dim_bindings, invariant_bindings, layout_of, outward
 from flowgrad.ir.ops.control.scan_as_loop import scan_as_loop
 from flowgrad.ir.ops.registry import op
@@ -301,25 +301,25 @@ def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
 @loop.adjoint
 def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
     """v_bar[t] = (d body[t] / d v)^T (v_bar[t+1], scan_bar[t]) from the last iteration to the first; captures sum."""
-    return repetition_adjoint(b, node, y_bars)
+    return loop_adjoint(b, node, y_bars)
 
 
 @loop.tangent
 def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
     """v_dot[t+1] = (d body[t] / d (v, captures)) (v_dot[t], captures_dot), beside v."""
-    return repetition_tangent(b, node, dots)
+    return loop_tangent(b, node, dots)
 
 
 @scan.adjoint
 def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
     """v_bar[t] = (d body[t] / d v)^T (v_bar[t+1], scan_bar[t]), x_bar[t] likewise, against the direction; captures sum."""
-    return repetition_adjoint(b, node, y_bars)
+    return loop_adjoint(b, node, y_bars)
 
 
 @scan.tangent
 def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
     """v_dot[t+1] = (d body[t] / d (v, x, captures)) (v_dot[t], x_dot[t], captures_dot), beside v."""
-    return repetition_tangent(b, node, dots)
+    return loop_tangent(b, node, dots)
 
 
 # ---- Scan as a Loop -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,7 @@ def shape_tail(b: Builder, shape: Value) -> Value:
 class Slide:
     """How a kernel slides over an image whose extents are the entries of the vector ``sizes``."""
 
-    b: Any
+    b: Builder
     rank: int
     sizes: Value
     strides: tuple[int, ...]

@@ -112,7 +112,7 @@ def same_pads(
     return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
 
 
-def output_extent(size: Any, reach: Any, stride: int, begin: int, end: int, ceil: bool) -> DimLike:
+def output_extent(size: DimLike, reach: DimLike, stride: int, begin: int, end: int, ceil: bool) -> DimLike:
     """Return the number of windows along an axis, UNKNOWN where only the run can tell."""
     room = size + begin + end - reach
     if not ceil:

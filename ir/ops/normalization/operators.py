@@ -273,12 +273,12 @@ class Grouped:
         """Return mean and r of every group, from plain operators."""
         return statistics(self.b, self.view(self.node.input(0)), self.axes, attr(self.node, "epsilon"))
 
-    def bars(self, y_bar: Value, mean_bar: Value | None, r_bar: Value | None) -> list[Value]:
+    def bars(self, b: DerivativeBuilder, y_bar: Value, mean_bar: Value | None, r_bar: Value | None) -> list[Value]:
         """Return the cotangents of x, scale and bias."""
         x, scale, bias = (self.node.input(i) for i in range(3))
         parts, bar = self.parts(), self.view(y_bar)
         hat = parts.hat(self.b)
-        x_bar = parts.bar(self.b, hat, self.b.Mul(bar, self.column(scale)), mean_bar, r_bar)
+        x_bar = parts.bar(b, hat, self.b.Mul(bar, self.column(scale)), mean_bar, r_bar)
         sums = self.sum(self.b.Mul(bar, hat)), self.sum(bar)
         return [self.back(x_bar, x), self.back(sums[0], scale), self.back(sums[1], bias)]
 
@@ -331,7 +331,7 @@ def _(b: Builder, node: Node) -> Value:
 @instance_normalization.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value, mean_bar: Value | None, r_bar: Value | None) -> Any:
     """x_bar as in ``standardize`` with x^_bar = y_bar scale; scale_bar = sum(y_bar x^), b_bar = sum(y_bar)."""
-    return _instances(b, node).bars(y_bar, mean_bar, r_bar)
+    return _instances(b, node).bars(b, y_bar, mean_bar, r_bar)
 
 
 @instance_normalization.tangent
@@ -386,7 +386,7 @@ def _(b: Builder, node: Node) -> Any:
 @group_normalization.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value, mean_bar: Value | None, r_bar: Value | None) -> Any:
     """x_bar as in ``standardize`` with x^_bar = y_bar scale; scale_bar = sum(y_bar x^), bias_bar = sum(y_bar)."""
-    return _groups(b, node).bars(y_bar, mean_bar, r_bar)
+    return _groups(b, node).bars(b, y_bar, mean_bar, r_bar)
 
 
 @group_normalization.tangent

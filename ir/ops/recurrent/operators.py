@@ -241,7 +241,7 @@ class _Expansion:
         attributes: dict[str, Any] = {"num_scan_inputs": len(rows)}
         if backward:
             attributes |= {"scan_input_directions": (1,) * len(rows), "scan_output_directions": (1,)}
-        made = self.b.add("Scan", [*initial, *rows], attributes, outputs=len(after) + 1, captures=list(weights),
+        made = self.b.add_several("Scan", [*initial, *rows], attributes, outputs=len(after) + 1, captures=list(weights),
                           subgraphs={"body": body})
         return [made[-1], *made[:-1]]
 

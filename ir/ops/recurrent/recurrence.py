@@ -83,8 +83,7 @@ class GraphOps:
         """Return equal parts along the last axis."""
         if count == 1:
             return [x]
-        made = self.b.add("Split", [x], {"axis": -1, "num_outputs": count}, outputs=count)
-        return list(made)
+        return list(self.b.add_several("Split", [x], {"axis": -1, "num_outputs": count}, outputs=count))
 
 
 # ---- activations --------------------------------------------------------------------------------------------------------
