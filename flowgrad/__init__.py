@@ -5,6 +5,7 @@ from flowgrad import passes as passes
 from flowgrad.ir.errors import FlowgradError as FlowgradError
 from flowgrad.ir.limits import Limits as Limits
 from flowgrad.ir.ops.registry import op as op
+from flowgrad.ir.registry import scoped as scoped
 from flowgrad.model import Model as Model
 from flowgrad.model import load as load
 from flowgrad.passes.manager import PassManager as PassManager

@@ -13,6 +13,9 @@ from flowgrad.ir.errors import FlowgradError, suggestion
 T = TypeVar("T")
 Undo = Callable[[], None]
 
+LISTED = 30
+"""An error about an unknown name lists what there is if it is no more than this."""
+
 _JOURNAL: ContextVar[list[Undo] | None] = ContextVar("journal", default=None)
 
 
@@ -85,9 +88,13 @@ class Registry(Generic[T]):
         """Return what is called ``name``; the registry's error, with a suggestion, if there is nothing."""
         found = self.find(name)
         if found is None:
-            raise self.error(f"no {self.kind.split()[-1]} {name!r}{suggestion(name, self.entries)}",
+            raise self.error(f"no {self.kind.split()[-1]} {name!r}{suggestion(name, self.entries)}{self._listing()}",
                              code=self.kind.split()[-1])
         return found
+
+    def _listing(self) -> str:
+        known = sorted(self.entries)
+        return f"; there are: {', '.join(known)}" if len(known) <= LISTED else ""
 
     def all(self) -> dict[str, T]:
         """Return everything by name, in alphabetical order."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import Graph
+from flowgrad.ir.registry import Registry
 
 Kind = Literal["exact", "rounding", "repairs", "extends"]
 """What a pass promises of values: bitwise the same; the same up to rounding; the same up to rounding where the old
@@ -38,20 +39,22 @@ class Pass:
         self.function(graph, **options)
 
 
-_PASSES: dict[str, Pass] = {}
-_MODULES = ("canonicalize", "cse", "dce", "derive", "fold", "simplify", "stabilize")
+def _load_passes() -> None:
+    for module in ("canonicalize", "cse", "dce", "differentiate", "fold", "simplify", "stabilize"):
+        importlib.import_module(f"flowgrad.passes.{module}")
+
+
+_PASSES: Registry[Pass] = Registry("a pass", _load_passes, InputError)
 
 
 def pass_(name: str, *, kind: Kind) -> Callable[[PassFunction], PassFunction]:
     """Declare a pass: the function takes the graph to edit; its keyword-only parameters are the options."""
 
     def declare(function: PassFunction) -> PassFunction:
-        if name in _PASSES and _PASSES[name].function.__module__ != function.__module__:
-            raise InputError(f"there is a pass {name!r} already", code="pass")
         parameters = inspect.signature(function).parameters.values()
         options = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
         summary = (inspect.getdoc(function) or "").partition("\n")[0]
-        _PASSES[name] = Pass(name, kind, function, options, summary)
+        _PASSES.add(name, Pass(name, kind, function, options, summary))
         return function
 
     return declare
@@ -59,14 +62,9 @@ def pass_(name: str, *, kind: Kind) -> Callable[[PassFunction], PassFunction]:
 
 def all_passes() -> dict[str, Pass]:
     """Return every pass by name, those that users declared included."""
-    for module in _MODULES:
-        importlib.import_module(f"flowgrad.passes.{module}")
-    return dict(sorted(_PASSES.items()))
+    return _PASSES.all()
 
 
 def find_pass(name: str) -> Pass:
     """Return the pass called ``name``; InputError with a suggestion if there is none."""
-    passes = all_passes()
-    if name not in passes:
-        raise InputError(f"no pass {name!r}{suggestion(name, passes)}; passes: {', '.join(passes)}", code="pass")
-    return passes[name]
+    return _PASSES.get(name)

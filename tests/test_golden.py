@@ -15,6 +15,7 @@ from flowgrad.tools.maintenance.update_golden import FOLDER, Golden, read_golden
 
 GOLDEN = [read_golden(path) for path in sorted(FOLDER.glob("*.ir"))]
 IDS = [g.path.stem for g in GOLDEN]
+assert GOLDEN, f"no golden files in {FOLDER}"
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=IDS)

@@ -15,6 +15,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, PassError, RunError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import INITIALIZER, Graph, Value
+from flowgrad.ir.registry import scoped
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, Dim, Type
 from flowgrad.passes import available
@@ -46,14 +47,12 @@ def small() -> Graph:
 @pytest.fixture
 def declare() -> Iterator[Callable[..., None]]:
     """Declare passes that are forgotten after the test."""
-    before = dict(registry._PASSES)
 
     def add(name: str, kind: registry.Kind, function: Callable[[Graph], None]) -> None:
         pass_(name, kind=kind)(function)
 
-    yield add
-    registry._PASSES.clear()
-    registry._PASSES.update(before)
+    with scoped():
+        yield add
 
 
 # ---- semantics ------------------------------------------------------------------------------------------------------------

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
+import runpy
 from pathlib import Path
 
-from flowgrad.ir.errors import InputError, LoadError
+from flowgrad.ir.errors import FlowgradError, InputError, LoadError
+from flowgrad.ir.registry import scoped
 from flowgrad.model import Model
 from flowgrad.passes import available
 from flowgrad.passes.bisect import bisect
@@ -47,9 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the passes."""
-    for path in arguments.load:
-        _load_passes(path)
+    """Run the passes, those of the user's own files among them; what these declare ends with the command."""
+    with scoped():
+        for path in arguments.load:
+            _load_passes(path)
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(arguments.json)
     if arguments.graph is None:
@@ -137,11 +142,10 @@ def _print_misses(result: PassResult) -> None:
 
 
 def _load_passes(path: str) -> None:
-    """Import a user's file, so that the passes it declares can be named."""
-    name = f"_loaded_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise LoadError(f"cannot load passes from {path!r}", code="file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    """Run a user's file, so that the passes it declares can be named. Raises LoadError if it cannot be run."""
+    try:
+        runpy.run_path(path)
+    except FlowgradError:
+        raise
+    except Exception as error:
+        raise LoadError(f"cannot load passes from {path!r} ({type(error).__name__}: {error})", code="file") from error

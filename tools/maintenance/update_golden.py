@@ -12,7 +12,7 @@ from flowgrad.ir.graph import Graph
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.passes.manager import PassManager
 
-FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden"
+FOLDER = Path(__file__).resolve().parents[2] / "tests" / "golden"
 MARK = "# ----\n"
 
 
