@@ -120,7 +120,7 @@ def test_values_of_shape_inputs_are_part_of_the_key() -> None:
         y = program.run({"x": x, "shape": np.array(shape)})["y"]
         np.testing.assert_array_equal(y, x.reshape(shape) + x.sum())
     assert program.specialisations == 2
-    specialisation = program._engine.specialisation([x, np.array([2, 3])])
+    specialisation = program._executor.specialisation([x, np.array([2, 3])])
     assert specialisation.first.knowledge is None  # one segment: the shape was known
 
 
@@ -160,7 +160,7 @@ def test_shape_chains_are_folded() -> None:
     program = Program(graph)
     array = np.ones((2, 3), np.float32)
     assert_bitwise(program.run({"x": array}), evaluate(graph, {"x": array}))
-    assert [s.record.node.op for s in program._engine.specialisation([array]).first.steps] == ["Exp", "Reshape", "Mul"]
+    assert [s.record.node.op for s in program._executor.specialisation([array]).first.steps] == ["Exp", "Reshape", "Mul"]
 
 
 def test_parameters_can_be_fed_and_have_defaults() -> None:
@@ -508,7 +508,7 @@ def test_convolutions_in_pieces() -> None:
             assert_bitwise(other.run(feeds), one)
         for name, array in evaluate(graph, feeds).items():
             np.testing.assert_allclose(one[name], array, rtol=2e-4, atol=2e-4 * np.abs(array).max())
-    splits = [f for s in [program._engine.specialisation([feeds["x"]]).first]
+    splits = [f for s in [program._executor.specialisation([feeds["x"]]).first]
               for g in s.code.functions for f in g.__globals__.values() if isinstance(f, SplitKernel)]
     assert any(f.works[0] for f in splits)  # a convolution, with scratch for each piece
 

@@ -50,29 +50,30 @@ class SubgraphCalls:
     def binder(self, step: Step) -> Binder:
         """Return what makes the callables of a step from its captured arrays; constant captures are built in."""
         known = {i: v.constant for i, v in enumerate(step.twin.captures) if v.constant is not None}
-        engines = {}
+        executors = {}
         for name, graph in step.record.subgraphs.items():
             formals = len(graph.inputs) - len(step.record.captures)
-            engines[name] = self._make(graph, {formals + i: array for i, array in known.items()})
+            executors[name] = self._make(graph, {formals + i: array for i, array in known.items()})
         kept = [i for i in range(len(step.record.captures)) if i not in known]
-        return Binder(step.record.subgraphs, engines, kept, self.limits)
+        return Binder(step.record.subgraphs, executors, kept, self.limits)
 
 
 class Binder:
     """Closes the subgraphs of a node over the captures of a run."""
 
-    __slots__ = ("engines", "graphs", "kept", "limits")
+    __slots__ = ("executors", "graphs", "kept", "limits")
 
-    def __init__(self, graphs: Mapping[str, Graph], engines: dict[str, Executor], kept: list[int], limits: Limits) -> None:
-        self.graphs, self.engines, self.kept, self.limits = graphs, engines, kept, limits
+    def __init__(self, graphs: Mapping[str, Graph], executors: dict[str, Executor], kept: list[int],
+                 limits: Limits) -> None:
+        self.graphs, self.executors, self.kept, self.limits = graphs, executors, kept, limits
 
     def __call__(self, context: Context, captures: Sequence[Array]) -> dict[str, Subgraph]:
         given = tuple(captures[i] for i in self.kept)
-        return {name: Subgraph(self.graphs[name], captures, self._runner(engine, context, given))
-                for name, engine in self.engines.items()}
+        return {name: Subgraph(self.graphs[name], captures, self._runner(executor, context, given))
+                for name, executor in self.executors.items()}
 
-    def _runner(self, engine: Executor, context: Context, captures: tuple[Array, ...]) -> Runner:
-        call, most = engine.call, self.limits.loop_steps
+    def _runner(self, executor: Executor, context: Context, captures: tuple[Array, ...]) -> Runner:
+        call, most = executor.call, self.limits.loop_steps
 
         def run(*arrays: Any) -> list[Array]:
             context.steps += 1

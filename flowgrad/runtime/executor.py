@@ -1,4 +1,4 @@
-"""The engine: specialises a flat per key, and runs segments one after the other."""
+"""The executor: specialises a flat graph per key, and runs segments one after the other."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from flowgrad.runtime.specialise import Knowledge, Step
 from flowgrad.runtime.threads import available_threads, enter_blas_limit, leave_blas_limit
 
 KEPT_KEYS = 16
-"""Specialisations that an engine keeps, and continuations that a segment keeps."""
+"""Specialisations that an executor keeps, and continuations that a segment keeps."""
 
 MOST_VALUES = 64
-"""After this many different values of shape inputs, an engine stops making them part of its key."""
+"""After this many different values of shape inputs, an executor stops making them part of its key."""
 
 RETAINED_BYTES = 1 << 29
 """Arenas that specialisations keep for their next run, in all; beyond this the least recently used give theirs up."""
@@ -43,14 +43,14 @@ Key = tuple[Any, ...]
 class Segment:
     """A stretch of steps whose extents are all known: code, memory plan, and what may follow it."""
 
-    def __init__(self, engine: Executor, knowledge: Knowledge, slots: dict[int, int]) -> None:
-        self.engine, self.slots = engine, slots
+    def __init__(self, executor: Executor, knowledge: Knowledge, slots: dict[int, int]) -> None:
+        self.executor, self.slots = executor, slots
         self.steps = knowledge.advance()
         made = {n for step in self.steps for n in step.record.outputs if n != ABSENT}
         self.open = [n for step in self.steps if step.open for n in step.record.outputs if n != ABSENT]
         wanted = {n for record in knowledge.pending for n in (*record.inputs, *record.captures)}
         later = frozenset((made & wanted) | set(self.open))
-        self.outputs = [n for _, n in engine.flat.outputs if n in made]
+        self.outputs = [n for _, n in executor.flat.outputs if n in made]
         self.layout = plan(self.steps, self.outputs, later)
         self.needs_blas = any(_may_use_blas(step) for step in self.steps)
         self._assign_slots(later)
@@ -59,15 +59,16 @@ class Segment:
         self._view_steps = _fixed_views(self.steps, self.layout, constants)
         self._frames: list[Frame] = []
         self._following: OrderedDict[Key, Segment] = OrderedDict()
-        engine.limits.check("live_bytes", self.layout.peak_bytes)
+        executor.limits.check("live_bytes", self.layout.peak_bytes)
         frame = Frame(self.layout, self._types)
         views = self._views(frame)
-        writer = Writer(self.steps, self.layout, slots, constants, frozenset(views), engine.calls, engine.threads)
+        writer = Writer(self.steps, self.layout, slots, constants, frozenset(views), executor.calls, executor.threads)
         self.code: Code = writer.code()
         frame_chunks(self.code, frame, views)
         self._frames.append(frame)
         self.constants = constants
-        self.handed_out = frozenset(n for n in self.outputs if self.layout.places.get(self.layout.root(n)) is Place.OUTPUT)
+        places, root = self.layout.places, self.layout.root
+        self.handed_out = frozenset(n for n in self.outputs if places.get(root(n)) is Place.OUTPUT)
         self.knowledge: Knowledge | None = knowledge if knowledge.pending else None
 
     def _assign_slots(self, later: frozenset[int]) -> None:
@@ -102,7 +103,7 @@ class Segment:
 
     def give_frame(self, frame: Frame) -> None:
         """Keep the memory of a finished run for the next one."""
-        if len(self._frames) < self.engine.frames:
+        if len(self._frames) < self.executor.frames:
             self._frames.append(frame)
 
     @property
@@ -123,15 +124,15 @@ class Segment:
         found = self._following.get(shapes)
         if found is not None:
             return found
-        with self.engine.lock:
+        with self.executor.lock:
             if shapes not in self._following:
                 if self.knowledge is None:
                     raise RunError("nothing is left to run", code="segment")
                 knowledge = self.knowledge.copy()
                 for number, shape in zip(self.open, shapes, strict=True):
-                    type_ = Type(self.engine.flat.types[number].dtype, shape)
-                    knowledge.twins[number] = input_twin(self.engine.flat.names[number], type_)
-                self._following[shapes] = Segment(self.engine, knowledge, self.slots)
+                    type_ = Type(self.executor.flat.types[number].dtype, shape)
+                    knowledge.twins[number] = input_twin(self.executor.flat.names[number], type_)
+                self._following[shapes] = Segment(self.executor, knowledge, self.slots)
                 while len(self._following) > KEPT_KEYS:
                     self._following.popitem(last=False)
             return self._following[shapes]
@@ -189,10 +190,10 @@ def _fixed_views(steps: Sequence[Step], layout: Layout, constants: Mapping[int, 
 class Specialisation:
     """The first segment for a key, and how outputs are handed out."""
 
-    def __init__(self, engine: Executor, knowledge: Knowledge) -> None:
-        self.engine = engine
-        self.slots = {number: index for index, number in enumerate(engine.fed)}
-        self.first = Segment(engine, knowledge, self.slots)
+    def __init__(self, executor: Executor, knowledge: Knowledge) -> None:
+        self.executor = executor
+        self.slots = {number: index for index, number in enumerate(executor.fed)}
+        self.first = Segment(executor, knowledge, self.slots)
 
     def run(self, context: Context, arrays: Sequence[Array]) -> list[Array]:
         """Run all segments on ``arrays`` (fed inputs and parameters) and return the outputs."""
@@ -230,19 +231,20 @@ class Specialisation:
     def _finish(self, segments: Sequence[Segment], slots: list[Any]) -> list[Array]:
         """Return the outputs, copied where something else could see their memory."""
         handed_out = segments[0].handed_out.union(*(s.handed_out for s in segments[1:]))
-        numbers = self.engine.outputs
+        numbers = self.executor.outputs
         if len(handed_out) == len(numbers):
             return [slots[self.slots[n]] for n in numbers]
-        fed = len(self.engine.fed)
+        fed = len(self.executor.fed)
         seen = {id(_root(slots[self.slots[n]])) for n in handed_out} | {id(_root(a)) for a in slots[:fed]}
         results: list[Array] = []
         for number in numbers:
             slot = self.slots.get(number)
             array = _constant(segments, number) if slot is None else slots[slot]
-            if number in handed_out or (self.engine.share and (slot is None or slot < fed)):
+            if number in handed_out or (self.executor.share and (slot is None or slot < fed)):
                 results.append(array)
                 continue
-            visible = not self.engine.share and (slot is None or id(array) in seen)  # to later runs, or as another output
+            # visible to later runs, or as another output
+            visible = not self.executor.share and (slot is None or id(array) in seen)
             if array.base is not None or not array.flags.writeable or visible:
                 array = array.copy()
             seen.add(id(array))
@@ -279,7 +281,7 @@ class Executor:
         self.defaults = list(flat.parameters.values())
         self.frames = max(threads, available_threads())
         self.lock = threading.RLock()
-        self.calls = SubgraphCalls(self._sub_engine, limits)
+        self.calls = SubgraphCalls(self._sub_executor, limits)
         self._flat_graphs: dict[int, tuple[Graph, FlatGraph]] = {}
         self._kept: OrderedDict[Key, Specialisation] = OrderedDict()
         self._last: tuple[Key, Specialisation] | None = None
@@ -356,7 +358,7 @@ class Executor:
             raise RunError(f"the graph does not fit inputs of these shapes ({given}): {error}", code="shape",
                            where=error.where) from error
 
-    def _sub_engine(self, graph: Graph, known: dict[int, Array]) -> Executor:
+    def _sub_executor(self, graph: Graph, known: dict[int, Array]) -> Executor:
         held = self._flat_graphs.get(id(graph))
         if held is None:
             held = self._flat_graphs[id(graph)] = (graph, FlatGraph(graph))

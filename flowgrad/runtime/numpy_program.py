@@ -52,7 +52,7 @@ class Program:
         self.seed = seed
         self._graph, self._version = graph, graph.version
         flat = FlatGraph(graph)
-        self._engine = Executor(flat, self.threads, self.limits)
+        self._executor = Executor(flat, self.threads, self.limits)
         self._inputs = {v.name: v for v in graph.inputs}
         self._parameters = {v.name: v for v in graph.parameters}
         self._names = list(self._inputs)
@@ -72,7 +72,7 @@ class Program:
     @property
     def specialisations(self) -> int:
         """How often this program was specialised to new shapes."""
-        return self._engine.misses
+        return self._executor.misses
 
     def run(self, feeds: Mapping[str, Any], *, seed: int | None = None) -> dict[str, Array]:
         """Run on ``feeds`` (every input; parameters if they are to differ) and return the outputs by name.
@@ -84,7 +84,7 @@ class Program:
         context = Context(self.seed if seed is None else seed)
         try:
             with np.errstate(all="ignore"):
-                specialisation = self._engine.specialisation(arrays[: len(self._names)])
+                specialisation = self._executor.specialisation(arrays[: len(self._names)])
                 results = specialisation.run(context, arrays)
         except MemoryError as error:
             raise ResourceError(f"out of memory: {error}", code="memory") from error
@@ -107,23 +107,23 @@ class Program:
             checked_feed(value, np.broadcast_to(np.zeros((), value.type.dtype.numpy), shape))
         self._check_dims(full)
         with np.errstate(all="ignore"):
-            first = self._engine.specialise(full, [None] * len(full)).first
+            first = self._executor.specialise(full, [None] * len(full)).first
         layout = first.layout
         return Plan(layout.peak_bytes, layout.arena_bytes, len(first.steps), not first.open)
 
     # ---- feeds ------------------------------------------------------------------------------------------------------
 
     def _arrays(self, feeds: Mapping[str, Any]) -> list[Array]:
-        """Return the arrays of inputs and parameters in the engine's order."""
-        engine = self._engine
+        """Return the arrays of inputs and parameters in the order of the executor."""
+        executor = self._executor
         if len(feeds) == len(self._names):
             arrays = [feeds.get(name) for name in self._names]
-            for array, dtype in zip(arrays, engine.dtypes, strict=True):
+            for array, dtype in zip(arrays, executor.dtypes, strict=True):
                 if array.__class__ is not np.ndarray or array.dtype is not dtype:
                     break
             else:
                 if tuple([a.shape for a in arrays]) in self._checked_shapes:  # type: ignore[union-attr]
-                    return arrays + engine.defaults  # type: ignore[return-value]
+                    return arrays + executor.defaults  # type: ignore[return-value]
         return self._checked(feeds)
 
     def _checked(self, feeds: Mapping[str, Any]) -> list[Array]:
@@ -141,7 +141,7 @@ class Program:
             self._checked_shapes = set()
         self._checked_shapes.add(tuple(shapes))
         defaults = [checked_feed(value, feeds[name]) if name in feeds else default
-                    for (name, value), default in zip(self._parameters.items(), self._engine.defaults, strict=True)]
+                    for (name, value), default in zip(self._parameters.items(), self._executor.defaults, strict=True)]
         return arrays + defaults
 
     def _check_dims(self, shapes: Sequence[tuple[int, ...]]) -> None:
