@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flowgrad.ir.graph import CONSTANT, LITERAL, PARAMETER, Graph, Node, Value
-
-SLOTS_THAT_STEER = {
-    "BatchNormalization": (3, 4), "Reshape": (1,), "Expand": (1,), "Tile": (1,), "Pad": (1, 2, 3), "Slice": (1, 2, 3, 4),
-    "Resize": (1, 2, 3), "Upsample": (1,), "Clip": (1, 2), "Dropout": (1, 2), "TopK": (1,), "OneHot": (1, 2),
-    "Range": (0, 1, 2), "ConstantOfShape": (0,),
-}
-"""Input slots whose floats are settings (statistics, pads, scales, bounds, ratios), not weights."""
+from flowgrad.ir.graph import CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node, Value
+from flowgrad.ir.ops.registry import opdef
+from flowgrad.ir.reach import dependents
 
 
 @dataclass(frozen=True)
@@ -24,31 +19,30 @@ class Candidate:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Use:
+    """A node that uses a value, and whether it takes it as a setting rather than as an operand."""
+
+    node: Node
+    is_setting: bool
+
+
 def candidates(graph: Graph) -> list[Candidate]:
     """Return every parameter candidate of ``graph``: its named float constants, then computed frontier values.
 
-    The frontier lies between what depends on no graph input and what does. A frontier value that is computed from
-    named float constants stands for those; one computed from none (weights made by ConstantOfShape) stands for itself.
+    The frontier lies between what depends on no graph input and what does; an output that depends on none lies on it
+    too, so that a model without inputs has parameters. A frontier value that is computed from named float constants
+    stands for those; one computed from none (weights made by ConstantOfShape) stands for itself. Scalars count.
+    Linear in nodes.
     """
-    fed = _depends_on_inputs(graph)
-    found: dict[Value, Candidate] = {}
-    for node in graph.nodes():
-        if not any(v in fed for v in node.outputs if v is not None):
-            continue
-        operands = [*enumerate(node.inputs), *((None, v) for v in node.captures)]
-        for slot, value in operands:
-            if value is None or value in fed or not value.type.dtype.is_float:
-                continue
-            steers = slot in SLOTS_THAT_STEER.get(node.op, ())
-            for root in _roots(value):
-                candidate = _judge(root, node, steers)
-                if root not in found or (candidate.included and not found[root].included):
-                    found[root] = candidate
+    order = graph.nodes()
+    fed = dependents(order, graph.inputs)
+    found = {value: _judge(value, use) for value, use in _uses_of_candidates(graph, order, fed).items()}
     for value in graph.constants:
         if value.name and value.type.dtype.is_float and value not in found:
-            found[value] = Candidate(value, value.producer.role == PARAMETER, "nothing that depends on an input uses it")
-    order = {v: i for i, v in enumerate(graph.constants)}
-    return sorted(found.values(), key=lambda c: (order.get(c.value, len(order)), c.value.producer.key))
+            found[value] = Candidate(value, value.producer.role == PARAMETER, "no output needs it")
+    places = {v: i for i, v in enumerate(graph.constants)}
+    return sorted(found.values(), key=lambda c: (places.get(c.value, len(places)), c.value.producer.key))
 
 
 def parameters(graph: Graph) -> list[Value]:
@@ -56,41 +50,53 @@ def parameters(graph: Graph) -> list[Value]:
     return [c.value for c in candidates(graph) if c.included]
 
 
-def _judge(value: Value, user: Node, steers: bool) -> Candidate:
-    entry = value.producer
+def _uses_of_candidates(graph: Graph, order: Sequence[Node], fed: set[Value]) -> dict[Value, _Use]:
+    """Return the candidates that outputs need, each with the use that speaks most for it."""
+    named = [v for v in graph.constants if v.name and v.type.dtype.is_float]
+    computed = dependents(order, [v for v in named if v.producer.role != LITERAL], keeps=lambda v: v.type.dtype.is_float)
+    uses: dict[Value, _Use] = {}
+    for value, use in _frontier(graph, order, fed):
+        _note(uses, value, use)
+    for node in reversed(order):  # from the frontier back to the constants that its values are computed from
+        made = [uses.pop(v) for v in node.results if v in uses and v in computed]
+        if made:
+            is_setting = all(use.is_setting for use in made)
+            for value, use in _uses(node):
+                if value in computed:
+                    _note(uses, value, _Use(node, is_setting or use.is_setting))
+    return {v: use for v, use in uses.items() if v.name}
+
+
+def _note(uses: dict[Value, _Use], value: Value, use: _Use) -> None:
+    known = uses.get(value)
+    if known is None or (known.is_setting and not use.is_setting):
+        uses[value] = use
+
+
+def _frontier(graph: Graph, order: Sequence[Node], fed: set[Value]) -> Iterable[tuple[Value, _Use]]:
+    """Return the float values that depend on no input, each with what uses it that does, or is an output."""
+    for node in order:
+        if any(v in fed for v in node.results):
+            yield from ((v, use) for v, use in _uses(node) if v not in fed)
+    for entry in graph.output_entries:
+        if entry.input(0) not in fed and entry.input(0).type.dtype.is_float:
+            yield entry.input(0), _Use(entry, is_setting=False)
+
+
+def _uses(node: Node) -> list[tuple[Value, _Use]]:
+    settings = opdef(node.op).settings
+    operands = [*enumerate(node.inputs), *((-1, v) for v in node.captures)]
+    return [(v, _Use(node, slot in settings)) for slot, v in operands if v is not None and v.type.dtype.is_float]
+
+
+def _judge(value: Value, use: _Use) -> Candidate:
+    entry, user = value.producer, use.node
     if entry.role == PARAMETER:
         return Candidate(value, True, "named in wrt before")
     if entry.op == CONSTANT and entry.role == LITERAL:
         return Candidate(value, False, "a literal of the graph")
-    if steers:
+    if use.is_setting:
         return Candidate(value, False, f"a setting of {user.op} at {user.label!r}, not a weight")
-    if value.type.rank == 0:
-        return Candidate(value, False, "a single number (rank 0)")
+    if user.op == OUTPUT:
+        return Candidate(value, True, f"the output {user.name!r} itself")
     return Candidate(value, True, f"a weight of {user.op} at {user.label!r}")
-
-
-def _depends_on_inputs(graph: Graph) -> set[Value]:
-    fed = set(graph.inputs)
-    for node in graph.nodes():
-        if any(v in fed for v in (*node.inputs, *node.captures) if v is not None):
-            fed.update(v for v in node.outputs if v is not None)
-    return fed
-
-
-def _roots(value: Value) -> Iterable[Value]:
-    """Return the named float constants that ``value`` is computed from, or ``value`` itself if there are none."""
-    if value.producer.op == CONSTANT:
-        return [value] if value.name else []
-    roots: dict[Value, None] = {}
-    stack, seen = [value], {value}
-    while stack:
-        node = stack.pop().producer
-        for operand in (*node.inputs, *node.captures):
-            if operand is None or operand in seen or not operand.type.dtype.is_float:
-                continue
-            seen.add(operand)
-            if operand.producer.op != CONSTANT:
-                stack.append(operand)
-            elif operand.name and operand.producer.role != LITERAL:
-                roots[operand] = None
-    return list(roots) or [value]

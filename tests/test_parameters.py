@@ -1,0 +1,106 @@
+"""What ``"params"`` stands for: the same in transforms and in pipelines, scalars and models without inputs included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.ir.errors import InputError
+
+BATCH_NORM = """
+graph @g (%x: f32[2,3,4]) -> (%y: f32[])
+    initializers (%scale: f32[3] = [1.0,2.0,3.0], %shift: f32[3] = [0.0,1.0,2.0], %mean: f32[3] = [0.5,0.5,0.5],
+                  %var: f32[3] = [1.0,1.0,2.0], %gain: f32[] = 2.0, %low: f32[] = -1.0, %unused: f32[2] = [1.0,2.0])
+{
+  %n: f32[2,3,4] = BatchNormalization(%x, %scale, %shift, %mean, %var)
+  %c: f32[2,3,4] = Clip(%n, %low)
+  %g: f32[2,3,4] = Mul(%c, %gain)
+  %h: f32[2,3,4] = Mul(%g, 0.5)
+  %y: f32[] = ReduceSum(%h) {keepdims=0}
+}
+"""
+
+WITHOUT_INPUTS = """
+graph @g () -> (%y: f32[])
+    initializers (%w: f32[3] = [1.0,2.0,3.0], %s: f32[] = 2.0, %bound: f32[] = 0.0)
+{
+  %c: f32[3] = Clip(%w, %bound)
+  %e: f32[3] = Exp(%c)
+  %m: f32[3] = Mul(%e, %s)
+  %y: f32[] = ReduceSum(%m) {keepdims=0}
+}
+"""
+
+
+def included(text: str) -> list[str]:
+    return [p.name for p in fg.load(text.encode()).params if p.included]
+
+
+def reasons(text: str) -> dict[str, str]:
+    return {p.name: p.reason for p in fg.load(text.encode()).params if not p.included}
+
+
+def test_weights_and_scalars_count_settings_do_not() -> None:
+    assert included(BATCH_NORM) == ["scale", "shift", "gain"]
+    assert reasons(BATCH_NORM) == {
+        "mean": "a setting of BatchNormalization at 'n', not a weight",
+        "var": "a setting of BatchNormalization at 'n', not a weight",
+        "low": "a setting of Clip at 'c', not a weight",
+        "unused": "no output needs it",
+    }
+
+
+def test_a_model_without_inputs_has_parameters() -> None:
+    assert included(WITHOUT_INPUTS) == ["w", "s"]
+    model = fg.load(WITHOUT_INPUTS.encode())
+    gradient = fg.value_and_grad(model, of="y", wrt="params")({})
+    np.testing.assert_allclose(gradient["w_grad"], 2 * np.exp([1.0, 2.0, 3.0]), rtol=1e-6)
+    np.testing.assert_allclose(gradient["s_grad"], np.exp([1.0, 2.0, 3.0]).sum(), rtol=1e-6)
+
+
+def test_what_is_behind_a_setting_is_a_setting() -> None:
+    text = """
+    graph @g (%x: f32[3]) -> (%y: f32[3]) initializers (%a: f32[] = 1.0, %b: f32[] = 2.0)
+    { %low: f32[] = Neg(%a) %both: f32[] = Neg(%b) %c: f32[3] = Clip(%x, %low) %d: f32[3] = Clip(%c, %both)
+      %y: f32[3] = Mul(%d, %both) }
+    """
+    assert included(text) == ["b"]
+
+
+def test_computed_weights_stand_for_themselves() -> None:
+    text = """
+    graph @g (%x: f32[3]) -> (%y: f32[3])
+    { %w: f32[3] = ConstantOfShape([3]) {value=[2.0]} %v: f32[3] = Neg(%w) %y: f32[3] = Mul(%x, %v) }
+    """
+    assert included(text) == ["v"]
+
+
+@pytest.mark.parametrize("text", [BATCH_NORM, WITHOUT_INPUTS], ids=["batch_norm", "without_inputs"])
+@pytest.mark.parametrize("wrt", ["params", "*s*", "[params,inputs]", "*"])
+def test_wrt_means_the_same_in_the_pipeline(text: str, wrt: str) -> None:
+    model = fg.load(text.encode())
+    names = [n.strip("[]") for n in wrt.split(",")]
+    if "inputs" in names and not model.inputs:
+        names.remove("inputs")
+        wrt = f"[{','.join(n.strip('[]') for n in names)}]"
+    piped = fg.PassManager(f"adjoint{{wrt={wrt},of=y}}").run(model).model
+    made = [o.name for o in piped.outputs if o.name.endswith("_grad")]
+    assert made == [o.name for o in fg.value_and_grad(model, of="y", wrt=names).outputs if o.name.endswith("_grad")]
+    assert made
+
+
+def test_the_pipeline_takes_inner_values_and_suggests_names() -> None:
+    model = fg.load(WITHOUT_INPUTS.encode())
+    piped = fg.PassManager("adjoint{wrt=e,of=y}").run(model).model
+    assert [o.name for o in piped.outputs] == ["y", "e_grad"]
+    with pytest.raises(InputError, match="did you mean"):
+        fg.PassManager("adjoint{wrt=wx,of=y}").run(model)
+    with pytest.raises(InputError, match="names nothing"):
+        fg.PassManager("adjoint{wrt=inputs}").run(model)
+
+
+def test_a_thousand_outputs_without_inputs_are_looked_through_once() -> None:
+    body = "\n".join(f"%v{i + 1}: f32[2] = Neg(%v{i})" for i in range(3000))
+    outputs = ", ".join(f"%v{i}: f32[2]" for i in range(1, 3001))
+    assert included(f"graph @g () -> ({outputs}) initializers (%v0: f32[2] = [1.0,2.0]) {{ {body} }}") == ["v0"]

@@ -1,0 +1,114 @@
+"""Scopes: what is registered inside one is gone after it, and nothing else is."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.errors import InputError, UnsupportedError
+from flowgrad.ir.graph import Array, Graph, Node, Value
+from flowgrad.ir.ops.registry import Trait, all_ops, find_op, opdef
+from flowgrad.passes.registry import find_pass, pass_
+
+TEXT = b"graph @g (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Doubled(%x) }"
+
+
+def declare_doubled() -> None:
+    @fg.op("Doubled", traits=(Trait.ELEMENTWISE, Trait.LINEAR))
+    def doubled(x: Array, *, out: Array | None = None) -> Array:
+        return np.asarray(np.multiply(x, 2, out=out))
+
+    @doubled.adjoint
+    def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+        return b.Doubled(y_bar)
+
+
+def declare_pass(name: str) -> None:
+    @pass_(name, kind="exact")
+    def nothing(graph: Graph) -> None:
+        """Do nothing."""
+
+
+def test_an_operator_ends_with_its_scope() -> None:
+    before = set(all_ops())
+    for _ in range(2):  # and may be declared again
+        with fg.scoped():
+            declare_doubled()
+            gradient = fg.vjp(fg.load(TEXT))
+            assert gradient(x=np.ones(2, np.float32), y_grad=np.ones(2, np.float32))["x_grad"].tolist() == [2, 2]
+        assert set(all_ops()) == before
+        with pytest.raises(UnsupportedError, match="no operator 'Doubled'"):
+            fg.load(TEXT)
+
+
+def test_a_rule_of_a_known_operator_is_put_back() -> None:
+    tanh = opdef("Tanh")
+    before = tanh.adjoint_rule, tanh.partial_rule
+    with fg.scoped():
+
+        @tanh.adjoint
+        def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+            return y_bar
+
+        assert tanh.adjoint_rule is not before[0]
+    assert (tanh.adjoint_rule, tanh.partial_rule) == before
+
+
+def test_passes_end_with_their_scope_and_scopes_nest() -> None:
+    with fg.scoped():
+        declare_pass("outer_one")
+        with fg.scoped():
+            declare_pass("inner_one")
+            assert fg.PassManager("outer_one,inner_one").stages
+        assert find_pass("outer_one").kind == "exact"
+        with pytest.raises(InputError, match="no pass 'inner_one'; did you mean"):
+            fg.PassManager("inner_one")
+    with pytest.raises(InputError, match="no pass 'outer_one'"):
+        fg.PassManager("outer_one")
+
+
+def test_a_scope_that_fails_is_put_back_too() -> None:
+    with pytest.raises(RuntimeError), fg.scoped():
+        declare_pass("short_lived")
+        raise RuntimeError
+    assert "short_lived" not in fg.passes.available()
+
+
+def test_a_name_is_taken_once() -> None:
+    with fg.scoped():
+        declare_pass("taken_once")
+        with pytest.raises(InputError, match="there is a pass 'taken_once' already"):
+            declare_pass("taken_once")
+        with pytest.raises(UnsupportedError, match="there is an operator 'Relu' already"):
+            fg.op("Relu")(lambda x: x)
+        assert find_op("Relu") is not None
+    assert find_op("Relu") is not None
+
+
+def test_a_scope_belongs_to_its_thread() -> None:
+    """What another thread registers outside scopes stays, however the scopes of this one end."""
+    with fg.scoped():
+        thread = threading.Thread(target=declare_pass, args=("from_elsewhere",))
+        thread.start()
+        thread.join()
+    try:
+        assert find_pass("from_elsewhere").name == "from_elsewhere"
+    finally:
+        from flowgrad.passes import registry
+
+        del registry._PASSES.entries["from_elsewhere"]
+
+
+def test_the_project_itself_is_loaded_whole_inside_a_scope() -> None:
+    import subprocess
+    import sys
+
+    code = ("import flowgrad as fg\n"
+            "with fg.scoped():\n    a = fg.load('tests/data/mlp.onnx').optimized()\n"
+            "b = fg.load('tests/data/mlp.onnx').optimized()\nassert str(a) == str(b)")
+    subprocess.run([sys.executable, "-c", code], check=True)
