@@ -71,7 +71,7 @@ def test_what_is_behind_a_setting_is_a_setting() -> None:
 def test_computed_weights_stand_for_themselves() -> None:
     text = """
     graph @g (%x: f32[3]) -> (%y: f32[3])
-    { %w: f32[3] = ConstantOfShape([3]) {value=[2.0]} %v: f32[3] = Neg(%w) %y: f32[3] = Mul(%x, %v) }
+    { %w: f32[3] = ConstantOfShape([3]) {value=f32([2.0])} %v: f32[3] = Neg(%w) %y: f32[3] = Mul(%x, %v) }
     """
     assert included(text) == ["v"]
 
