@@ -7,9 +7,10 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -77,42 +78,77 @@ def _size(descriptor: int, path: Path) -> int:
     return status.st_size
 
 
-def write_file(path: Path, chunks: Iterable[Any]) -> None:
+@dataclass(frozen=True)
+class NewFile:
+    """A file in the making: what is written to ``stream`` lies at ``temporary``, beside the ``path`` it is for."""
+
+    path: Path
+    temporary: Path
+    stream: BinaryIO
+
+    def finish(self, path: Path | None = None) -> None:
+        """Put the file in its place (or at another ``path`` of the same folder) in one step."""
+        target = path or self.path
+        _check_destination(target)
+        self.stream.flush()
+        _flush(self.temporary, os.O_RDONLY)
+        os.replace(self.temporary, target)
+        _flush(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[NewFile]:
+    """Make a file beside ``path``; without ``finish`` nothing is left of it, and what was there before is unharmed.
+
+    Raises SaveError if ``path`` is there and no regular file, and for what the system refuses inside the block.
+    """
+    _check_destination(path)
+    temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with open(descriptor, "wb", buffering=1 << 20) as stream:
+                yield NewFile(path, temporary, stream)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _save_error(path, error) from error
+
+
+def write_file(path: Path, chunks: Iterable[Any], check: Callable[[Path], object] | None = None) -> None:
     """Write ``chunks`` (bytes-like) as the file ``path``: old or complete new file, whatever happens.
 
-    Raises SaveError if it cannot be written or ``path`` is a symbolic link; no other file is left then.
+    ``check`` may look at the new file before it takes the place of the old one. Raises SaveError like ``new_file``.
     """
+    with new_file(path) as new:
+        for chunk in chunks:
+            new.stream.write(chunk)
+        if check is not None:
+            new.stream.flush()
+            check(new.temporary)
+        new.finish()
 
-    def fill(temporary: Path) -> None:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with open(descriptor, "wb", buffering=1 << 20) as file:
-            for chunk in chunks:
-                file.write(chunk)
 
-    replace_file(path, fill)
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as the file ``path``, like ``write_file``."""
+    write_file(path, [text.encode()])
 
 
-def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let ``fill`` write a new file at a temporary path, then put it at ``path`` in one step. Raises SaveError."""
-    directory = path.parent
-    temporary = directory / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
+def _check_destination(path: Path) -> None:
     try:
-        if path.is_symlink():
-            raise SaveError("the destination is a symbolic link", code="symlink", where=str(path))
-        if path.is_dir():
-            raise SaveError("the destination is a directory", code="directory", where=str(path))
-        try:
-            fill(temporary)
-            _flush(temporary, os.O_RDONLY)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            raise
-        _flush(directory, os.O_RDONLY | os.O_DIRECTORY)
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SaveError(f"cannot write the file: {reason}", code="file", where=str(path)) from error
+        raise _save_error(path, error) from error
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise SaveError(f"the destination is {kind}", code="destination", where=str(path))
+
+
+def _save_error(path: Path, error: Exception) -> SaveError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return SaveError(f"cannot write the file: {reason}", code="file", where=str(path))
 
 
 def _flush(path: Path, flags: int) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.errors import EngineError, ExternalDataError
-from flowgrad.ir.files import read_file, replace_file
+from flowgrad.ir.errors import EngineError, ExternalDataError, SaveError
+from flowgrad.ir.files import new_file, read_file
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.literals import little_endian
@@ -41,18 +41,16 @@ def write_weights(beside: Path, tensors: Mapping[str, Array]) -> Weights:
     """
     library = _library()
     plain = {name: little_endian(a) if a.dtype.name in _PLAIN else _as_bytes(a) for name, a in tensors.items()}
-    digests: list[bytes] = []
-
-    def fill(temporary: Path) -> None:
-        library.save_file(plain, os.fspath(temporary))
-        with temporary.open("rb") as file:
-            digests.append(hashlib.file_digest(file, _hash).digest())
-
-    staged = beside.parent / f".{beside.stem[:80]}.weights"
-    replace_file(staged, fill)
-    name = f"{beside.stem[:80]}-{digests[0].hex()[:16]}.safetensors"
-    replace_file(beside.parent / name, lambda temporary: os.rename(staged, temporary))
-    return Weights(name, digests[0], {id(a): n for n, a in tensors.items()})
+    with new_file(beside) as new:
+        try:
+            library.save_file(plain, os.fspath(new.temporary))
+        except _library_errors() as error:
+            raise SaveError(f"cannot write the weights: {error}", code="safetensors", where=str(beside)) from error
+        with new.temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, _hash).digest()
+        name = f"{beside.stem[:80]}-{digest.hex()[:16]}.safetensors"
+        new.finish(beside.parent / name)
+    return Weights(name, digest, {id(a): n for n, a in tensors.items()})
 
 
 def read_weights(directory: Path, name: str, digest: bytes, limits: Limits) -> dict[str, Array]:

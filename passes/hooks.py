@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowgrad.ir.errors import safe_text
+from flowgrad.ir.files import write_text
 from flowgrad.ir.graph import INLINE_ELEMENTS, LITERAL, Graph
 from flowgrad.passes.edits import all_graphs
 from flowgrad.passes.manager import Hook, Step
@@ -90,13 +91,12 @@ class Dump(Hook):
         if not self.started:
             self.started = True
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "00-input.ir").write_text(text_of(graph), encoding="utf-8")
+            write_text(self.folder / "00-input.ir", text_of(graph))
 
     def after(self, step: Step, graph: Graph, previous: Graph | None) -> str | None:
         """Write the graph."""
         name = re.sub(r"[^A-Za-z0-9_-]", "_", step.name)
-        path = self.folder / f"{step.index:02}-{name}.ir"
-        path.write_text(f"{step.header}\n{text_of(graph)}", encoding="utf-8")
+        write_text(self.folder / f"{step.index:02}-{name}.ir", f"{step.header}\n{text_of(graph)}")
         return None
 
 
@@ -159,7 +159,7 @@ class Reproducer(Hook):
             data = self.path.with_suffix(".msgpack")
             save(previous, data)
             lines.append(f"# graph with its data: {safe_text(data.name)}")
-        self.path.write_text("\n".join([*lines, text_of(previous)]), encoding="utf-8")
+        write_text(self.path, "\n".join([*lines, text_of(previous)]))
 
 
 def _needs_data(graph: Graph) -> bool:

@@ -403,14 +403,16 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
             load(tmp_path / "empty", mmap=mapped)
 
 
-def test_links_and_directories_are_not_written_to(tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("kept")
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    for path in (tmp_path / "link", tmp_path, tmp_path / "missing" / "x"):
-        with pytest.raises(SaveError):
-            save(ir_graphs.tiny(), path)
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "link", tmp_path / "fifo", tmp_path, tmp_path / "missing" / "x", Path("a\0b")):
+        for external in (False, True):
+            with pytest.raises(SaveError):
+                save(ir_graphs.mlp(), path, external=external)
     assert (tmp_path / "target").read_text() == "kept"
-    assert sorted(os.listdir(tmp_path)) == ["link", "target"]
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "link", "target"]
 
 
 @pytest.mark.parametrize("step", ["open", "fsync", "replace", "write"])

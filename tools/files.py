@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flowgrad.ir.errors import InputError, LoadError
-from flowgrad.ir.files import write_file
+from flowgrad.ir.files import new_file, write_text
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model, load
 
@@ -36,7 +36,7 @@ def save_graph(model: Model, target: str, opset: int | None = None) -> str:
     elif path.suffix == ".msgpack":
         model.save(path)
     elif path.suffix in (".ir", ".txt"):
-        write_file(path, [str(model).encode(), b"\n"])
+        write_text(path, f"{model}\n")
     else:
         raise InputError(f"cannot tell the form of {target!r}: end it in .onnx, .msgpack or .ir", code="file")
     return f"wrote {target} ({size_text(path.stat().st_size)}{', replacing the old file' if existed else ''})"
@@ -109,6 +109,6 @@ def _read_npy(stream: BinaryIO, size: int, where: str) -> Array:
 
 def save_arrays(path: str, arrays: dict[str, Array]) -> None:
     """Write arrays as ``.npz``, whole or not at all. Raises SaveError."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_file(Path(path), [buffer.getvalue()])
+    with new_file(Path(path)) as new:
+        np.savez(new.stream, **arrays)  # type: ignore[arg-type]
+        new.finish()

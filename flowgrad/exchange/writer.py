@@ -11,13 +11,14 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from flowgrad import ir
+from flowgrad.exchange.data_file import DataFile
 from flowgrad.exchange.functions import type_proto
 from flowgrad.exchange.lowering import lowered
 from flowgrad.exchange.reader import PRODUCER
-from flowgrad.exchange.saving import DataFile, write_whole
 from flowgrad.exchange.stamps import LOWEST_STAMP, Stamps, attributes_of, ir_version_for
 from flowgrad.exchange.tensors import tensor_of
 from flowgrad.ir.errors import InputError, SaveError
+from flowgrad.ir.files import new_file, write_file
 from flowgrad.ir.graph import ENTRIES, LITERAL, Array, Graph, Node, Value
 from flowgrad.ir.ops.control.loop_layout import layout_of
 
@@ -55,12 +56,13 @@ def save_onnx(
     target = Path(path)
     if _size(graph) <= embedded_bytes:
         model = write_onnx(graph, opset)
-        write_whole(target, _serialized(model))
+        write_file(target, [_serialized(model)])
         return model
-    with DataFile(target) as data:
+    with new_file(target) as file:
+        data = DataFile(file)
         model = _Writer(opset, data.store).model(graph)
         data.finish()
-        write_whole(target, _serialized(model), check=lambda written: _check(os.fspath(written)))
+    write_file(target, [_serialized(model)], check=lambda written: _check(os.fspath(written)))
     return model
 
 
