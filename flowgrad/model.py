@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowgrad.ir.errors import InputError, LoadError, suggestion
+from flowgrad.ir.files import read_file
 from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.types import Dim, DType
+from flowgrad.ir.verify import verify
+from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
+from flowgrad.passes.parameters import candidates
+from flowgrad.passes.precision import converted
+from flowgrad.runtime.engines import compile_graph
+from flowgrad.runtime.program import Program
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-    from flowgrad.ir.limits import Limits
-    from flowgrad.runtime.numpy_program import Program
 
 Role = tuple[str, str, str]
 
@@ -96,8 +101,6 @@ class Model:
     @cached_property
     def params(self) -> list[ValueInfo]:
         """Every parameter candidate with the reason why ``wrt="params"`` includes it or not."""
-        from flowgrad.passes.parameters import candidates
-
         return [info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph)]
 
     def __str__(self) -> str:
@@ -122,21 +125,16 @@ class Model:
 
     @cached_property
     def _program(self) -> Program:
-        program: Program = self.compile()
-        return program
+        return self.compile()
 
-    def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Any:
+    def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Program:
         """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start."""
-        from flowgrad.runtime.engines import compile_model
-
-        return compile_model(self, engine, threads, limits)
+        return compile_graph(self.optimized().graph, engine, threads, limits)
 
     # ---- making others ------------------------------------------------------------------------------------------------
 
     def optimized(self, passes: str | None = None) -> Model:
         """Return this model after a pipeline of passes (default: the standard one)."""
-        from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
-
         if passes is None and self._optimized_at == self.graph.version:
             return self
         model: Model = PassManager(DEFAULT_PIPELINE if passes is None else passes).run(self).model
@@ -161,8 +159,6 @@ class Model:
 
     def astype(self, dtype: str | DType) -> Model:
         """Return this model computing in another float type: weights, casts and constants alike."""
-        from flowgrad.passes.precision import converted
-
         return self.with_graph(converted(self.graph, dtype))
 
     # ---- files ------------------------------------------------------------------------------------------------------
@@ -213,8 +209,6 @@ def load(source: Any, *, limits: Limits | None = None) -> Model:
 
 def _load_file(path: Path, head: bytes, limits: Limits | None) -> Graph:
     from flowgrad.ir import pack
-    from flowgrad.ir.files import read_file
-    from flowgrad.ir.limits import limits_or_default
 
     if pack.is_packed(head):
         return pack.load(path, limits)
@@ -238,9 +232,7 @@ def _load_bytes(data: bytes, limits: Limits | None) -> Graph:
 
 
 def _load_text(data: bytes, limits: Limits | None) -> Graph:
-    from flowgrad.ir.limits import limits_or_default
     from flowgrad.ir.text import parse_graph
-    from flowgrad.ir.verify import verify
 
     limits_or_default(limits).check("file_bytes", len(data))
     try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.errors import EngineError, InputError, suggestion
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.types import Dim
+from flowgrad.model import load
 from flowgrad.runtime.engines import compile_graph
 
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
@@ -33,8 +33,6 @@ class InferenceSession:
 
     def __init__(self, path_or_model: Any, sess_options: Any = None, providers: Sequence[Any] | None = None, *,
                  engine: str = "numpy", threads: int | None = None) -> None:
-        from flowgrad.ir.errors import EngineError
-
         names = [p if isinstance(p, str) else p[0] for p in providers or ()]
         if names and "CPUExecutionProvider" not in names:
             raise EngineError(f"no provider {names[0]!r}: only CPUExecutionProvider is here", code="provider")
@@ -69,16 +67,8 @@ def graph_of(source: Any) -> Graph:
     """Return the graph of a Graph, of anything with ``.graph``, or of a file or bytes that ``flowgrad.load`` reads."""
     if isinstance(source, Graph):
         return source
-    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
-        from flowgrad.model import load
-
-        return load(source).graph
     held = getattr(source, "graph", None)
-    if isinstance(held, Graph):
-        return held
-    from flowgrad.model import load
-
-    return load(source).graph
+    return held if isinstance(held, Graph) else load(source).graph
 
 
 def _argument(name: str, value: Value) -> NodeArg:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.errors import FlowgradError, InputError, ResourceError, RunError, suggestion
+from flowgrad.ir.errors import FlowgradError, ResourceError, RunError
+from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import CONSTANT, Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.control.loop_layout import Subgraph
@@ -31,38 +32,15 @@ def evaluate(
 ) -> dict[str, Array]:
     """Run ``graph`` and return its outputs by name (or the values in ``fetch`` by theirs).
 
-    ``feeds`` gives every graph input, and may replace parameters. Raises InputError for a wrong name, dtype or rank,
+    ``feeds`` gives every graph input, and may replace parameters. Raises InputError for a wrong name, dtype or shape,
     RunError where a kernel fails.
     """
-    feeds = dict(feeds or {})
-    known = {v.name: v for v in (*graph.inputs, *graph.parameters)}
-    for name in feeds:
-        if name not in known:
-            raise InputError(f"no input {name!r}{suggestion(name, known)}; inputs: {', '.join(known)}", code="name")
-    missing = [v.name for v in graph.inputs if v.name not in feeds]
-    if missing:
-        raise InputError(f"no value given for input {missing[0]!r}", code="missing")
-    bound = {known[name]: checked_feed(known[name], array) for name, array in feeds.items()}
+    arrays = Signature(graph).checked(feeds or {})
+    bound = {graph.value(name): array for name, array in arrays.items()}
     wanted = [n.input(0) for n in graph.output_entries] if fetch is None else list(fetch)
     names = [n.name for n in graph.output_entries] if fetch is None else [v.name for v in fetch]
     results = run_values(graph, bound, wanted, rng or np.random.default_rng())
     return dict(zip(names, results, strict=True))
-
-
-def checked_feed(value: Value, given: Any) -> Array:
-    """Return ``given`` as an array of the type of ``value``; InputError if dtype, rank or a known extent differs."""
-    array = np.asarray(given)
-    type_ = value.type
-    if type_.dtype.kind != "string" and array.dtype != type_.dtype.numpy:
-        raise InputError(f"input {value.name!r} is {dtype_of(array.dtype).name}, expected {type_.dtype.name}; "
-                         f"convert it with .astype({type_.dtype.name!r})", code="dtype")
-    shape = type_.shape
-    if shape is None:
-        return array
-    fits = len(shape) == array.ndim and all(not isinstance(d, int) or d == n for d, n in zip(shape, array.shape, strict=True))
-    if not fits:
-        raise InputError(f"input {value.name!r} has shape {list(array.shape)}, expected {list(shape)!r}", code="shape")
-    return array
 
 
 def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Value], rng: np.random.Generator) -> list[Array]:

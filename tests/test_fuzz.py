@@ -19,7 +19,7 @@ from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type
 from flowgrad.ir.verify import verify
 from flowgrad.passes.manager import PassManager
-from flowgrad.runtime.numpy_program import Program
+from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.tools.maintenance.fuzz import Summary, fuzz_one
 from flowgrad.tools.maintenance.fuzz_checks import CHECKS
 from tests.derivative_checks import check_gradients, with_cotangents
@@ -43,7 +43,7 @@ def test_outputs_that_need_no_input_are_fresh_in_every_run() -> None:
     graph.add_output(b.Sign(np.array([-1.5, 2.0])), "constant")
     graph.add_output(b.Cast(b.Shape(x), to=FLOAT64.onnx), "extent")
     graph.add_output(b.Shape(x), "shape")
-    program = Program(graph)
+    program = NumpyProgram(graph)
     feeds = {"x": np.zeros(3)}
     for _ in range(2):
         got = program.run(feeds)
@@ -96,8 +96,8 @@ def test_a_pad_takes_away_no_more_than_there_is() -> None:
     with pytest.raises(RunError):
         evaluate(graph, feeds)
     with pytest.raises(RunError):
-        Program(graph).run(feeds)
-    assert Program(graph).run({**feeds, "y": np.arange(4.0)})["z"].tolist() == [2.0]
+        NumpyProgram(graph).run(feeds)
+    assert NumpyProgram(graph).run({**feeds, "y": np.arange(4.0)})["z"].tolist() == [2.0]
 
 
 def test_second_derivative_of_a_product_of_nothing() -> None:
@@ -196,7 +196,7 @@ def test_a_loop_that_hands_through_what_another_output_views() -> None:
     body.add_output(Builder(body).Sin(body.add_input("a", x.type)), "r")
     graph.add_output(b.add("Loop", [np.asarray(0), None, soft], subgraphs={"body": body}), "y0")
     graph.add_output(b.Transpose(soft, perm=[0]), "y1")
-    got = Program(graph).run({"x": np.arange(3.0)})
+    got = NumpyProgram(graph).run({"x": np.arange(3.0)})
     assert not np.may_share_memory(got["y0"], got["y1"])
     assert np.array_equal(got["y0"], got["y1"])
 

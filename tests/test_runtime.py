@@ -6,7 +6,9 @@ import multiprocessing
 import pickle
 import threading
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, INT64, Dim, Type
 from flowgrad.passes.differentiate import adjoint
 from flowgrad.runtime import codegen, engines
 from flowgrad.runtime import executor as executor_module
-from flowgrad.runtime.numpy_program import Program
+from flowgrad.runtime.numpy_program import NumpyProgram
+from flowgrad.runtime.program import Program
 from flowgrad.runtime.splits import SplitKernel
 from flowgrad.session import InferenceSession
 
@@ -71,18 +74,38 @@ def pointwise(op: str = "Tanh", *, shape: tuple[Any, ...] = (N, 3), dtype: Any =
     return graph
 
 
+ENGINES = ("numpy", "ort")
+RUNNERS = (*ENGINES, "evaluate")
+
+
+def skip_unless_ready(engine: str) -> None:
+    if engines.engines()[engine] != "ready":
+        pytest.skip(engines.engines()[engine])
+
+
+def compiled(graph: Graph, engine: str) -> Program:
+    """Return a program; skips the test where the engine cannot start."""
+    skip_unless_ready(engine)
+    return engines.compile_graph(graph, engine)
+
+
+def runner(how: str, graph: Graph) -> Callable[[dict[str, Any]], dict[str, Array]]:
+    """Return what runs ``graph`` on feeds: the program of an engine, or the evaluator."""
+    return partial(evaluate, graph) if how == "evaluate" else compiled(graph, how).run
+
+
 # ---- specialisation -----------------------------------------------------------------------------------------------------
 
 
 def test_gradient_of_a_network_equals_the_evaluator() -> None:
     graph = mlp()
-    program = Program(graph)
+    program = NumpyProgram(graph)
     for n in (1, 5, 0, 5):
         assert_bitwise(program.run(feed(n)), evaluate(graph, feed(n)))
 
 
 def test_new_shapes_specialise_and_old_ones_do_not() -> None:
-    program = Program(mlp())
+    program = NumpyProgram(mlp())
     counts = []
     for n in (2, 2, 3, 2, 3, 4):
         program.run(feed(n))
@@ -91,7 +114,7 @@ def test_new_shapes_specialise_and_old_ones_do_not() -> None:
 
 
 def test_sixteen_specialisations_are_kept_and_the_oldest_goes() -> None:
-    program = Program(pointwise())
+    program = NumpyProgram(pointwise())
     for n in range(16):
         program.run(feed(n, 3, np.float64))
     program.run(feed(0, 3, np.float64))
@@ -114,7 +137,7 @@ def reshaper() -> Graph:
 
 
 def test_values_of_shape_inputs_are_part_of_the_key() -> None:
-    program = Program(reshaper())
+    program = NumpyProgram(reshaper())
     x = np.arange(6, dtype=np.float32)
     for shape in ([2, 3], [3, 2], [2, 3]):
         y = program.run({"x": x, "shape": np.array(shape)})["y"]
@@ -130,7 +153,7 @@ def test_values_that_never_return_stop_being_part_of_the_key() -> None:
     x = graph.add_input("x", Type(FLOAT32, (N,)))
     start = graph.add_input("start", Type(INT64, (1,)))
     graph.add_output(b.Neg(b.Slice(x, start, [200])), "y")
-    program = Program(graph)
+    program = NumpyProgram(graph)
     x_array = np.arange(200, dtype=np.float32)
     for i in range(120):
         y = program.run({"x": x_array, "start": np.array([i])})["y"]
@@ -144,7 +167,7 @@ def test_integer_data_is_not_part_of_the_key() -> None:
     table = graph.add_input("table", Type(FLOAT32, (M, 3)))
     rows = graph.add_input("rows", Type(INT64, (N,)))
     graph.add_output(b.Gather(table, rows), "y")
-    program = Program(graph)
+    program = NumpyProgram(graph)
     for i in range(5):
         program.run({"table": np.ones((7, 3), np.float32), "rows": np.array([i, 1])})
     assert program.specialisations == 1
@@ -157,7 +180,7 @@ def test_shape_chains_are_folded() -> None:
     rows = b.Gather(b.Shape(x), [0])
     y = b.Reshape(b.Exp(x), b.Concat(rows, [-1], axis=0))
     graph.add_output(b.Mul(y, 2.0), "y")
-    program = Program(graph)
+    program = NumpyProgram(graph)
     array = np.ones((2, 3), np.float32)
     assert_bitwise(program.run({"x": array}), evaluate(graph, {"x": array}))
     assert [s.record.node.op for s in program._executor.specialisation([array]).first.steps] == ["Exp", "Reshape", "Mul"]
@@ -165,7 +188,7 @@ def test_shape_chains_are_folded() -> None:
 
 def test_parameters_can_be_fed_and_have_defaults() -> None:
     graph = mlp()
-    program = Program(graph)
+    program = NumpyProgram(graph)
     feeds = feed(3)
     before = program.run(feeds)
     w0 = np.zeros((4, 16), np.float32)
@@ -181,27 +204,43 @@ def test_parameters_can_be_fed_and_have_defaults() -> None:
     ({"x": np.ones((2, 3))}, "dtype", r"astype\('float32'\)"), ({"x": np.ones((2, 3), np.float32)}, "shape", "x"),
     ({"x": np.ones(4, np.float32)}, "shape", "x"), ({"x": np.ones((1, 4), np.float32), "w9": 1}, "name", "w"),
 ])
-def test_wrong_feeds(feeds: dict[str, Any], code: str, message: str) -> None:
-    program = Program(mlp())
-    program.run(feed(2))
+@pytest.mark.parametrize("how", RUNNERS)
+def test_wrong_feeds(how: str, feeds: dict[str, Any], code: str, message: str) -> None:
+    run = runner(how, mlp())
+    run(feed(2))
     with pytest.raises(InputError, match=message) as caught:
-        program.run(feeds)
+        run(feeds)
     assert caught.value.code == code
 
 
-def test_two_inputs_that_disagree_on_a_named_dim() -> None:
+@pytest.mark.parametrize("how", RUNNERS)
+def test_two_inputs_that_disagree_on_a_named_dim(how: str) -> None:
     graph = Graph()
     b = Builder(graph)
     x, y = (graph.add_input(n, Type(FLOAT32, (N, M))) for n in "xy")
     graph.add_output(b.ReduceSum(x, keepdims=0), "a")
     graph.add_output(b.ReduceSum(y, keepdims=0), "b")
-    program = Program(graph)
+    run = runner(how, graph)
     with pytest.raises(InputError, match="'x' and 'y' disagree on the extent 'N': 2 and 3"):
-        program.run({"x": np.ones((2, 1), np.float32), "y": np.ones((3, 1), np.float32)})
+        run({"x": np.ones((2, 1), np.float32), "y": np.ones((3, 1), np.float32)})
+
+
+@pytest.mark.parametrize("how", RUNNERS)
+def test_an_extent_that_is_an_expression_of_others(how: str) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    graph.add_output(b.Neg(graph.add_input("x", Type(FLOAT32, (N, M)))), "a")
+    graph.add_output(b.Neg(graph.add_input("y", Type(FLOAT32, (N + 1, N // M)))), "b")
+    run = runner(how, graph)
+    x = np.ones((4, 2), np.float32)
+    run({"x": x, "y": np.ones((5, 2), np.float32)})
+    with pytest.raises(InputError, match=r"input 'y' has extent 4 where N\+1 = 5 is expected"):
+        run({"x": x, "y": np.ones((4, 2), np.float32)})
+    assert run({"x": x[:, :0], "y": np.ones((5, 7), np.float32)})["b"].shape == (5, 7)  # nothing says what 4 // 0 is
 
 
 def test_lists_and_scalars_are_taken_where_the_dtype_fits() -> None:
-    program = Program(pointwise(shape=(2,)))
+    program = NumpyProgram(pointwise(shape=(2,)))
     np.testing.assert_array_equal(program.run({"x": [0.5, 1.0]})["y"], np.tanh([0.5, 1.0]))
 
 
@@ -215,7 +254,7 @@ def test_runtime_failure_names_the_node() -> None:
         y = b.Neg(y)
     graph.add_output(b.Gather(y, rows), "picked")
     with pytest.raises(RunError, match="Gather") as caught:
-        Program(graph).run({"x": np.ones(3, np.float32), "rows": np.array([0, 7])})
+        NumpyProgram(graph).run({"x": np.ones(3, np.float32), "rows": np.array([0, 7])})
     assert "Gather" in caught.value.where and "gather" in caught.value.where
 
 
@@ -225,7 +264,7 @@ def test_shapes_that_do_not_fit_are_a_run_error() -> None:
     x, y = graph.add_input("x", Type(FLOAT32, (N,))), graph.add_input("y", Type(FLOAT32, (M,)))
     graph.add_output(b.Add(x, y), "z")
     with pytest.raises(RunError, match="do not broadcast"):
-        Program(graph).run({"x": np.ones(2, np.float32), "y": np.ones(3, np.float32)})
+        NumpyProgram(graph).run({"x": np.ones(2, np.float32), "y": np.ones(3, np.float32)})
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------------
@@ -243,7 +282,7 @@ def test_outputs_alias_nothing() -> None:
                         ("r", b.Reshape(y, [-1])), ("i", b.Identity(x)), ("s", b.Slice(x, [0], [1])),
                         ("e", b.Expand(b.ReduceSum(x, keepdims=0), [3, 3])), ("flat", b.Reshape(b.Neg(y), [-1]))):
         graph.add_output(value, name)
-    program = Program(graph)
+    program = NumpyProgram(graph)
     feeds = {"x": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
     expected = evaluate(graph, feeds)
     first = program.run(feeds)
@@ -269,13 +308,13 @@ def test_a_chain_needs_few_buffers() -> None:
     for _ in range(50):
         y = b.Tanh(b.Mul(y, 2.0))
     graph.add_output(y, "y")
-    plan = Program(graph).plan({})
+    plan = NumpyProgram(graph).plan({})
     assert plan.arena_bytes == 4096 and plan.peak_bytes == 8192 and plan.complete
 
 
 def test_steady_state_allocates_only_outputs() -> None:
     graph = mlp((64, 256, 256, 8), batch=64)
-    program = Program(graph, threads=1)
+    program = NumpyProgram(graph, threads=1)
     feeds = feed(64, 64)
     result = program.run(feeds)
     outputs = sum(a.nbytes for a in result.values())
@@ -294,7 +333,7 @@ def test_steady_state_allocates_only_outputs() -> None:
 
 
 def test_plan_predicts_what_a_run_allocates() -> None:
-    program = Program(mlp((64, 256, 256, 8)), threads=1)
+    program = NumpyProgram(mlp((64, 256, 256, 8)), threads=1)
     plan = program.plan({"x": (128, 64)})
     feeds = feed(128, 64)
     tracemalloc.start()
@@ -308,10 +347,12 @@ def test_plan_predicts_what_a_run_allocates() -> None:
     assert 0.7 * plan.peak_bytes < peak < plan.peak_bytes + 600_000  # code and types of the specialisation come on top
 
 
-@pytest.mark.parametrize(("shapes", "code"), [({}, "missing"), ({"y": (1,)}, "name"), ({"x": (1, 5)}, "shape")])
+@pytest.mark.parametrize(("shapes", "code"), [
+    ({}, "missing"), ({"y": (1,)}, "name"), ({"x": (1, 5)}, "shape"), ({"x": (-1, 4)}, "shape"), ({"x": (4,)}, "shape"),
+])
 def test_plan_checks_its_shapes(shapes: dict[str, tuple[int, ...]], code: str) -> None:
     with pytest.raises(InputError) as caught:
-        Program(mlp()).plan(shapes)
+        NumpyProgram(mlp()).plan(shapes)
     assert caught.value.code == code
 
 
@@ -352,7 +393,7 @@ def _bomb_doubling() -> tuple[Graph, dict[str, Array]]:
 @pytest.mark.parametrize("bomb", [_bomb_static, _bomb_shape_input, _bomb_computed, _bomb_doubling])
 def test_bombs_are_refused_before_anything_is_allocated(bomb: Any) -> None:
     graph, feeds = bomb()
-    program = Program(graph)
+    program = NumpyProgram(graph)
     tracemalloc.start()
     try:
         with pytest.raises(LimitError) as caught:
@@ -367,13 +408,13 @@ def test_bombs_are_refused_before_anything_is_allocated(bomb: Any) -> None:
 def test_limits_hold_exactly() -> None:
     graph = pointwise("Neg", shape=(1024,))
     feeds = {"x": np.ones(1024)}
-    Program(graph, limits=Limits(tensor_bytes=8192)).run(feeds)
+    NumpyProgram(graph, limits=Limits(tensor_bytes=8192)).run(feeds)
     with pytest.raises(LimitError, match="tensor_bytes"):
-        Program(graph, limits=Limits(tensor_bytes=8191)).run(feeds)
-    needed = Program(graph).plan({}).peak_bytes
-    Program(graph, limits=Limits(live_bytes=needed)).run(feeds)
+        NumpyProgram(graph, limits=Limits(tensor_bytes=8191)).run(feeds)
+    needed = NumpyProgram(graph).plan({}).peak_bytes
+    NumpyProgram(graph, limits=Limits(live_bytes=needed)).run(feeds)
     with pytest.raises(LimitError, match="live_bytes"):
-        Program(graph, limits=Limits(live_bytes=needed - 1)).run(feeds)
+        NumpyProgram(graph, limits=Limits(live_bytes=needed - 1)).run(feeds)
 
 
 # ---- segments -----------------------------------------------------------------------------------------------------------
@@ -394,7 +435,7 @@ def segmented() -> Graph:
 
 def test_segments_follow_extents_that_the_run_finds() -> None:
     graph = segmented()
-    program = Program(graph)
+    program = NumpyProgram(graph)
     for seed in range(20):
         feeds = {"x": np.random.default_rng(seed).standard_normal(10)}
         assert_bitwise(program.run(feeds), evaluate(graph, feeds))
@@ -405,7 +446,7 @@ def test_segments_follow_extents_that_the_run_finds() -> None:
 def test_segments_nothing_found() -> None:
     graph = segmented()
     feeds = {"x": -np.ones(4)}
-    assert_bitwise(Program(graph).run(feeds), evaluate(graph, feeds))
+    assert_bitwise(NumpyProgram(graph).run(feeds), evaluate(graph, feeds))
 
 
 def loop_graph(trips: int | None, body_ops: int = 3) -> Graph:
@@ -440,16 +481,16 @@ def test_loops(trips: int, known: bool) -> None:
     feeds: dict[str, Array] = {"x": np.linspace(-1, 1, 4)}
     if not known:
         feeds["trips"] = np.array(trips)
-    program = Program(graph)
+    program = NumpyProgram(graph)
     for _ in range(2):
         assert_bitwise(program.run(feeds), evaluate(graph, feeds))
 
 
 def test_loop_steps_are_limited() -> None:
-    program = Program(loop_graph(50), limits=Limits(loop_steps=50))
+    program = NumpyProgram(loop_graph(50), limits=Limits(loop_steps=50))
     program.run({"x": np.ones(4)})
     with pytest.raises(LimitError, match="loop_steps"):
-        Program(loop_graph(51), limits=Limits(loop_steps=50)).run({"x": np.ones(4)})
+        NumpyProgram(loop_graph(51), limits=Limits(loop_steps=50)).run({"x": np.ones(4)})
 
 
 # ---- threads ------------------------------------------------------------------------------------------------------------
@@ -478,9 +519,9 @@ def test_thread_counts_give_the_same_bits() -> None:
     feeds = {"x": (rng.standard_normal((512, 700)) / 26).astype(np.float32),
              "w": rng.standard_normal((700, 600)).astype(np.float32)}
     graph = wide()
-    one = Program(graph, threads=1).run(feeds)
+    one = NumpyProgram(graph, threads=1).run(feeds)
     for count in (2, 4, 7):
-        assert_bitwise(Program(graph, threads=count).run(feeds), one)
+        assert_bitwise(NumpyProgram(graph, threads=count).run(feeds), one)
     for name, array in evaluate(graph, feeds).items():
         np.testing.assert_allclose(one[name], array, rtol=2e-4, atol=1e-3)
 
@@ -498,12 +539,12 @@ def test_convolutions_in_pieces() -> None:
         assert value is not None
         graph.add_output(value, name)
     rng = np.random.default_rng(2)
-    program = Program(graph, threads=1)
+    program = NumpyProgram(graph, threads=1)
     for count in (7, 2, 11):
         feeds = {"x": rng.standard_normal((count, 16, 40, 40)).astype(np.float32)}
         one = program.run(feeds)
         for threads in (2, 4):
-            other = Program(graph, threads=threads)
+            other = NumpyProgram(graph, threads=threads)
             assert_bitwise(other.run(feeds), one)
             assert_bitwise(other.run(feeds), one)
         for name, array in evaluate(graph, feeds).items():
@@ -515,7 +556,7 @@ def test_convolutions_in_pieces() -> None:
 
 def test_forked_children_run() -> None:
     feeds = {"x": np.ones((512, 700), np.float32), "w": np.ones((700, 600), np.float32)}
-    program = Program(wide(), threads=3)
+    program = NumpyProgram(wide(), threads=3)
     expected = program.run(feeds)
     with multiprocessing.get_context("fork").Pool(2) as workers:
         for got in workers.map(program.run, [feeds, feeds]):
@@ -524,7 +565,7 @@ def test_forked_children_run() -> None:
 
 def test_eight_threads_share_a_program() -> None:
     graph = mlp()
-    program = Program(graph, threads=2)
+    program = NumpyProgram(graph, threads=2)
     feeds = [feed(1 + seed % 3, seed=seed) for seed in range(8)]
     expected = [evaluate(graph, f) for f in feeds]
 
@@ -539,7 +580,7 @@ def test_eight_threads_share_a_program() -> None:
 def test_threads_share_large_work_and_the_pool() -> None:
     rng = np.random.default_rng(1)
     feeds = {"x": rng.standard_normal((512, 700)).astype(np.float32), "w": rng.standard_normal((700, 600)).astype(np.float32)}
-    program = Program(wide(), threads=3)
+    program = NumpyProgram(wide(), threads=3)
     expected = program.run(feeds)
     failures: list[BaseException] = []
 
@@ -588,7 +629,7 @@ def test_blas_limit_is_given_back() -> None:
 
     with threadpool_limits(2, user_api="blas"):
         before = counts()
-        Program(wide()).run({"x": np.ones((512, 700), np.float32), "w": np.ones((700, 600), np.float32)})
+        NumpyProgram(wide()).run({"x": np.ones((512, 700), np.float32), "w": np.ones((700, 600), np.float32)})
         assert counts() == before
 
 
@@ -599,31 +640,57 @@ def test_seeds() -> None:
     graph = Graph()
     b = Builder(graph)
     graph.add_output(b.RandomNormal(shape=[5], dtype=1), "y")
-    seeded = Program(graph, seed=3)
+    seeded = NumpyProgram(graph, seed=3)
     assert_bitwise(seeded.run({}), seeded.run({}))
-    free = Program(graph)
+    free = NumpyProgram(graph)
     assert free.run({})["y"].tobytes() != free.run({})["y"].tobytes()
     assert_bitwise(free.run({}, seed=3), seeded.run({}))
+
+
+def test_an_engine_that_cannot_be_seeded_says_so() -> None:
+    program = compiled(pointwise(), "ort")
+    with pytest.raises(InputError, match="'ort' cannot be seeded") as caught:
+        program.run(feed(2, 3, np.float64), seed=3)
+    assert caught.value.code == "seed"
 
 
 # ---- pickling, engines, session -----------------------------------------------------------------------------------------
 
 
 def test_pickled_programs_run_alike() -> None:
-    program = Program(mlp(), threads=1, limits=Limits.strict(), seed=5)
+    program = NumpyProgram(mlp(), threads=1, limits=Limits.strict(), seed=5)
     other = pickle.loads(pickle.dumps(program))
     assert (other.threads, other.limits, other.seed) == (1, Limits.strict(), 5)
     assert_bitwise(other.run(feed(3)), program.run(feed(3)))
 
 
-def test_later_edits_of_the_graph_do_not_reach_the_program() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_programs_of_all_engines_offer_the_same(engine: str) -> None:
+    program: Program = compiled(mlp(), engine)
+    assert (program.engine, program.input_names, program.output_names[0]) == (engine, ["x"], "loss")
+    program.input_names.clear()
+    assert program.input_names == ["x"]
+    results = program.run(feed(3))
+    assert list(results) == program.output_names
+    assert_bitwise(pickle.loads(pickle.dumps(program)).run(feed(3)), results)
+
+
+def test_parameters_are_fed_where_the_engine_can() -> None:
+    feeds = {**feed(2), "w0": np.zeros((4, 16), np.float32)}
+    assert compiled(mlp(), "numpy").run(feeds)["loss"] != compiled(mlp(), "numpy").run(feed(2))["loss"]
+    with pytest.raises(InputError, match="holds the parameter 'w0' fixed"):
+        compiled(mlp(), "ort").run(feeds)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_later_edits_of_the_graph_do_not_reach_the_program(engine: str) -> None:
     graph = pointwise()
-    program = Program(graph)
+    program = compiled(graph, engine)
     feeds = feed(2, 3, np.float64)
     before = program.run(feeds)
     graph.set_op(graph.nodes()[0], "Exp", {})
     assert_bitwise(program.run(feeds), before)
-    assert_bitwise(program.run(feed(5, 3, np.float64)), {"y": np.tanh(feed(5, 3, np.float64)["x"])})
+    np.testing.assert_allclose(program.run(feed(5, 3, np.float64))["y"], np.tanh(feed(5, 3, np.float64)["x"]), rtol=1e-14)
     with pytest.raises(ResourceError, match="edited"):
         pickle.dumps(program)
 
@@ -635,10 +702,9 @@ def test_engines() -> None:
         engines.compile_graph(pointwise(), "numpi")
 
 
-@pytest.mark.parametrize("engine", ["numpy", "ort"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_session(engine: str) -> None:
-    if engines.engines()[engine] != "ready":
-        pytest.skip(engines.engines()[engine])
+    skip_unless_ready(engine)
     graph = mlp(gradient=False)
     session = InferenceSession(graph, engine=engine, providers=["CPUExecutionProvider"])
     assert [(a.name, a.type, a.shape) for a in session.get_inputs()] == [("x", "tensor(float)", ["N", 4])]
@@ -663,7 +729,7 @@ def test_long_chains() -> None:
         y = b.Tanh(b.Add(y, x)) if i % 2 else b.Mul(y, 0.5)
     graph.add_output(y, "y")
     feeds = {"x": np.ones(3)}
-    program = Program(graph)
+    program = NumpyProgram(graph)
     assert_bitwise(program.run(feeds), evaluate(graph, feeds))
     assert_bitwise(program.run(feeds), evaluate(graph, feeds))
 
@@ -674,5 +740,5 @@ def test_fifty_thousand_nodes_in_parallel_branches() -> None:
     x = graph.add_input("x", Type(FLOAT32, (2,)))
     branches = [b.Neg(b.Mul(x, float(i))) for i in range(25_000)]
     graph.add_output(b.Sum(*branches), "y")
-    got = Program(graph).run({"x": np.ones(2, np.float32)})["y"]
+    got = NumpyProgram(graph).run({"x": np.ones(2, np.float32)})["y"]
     np.testing.assert_allclose(got, -25_000 * 24_999 / 2, rtol=1e-3)

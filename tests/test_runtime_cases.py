@@ -10,7 +10,7 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Node
 from flowgrad.ir.ops.registry import Trait, all_ops, opdef
 from flowgrad.runtime.kernels import bind, may_overwrite, takes_out
-from flowgrad.runtime.numpy_program import Program
+from flowgrad.runtime.numpy_program import NumpyProgram
 from tests.op_cases import Case, all_cases
 
 CASES = all_cases()
@@ -37,7 +37,7 @@ def test_program_equals_evaluator(case: Case, symbolic: bool) -> None:
     graph, _ = case.graph(arrays, symbolic)
     feeds = case.feeds(arrays)
     expected = evaluate(graph, feeds, rng=np.random.default_rng(SEED))
-    program = Program(graph, threads=2, seed=SEED)
+    program = NumpyProgram(graph, threads=2, seed=SEED)
     for _ in range(2):  # the second run meets used buffers
         assert_same(program.run(feeds), expected)
 
@@ -49,7 +49,7 @@ def test_program_within_a_graph(case: Case) -> None:
     graph, node = _surrounded(case, arrays)
     feeds = case.feeds(arrays)
     expected = evaluate(graph, feeds, rng=np.random.default_rng(SEED))
-    program = Program(graph, threads=1, seed=SEED)
+    program = NumpyProgram(graph, threads=1, seed=SEED)
     for _ in range(2):
         assert_same(program.run(feeds), expected)
 

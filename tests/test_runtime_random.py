@@ -10,7 +10,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.types import FLOAT64, Dim, Type
-from flowgrad.runtime.numpy_program import Program
+from flowgrad.runtime.numpy_program import NumpyProgram
 
 ROWS, COLUMNS = 4, 6
 
@@ -60,7 +60,7 @@ def graphs(draw: st.DrawFn) -> Graph:
 @settings(max_examples=300, deadline=None)
 @given(graphs())
 def test_random_graphs(graph: Graph) -> None:
-    program = Program(graph, threads=1)
+    program = NumpyProgram(graph, threads=1)
     results = []
     for seed in range(3):  # the same buffers serve all three
         rng = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ from flowgrad.ir.graph import Graph
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.model import Model, ValueInfo
+from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.tools import files
 from flowgrad.tools.notes import progress
 from flowgrad.tools.samples import parse_shapes
@@ -70,7 +71,7 @@ def peak_bytes(model: Model, shapes: list[str]) -> int | None:
             if not value.type.is_static:
                 return None
             given[value.name] = value.type.static_shape
-    plan = model.compile().plan(given)
+    plan = NumpyProgram(model.optimized().graph).plan(given)
     return int(plan.peak_bytes) if plan.complete else None
 
 

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array
 from flowgrad.ir.types import dtype_of
 from flowgrad.model import Model
+from flowgrad.runtime.program import Program
 from flowgrad.tools import files, samples
+from flowgrad.tools.cli import add_common, run_command
 from flowgrad.tools.notes import note, progress
 
 EXAMPLE = "example: flowgrad-run mlp_grad.msgpack --inputs batch.npz --check-numerics"
@@ -42,8 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``flowgrad-run``; returns its exit code."""
-    from flowgrad.tools.cli import add_common, run_command
-
     parser = argparse.ArgumentParser(prog="flowgrad-run", description="Run a graph; without inputs, seeded ones are made.")
     parser.set_defaults(command="run")
     add_arguments(parser)
@@ -79,10 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _feeds(model: Model, arguments: argparse.Namespace, quiet: bool) -> dict[str, Array]:
     given = files.read_arrays(arguments.inputs)
-    known = {v.name for v in (*model.graph.inputs, *model.graph.parameters)}
-    for name in given:
-        if name not in known:
-            raise InputError(f"no input {name!r}{suggestion(name, known)}; inputs: {', '.join(sorted(known))}", code="name")
+    Signature(model.graph).check_names(given)
     made, assumed = samples.sample_inputs(model.graph, arguments.seed, samples.parse_shapes(arguments.input_shapes), given)
     if assumed:
         note(f"assumed extent 1 for {', '.join(assumed)} (see --input-shapes)", quiet)
@@ -98,7 +96,7 @@ def _wanted(model: Model, outputs: str | None) -> list[str]:
     return names
 
 
-def _timed(program: Any, feeds: dict[str, Array], warmup: int, repeat: int) -> tuple[dict[str, Array], list[float]]:
+def _timed(program: Program, feeds: dict[str, Array], warmup: int, repeat: int) -> tuple[dict[str, Array], list[float]]:
     for _ in range(warmup):
         program.run(feeds)
     seconds = []

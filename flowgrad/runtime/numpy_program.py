@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.errors import InputError, ResourceError, suggestion
-from flowgrad.ir.evaluate import checked_feed
-from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.feeds import Signature
+from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.runtime.dynamic_calls import Context
 from flowgrad.runtime.executor import Executor
 from flowgrad.runtime.flat_graph import FlatGraph
-from flowgrad.runtime.specialise import bind_dims
+from flowgrad.runtime.program import packed, unpacked
 from flowgrad.runtime.threads import available_threads
 
 
@@ -33,7 +33,7 @@ class Plan:
     complete: bool
 
 
-class Program:
+class NumpyProgram:
     """A graph ready to run: immutable, thread-safe, re-entrant, picklable.
 
     ``threads`` is the number of cores used (default: all); results are the same bits for any number. ``seed`` makes
@@ -53,9 +53,8 @@ class Program:
         self._graph, self._version = graph, graph.version
         flat = FlatGraph(graph)
         self._executor = Executor(flat, self.threads, self.limits)
-        self._inputs = {v.name: v for v in graph.inputs}
-        self._parameters = {v.name: v for v in graph.parameters}
-        self._names = list(self._inputs)
+        self._signature = Signature(graph)
+        self._names = list(self._signature.inputs)
         self._output_names = [name for name, _ in flat.outputs]
         self._checked_shapes: set[tuple[Any, ...]] = set()
 
@@ -95,19 +94,18 @@ class Program:
 
         Inputs of known shape may be left out. Raises InputError for names or shapes that do not fit.
         """
-        full = []
+        inputs = self._signature.inputs
+        full: dict[str, tuple[int, ...]] = {}
         for name in shapes:
-            if name not in self._inputs:
-                raise InputError(f"no input {name!r}{suggestion(name, self._inputs)}", code="name")
-        for name, value in self._inputs.items():
-            if name not in shapes and not value.type.is_static:
-                raise InputError(f"the shape of input {name!r} is needed: {value.type!r}", code="missing")
-            full.append(tuple(int(n) for n in shapes.get(name, value.type.shape or ())))  # type: ignore[arg-type]
-        for value, shape in zip(self._inputs.values(), full, strict=True):
-            checked_feed(value, np.broadcast_to(np.zeros((), value.type.dtype.numpy), shape))
-        self._check_dims(full)
+            if name not in inputs:
+                raise InputError(f"no input {name!r}{suggestion(name, inputs)}", code="name")
+        for name, type_ in inputs.items():
+            if name not in shapes and not type_.is_static:
+                raise InputError(f"the shape of input {name!r} is needed: {type_!r}", code="missing")
+            full[name] = tuple(int(n) for n in shapes[name]) if name in shapes else type_.static_shape
+        self._signature.check_shapes(full)
         with np.errstate(all="ignore"):
-            first = self._executor.specialise(full, [None] * len(full)).first
+            first = self._executor.specialise(list(full.values()), [None] * len(full)).first
         layout = first.layout
         return Plan(layout.peak_bytes, layout.arena_bytes, len(first.steps), not first.open)
 
@@ -127,37 +125,19 @@ class Program:
         return self._checked(feeds)
 
     def _checked(self, feeds: Mapping[str, Any]) -> list[Array]:
-        known: dict[str, Value] = {**self._inputs, **self._parameters}
-        for name in feeds:
-            if name not in known:
-                raise InputError(f"no input {name!r}{suggestion(name, known)}; inputs: {', '.join(known)}", code="name")
-        missing = [name for name in self._names if name not in feeds]
-        if missing:
-            raise InputError(f"no value given for input {missing[0]!r}", code="missing")
-        arrays = [checked_feed(value, feeds[name]) for name, value in self._inputs.items()]
-        shapes = [a.shape for a in arrays]
-        self._check_dims(shapes)
+        arrays = self._signature.checked(feeds)
+        inputs = [arrays[name] for name in self._names]
         if len(self._checked_shapes) > 1000:
             self._checked_shapes = set()
-        self._checked_shapes.add(tuple(shapes))
-        defaults = [checked_feed(value, feeds[name]) if name in feeds else default
-                    for (name, value), default in zip(self._parameters.items(), self._executor.defaults, strict=True)]
-        return arrays + defaults
-
-    def _check_dims(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        bind_dims(self._names, [v.type for v in self._inputs.values()], shapes)
+        self._checked_shapes.add(tuple(a.shape for a in inputs))
+        defaults = zip(self._signature.parameters, self._executor.defaults, strict=True)
+        return inputs + [arrays.get(name, default) for name, default in defaults]
 
     # ---- pickling -----------------------------------------------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from flowgrad.ir.pack import pack
-
-        if self._graph.version != self._version:
-            raise ResourceError("the graph was edited after it was compiled: this program cannot be pickled", code="pickle")
-        return _from_bytes, (pack(self._graph), self.threads, self.limits, self.seed)
+        return _from_bytes, (packed(self._graph, self._version), self.threads, self.limits, self.seed)
 
 
-def _from_bytes(data: bytes, threads: int, limits: Limits, seed: int | None) -> Program:
-    from flowgrad.ir.pack import unpack
-
-    return Program(unpack(data, Limits.unlimited()), threads, limits, seed=seed)
+def _from_bytes(data: bytes, threads: int, limits: Limits, seed: int | None) -> NumpyProgram:
+    return NumpyProgram(unpacked(data), threads, limits, seed=seed)

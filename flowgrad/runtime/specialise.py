@@ -6,18 +6,17 @@ extents only the run can tell is *open*: it ends what can be known, and its user
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from flowgrad.ir.errors import InputError
 from flowgrad.ir.evaluate import call_node
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe, infer, symbolic_value
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import Trait
-from flowgrad.ir.types import Dim, Type
+from flowgrad.ir.types import Type
 from flowgrad.runtime.flat_graph import ABSENT, FlatGraph, Record, constant_twin
 
 FOLDED_BYTES = 1 << 16
@@ -145,34 +144,3 @@ def check_tensor(type_: Type, limits: Limits, node: Node) -> None:
     size = nbytes(type_)
     if size > limits.tensor_bytes:
         limits.check("tensor_bytes", size, describe(node))
-
-
-def bind_dims(names: Sequence[str], types: Sequence[Type], shapes: Sequence[Sequence[int]]) -> Mapping[str, int]:
-    """Return the extent of every named dim of the inputs; InputError where two inputs disagree on one."""
-    env: dict[str, int] = {}
-    owners: dict[str, str] = {}
-    composite: list[tuple[str, Dim, int]] = []
-    for name, type_, shape in zip(names, types, shapes, strict=True):
-        for dim, extent in zip(type_.shape or (), shape, strict=False):
-            if not isinstance(dim, Dim):
-                continue
-            symbol = _only_name(dim)
-            if symbol is None:
-                composite.append((name, dim, extent))
-            elif env.setdefault(symbol, extent) != extent:
-                raise InputError(f"inputs {owners[symbol]!r} and {name!r} disagree on the extent {symbol!r}: "
-                                 f"{env[symbol]} and {extent}", code="shape")
-            else:
-                owners.setdefault(symbol, name)
-    for name, dim, extent in composite:
-        if dim.names() <= set(env) and dim.evaluate(env) != extent:
-            raise InputError(f"input {name!r} has extent {extent} where {dim!r} = {dim.evaluate(env)} is expected",
-                             code="shape")
-    return env
-
-
-def _only_name(dim: Dim) -> str | None:
-    (monomial, coefficient), *rest = dim.terms
-    if rest or coefficient != 1 or len(monomial) != 1 or not isinstance(monomial[0], str):
-        return None
-    return monomial[0]

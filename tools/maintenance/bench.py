@@ -17,7 +17,6 @@ from flowgrad.ir.graph import PARAMETER, Array, Graph, Value
 from flowgrad.ir.types import FLOAT32, INT64, Type
 from flowgrad.model import Model
 from flowgrad.passes.differentiate import adjoint
-from flowgrad.runtime.engines import compile_model
 
 EXAMPLE = "example: python -m flowgrad.tools.maintenance.bench --threads 2 --json"
 
@@ -128,7 +127,7 @@ def _timed(step: Callable[[], Any], count: int) -> float:
 def measure(network: Network, threads: int, seconds: float, peer: bool) -> dict[str, Any]:
     """Return milliseconds (median and least) of a step here and, with ``peer``, in PyTorch, and whether results agree."""
     graph = gradient_graph(network)
-    program = compile_model(Model(graph), threads=threads)
+    program = Model(graph).compile(threads=threads)
     feeds = batch(network)
     steps: list[Callable[[], Any]] = [lambda: program.run(feeds)]
     row: dict[str, Any] = {"network": network.name, "nodes": len(graph)}

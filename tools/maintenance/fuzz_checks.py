@@ -19,7 +19,7 @@ from flowgrad.passes import available
 from flowgrad.passes.check import compare
 from flowgrad.passes.differentiate import adjoint, tangent
 from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
-from flowgrad.runtime.numpy_program import Program
+from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.transforms.derivatives import jvp, vjp
 
 Feeds = dict[str, Array]
@@ -104,7 +104,7 @@ def check_program(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | N
     expected = [evaluate(graph, f) for f in feeds]
     first: list[Feeds] = [{}, {}]
     for threads in (1, 2):
-        program = Program(graph, threads=threads)
+        program = NumpyProgram(graph, threads=threads)
         for world in (0, 1, 0, 1, 1):
             given = {k: a.copy() for k, a in feeds[world].items()}
             got = program.run(given)
@@ -215,7 +215,7 @@ def _keeps_in_turn(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> None:
     if not smooth:  # whether a product skips 0 * inf depends on the layout that BLAS is given
         return
     expected = [evaluate(graph, f) for f in feeds]
-    program = Program(graph, threads=2)
+    program = NumpyProgram(graph, threads=2)
     for given, outputs in zip(feeds, expected, strict=True):
         _all_close(program.run(given), outputs, "optimised, as a program: ", LAYOUT)
 

@@ -1,0 +1,92 @@
+"""The program of the engine "ort": a graph exported as plain ONNX and run by onnxruntime."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from flowgrad.ir.errors import EngineError, InputError, RunError
+from flowgrad.ir.feeds import Signature
+from flowgrad.ir.graph import Array, Graph
+from flowgrad.ir.limits import Limits
+from flowgrad.runtime.program import packed, unpacked
+
+
+class OrtProgram:
+    """A graph run by onnxruntime, which keeps no ``limits``, draws its own random numbers and holds parameters fixed.
+
+    ``threads`` is the number of cores used for one operator (default: those that onnxruntime chooses). Raises
+    EngineError if onnxruntime is missing or refuses the graph, SaveError if the graph has no ONNX form.
+    """
+
+    engine = "ort"
+
+    def __init__(self, graph: Graph, threads: int | None = None, limits: Limits | None = None) -> None:
+        from flowgrad.exchange.writer import write_onnx
+
+        ort = _onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.threads = threads
+        self._graph, self._version = graph, graph.version
+        self._signature = Signature(graph)
+        self._output_names = [entry.name for entry in graph.output_entries]
+        model = write_onnx(graph)
+        # Inputs keep their order and outputs theirs in the export; only names may have been made valid for ONNX.
+        self._exported = dict(zip(self._signature.inputs, [i.name for i in model.graph.input], strict=True))
+        try:
+            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has no common base class for what it raises
+            raise EngineError(f"onnxruntime cannot load the exported graph: {error}", code="ort") from error
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names that every run has to feed."""
+        return list(self._signature.inputs)
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in order."""
+        return list(self._output_names)
+
+    def run(self, feeds: Mapping[str, Any], *, seed: int | None = None) -> dict[str, Array]:
+        """Run on ``feeds`` (every input) and return the outputs by name.
+
+        Raises InputError for a wrong name, dtype or shape, for a parameter and for any ``seed``; RunError where
+        onnxruntime fails.
+        """
+        if seed is not None:
+            raise InputError("the engine 'ort' cannot be seeded; the engine 'numpy' can", code="seed")
+        arrays = self._signature.checked(feeds)
+        fixed = [name for name in arrays if name not in self._exported]
+        if fixed:
+            raise InputError(f"the engine 'ort' holds the parameter {fixed[0]!r} fixed: compile again after with_params, or "
+                             "use the engine 'numpy'", code="parameter")
+        try:
+            results = self._session.run(None, {self._exported[name]: array for name, array in arrays.items()})
+        except Exception as error:
+            raise RunError(f"onnxruntime: {error}", code="ort") from error
+        return dict(zip(self._output_names, results, strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_bytes, (packed(self._graph, self._version), self.threads)
+
+
+def _from_bytes(data: bytes, threads: int | None) -> OrtProgram:
+    return OrtProgram(unpacked(data), threads)
+
+
+def is_installed() -> bool:
+    """Return whether onnxruntime can be imported, without importing it."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError("the engine 'ort' needs onnxruntime; install flowgrad[ort]", code="missing") from error
+    return onnxruntime
