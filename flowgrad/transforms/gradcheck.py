@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.errors import InputError
+from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model
-from flowgrad.passes.selection import Names
+from flowgrad.passes.selection import Names, find_value
 from flowgrad.transforms.derivatives import jvp, vjp
 
 
@@ -124,9 +125,6 @@ def _value(model: Model, name: str) -> Array:
 def _output(outputs: Mapping[str, Array], model: Model, name: str, feeds: Mapping[str, Array]) -> Array:
     if name in outputs:
         return outputs[name]
-    from flowgrad.ir.evaluate import evaluate
-    from flowgrad.passes.selection import find_value
-
     value = find_value(model.graph, name)
     return next(iter(evaluate(model.graph, feeds, fetch=[value]).values()))
 
