@@ -17,7 +17,7 @@ from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
-from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
+from flowgrad.passes.manager import DEFAULT_PIPELINE, PLAIN_PIPELINE, PassManager
 from flowgrad.passes.parameters import candidates
 from flowgrad.passes.precision import converted
 from flowgrad.runtime.engines import compile_graph
@@ -54,7 +54,8 @@ class Model:
     """A graph with its weights. Callable; every transform takes a Model and returns a new one.
 
     ``roles`` maps (role, of, wrt) to the actual name of what a transform made, for example
-    ``("grad", "loss", "w")`` to ``"w_grad"``. ``notes`` holds remarks of transforms.
+    ``("grad", "loss", "w")`` to ``"w_grad"``. ``notes`` holds remarks of transforms. With ``stabilize`` False, formulas
+    that overflow are run as they are written, and differentiated so.
     """
 
     def __init__(self, graph: Graph, roles: Mapping[Role, str] | None = None, notes: Sequence[str] = ()) -> None:
@@ -62,6 +63,7 @@ class Model:
         self.roles: dict[Role, str] = dict(roles or {})
         self.notes: tuple[str, ...] = tuple(notes)
         self.overrides: dict[str, tuple[str, Any]] = {}
+        self.stabilize = True
         self._optimized_at = -1
         """The version of the graph that the standard pipeline made, so that it does not run on its own result."""
 
@@ -71,7 +73,7 @@ class Model:
         Raises InputError if ``graph`` lost a node whose adjoint is overridden.
         """
         other = Model(graph, self.roles, self.notes)
-        other.overrides = dict(self.overrides)
+        other.overrides, other.stabilize = dict(self.overrides), self.stabilize
         other.override_keys()
         return other
 
@@ -137,7 +139,8 @@ class Model:
         """Return this model after a pipeline of passes (default: the standard one)."""
         if passes is None and self._optimized_at == self.graph.version:
             return self
-        model: Model = PassManager(DEFAULT_PIPELINE if passes is None else passes).run(self).model
+        standard = DEFAULT_PIPELINE if self.stabilize else PLAIN_PIPELINE
+        model: Model = PassManager(standard if passes is None else passes).run(self).model
         model._optimized_at = model.graph.version if passes is None else -1
         return model
 

@@ -106,6 +106,10 @@ class Registry(Generic[T]):
         with self._loading:
             load, self._own = self._own, None  # what is loaded may look things up
             if load is not None:
-                with outside_scopes():
-                    load()
-            self._load = None
+                try:
+                    with outside_scopes():
+                        load()
+                except BaseException:
+                    self._own = load  # tried again at the next use, which fails as clearly
+                    raise
+                self._load = None

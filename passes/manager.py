@@ -18,6 +18,9 @@ from flowgrad.passes.rewrite import Recorder, recording
 DEFAULT_PIPELINE = "stabilize,canonicalize,fold,cse,simplify,canonicalize,dce"
 """What ``optimized()`` runs."""
 
+PLAIN_PIPELINE = DEFAULT_PIPELINE.removeprefix("stabilize,")
+"""The same for a model that is to stay as it was written: nothing is repaired."""
+
 LEVELS = {0: "", 1: "canonicalize,fold,cse,dce", 2: DEFAULT_PIPELINE}
 """The pipelines of -O0, -O1 and -O2."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -197,8 +197,8 @@ class RewriteBuilder(Builder):
                 self.graph.remove(entry)
 
 
-def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20) -> None:
-    """Apply ``rules`` to ``graph`` and its subgraphs until none fires.
+def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20, keep: Collection[int] = ()) -> None:
+    """Apply ``rules`` to ``graph`` and its subgraphs until none fires; nodes of ``graph`` with a key in ``keep`` stay.
 
     Linear in nodes for rules that converge. Raises PassError, naming the rules that still fire, after ``cap``
     applications per node.
@@ -210,14 +210,16 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20) -> None:
                 table.setdefault(op, []).append((rule, pattern))
     depth = max((p.depth for r in rules for p in r.patterns), default=1)
     for inner in all_graphs(graph):
-        _Driver(inner, table, depth, cap).run()
+        _Driver(inner, table, depth, cap, keep if inner is graph else ()).run()
 
 
 class _Driver:
-    def __init__(self, graph: Graph, table: dict[str, list[tuple[Rule, Application]]], depth: int, cap: int) -> None:
+    def __init__(self, graph: Graph, table: dict[str, list[tuple[Rule, Application]]], depth: int, cap: int,
+                 keep: Collection[int]) -> None:
         self.graph = graph
         self.table = table
         self.depth = depth
+        self.keep = keep
         self.queue: deque[Node] = deque()
         self.queued: set[int] = set()
         self.left = 1000 + cap * len(graph)
@@ -243,10 +245,13 @@ class _Driver:
             for match in matches(pattern, node, shared=rule.shared, pinned=self.graph.pinned):
                 if recorder is not None and not recorder.permits():
                     return
+                if self.keep and any(n.key in self.keep for n in match.nodes):
+                    continue
                 b = RewriteBuilder(self.graph, rule, match)
                 result = rule(b, match)
                 if not isinstance(result, NoMatch) and self.is_held(node, result, b.made):
-                    result = NoMatch("an output is pinned")
+                    held = NoMatch("an output is pinned")
+                    result = b.Identity(result) if rule.kind == "repairs" and isinstance(result, Value) else held
                 if isinstance(result, NoMatch):
                     b.discard()
                     if recorder is not None and recorder.verbose:

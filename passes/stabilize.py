@@ -6,6 +6,7 @@ mathematically. Inner nodes of these patterns may have other users: what matters
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from flowgrad.ir.graph import Graph, Node, Value
@@ -13,13 +14,21 @@ from flowgrad.ir.ops.registry import attr
 from flowgrad.passes.canonicalize import unchanged
 from flowgrad.passes.canonicalize_shapes import ints
 from flowgrad.passes.registry import pass_
-from flowgrad.passes.rewrite import RewriteBuilder, apply_rules, no_match, rewrite, rules_in
+from flowgrad.passes.rewrite import Recorder, RewriteBuilder, apply_rules, no_match, recording, rewrite, rules_in
 
 
 @pass_("stabilize", kind="repairs")
 def stabilize(graph: Graph) -> None:
     """Spell log(softmax), log(sigmoid), log(sum(exp)), sqrt(x*x) and their kin as the operators that are safe."""
     apply_rules(graph, RULES)
+
+
+def repair(graph: Graph, keep: Collection[int] = ()) -> list[str]:
+    """Run the pass and return what it did, one text a change; nodes with a key in ``keep`` stay as they are."""
+    recorder = Recorder()
+    with recording(recorder):
+        apply_rules(graph, RULES, keep=keep)
+    return [str(change) for change in recorder.applied]
 
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------------

@@ -12,16 +12,21 @@ from flowgrad.passes.differentiate import adjoint, tangent
 from flowgrad.passes.selection import Names, Of, Pick, find_of, find_scalar, find_value, find_wrt
 
 
-def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:
+def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
+        stabilize: bool = True) -> Model:
     """Return a model of the vector-Jacobian product: cotangents in, gradients out.
 
     Each y in ``of`` (default: all float outputs) gets a new input ``y_grad`` of its type; the outputs are the original
     ones, those in ``keep``, then ``x_grad`` = sum over y of (dy/dx)^T y_grad for each x in ``wrt``. Raises InputError for
     unknown names, NotDifferentiableError (naming every op and path) where no derivative may be claimed; with
     ``zero="allow"``, a derivative that is zero by piecewise constancy is zeros.
+
+    Formulas that overflow or divide zero by zero (log(sum(exp)), sqrt(sum(x^2)), ...) are differentiated after they are
+    repaired, and a note says which; with ``stabilize=False`` the model and its derivative stay as they are written.
     """
-    task = _Task(model)
+    task = _Task(model, stabilize)
     of_values, wrt_values = find_of(task.graph, of), find_wrt(task.graph, wrt)  # before cotangents become inputs
+    task.repair([*(y for _, y in of_values), *wrt_values], keep)
     seeds = []
     for name, y in of_values:
         y_bar = task.graph.add_input(task.graph.unique_name(f"{name}_grad"), y.type)
@@ -32,31 +37,33 @@ def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names =
     return task.finish()
 
 
-def grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error") -> Model:
+def grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
+         stabilize: bool = True) -> Model:
     """Return a model of the gradient of a scalar: outputs ``x_grad`` for each x in ``wrt``, then those in ``keep``.
 
     ``of`` is the scalar (default: the only scalar output). Raises like ``vjp``, and InputError if ``of`` has more than one
     element.
     """
-    return _scalar_gradient(model, of, wrt, keep, zero, with_value=False)
+    return _scalar_gradient(model, of, wrt, keep, zero, stabilize, with_value=False)
 
 
-def value_and_grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error"
-                   ) -> Model:
+def value_and_grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
+                   stabilize: bool = True) -> Model:
     """Return a model of a scalar and its gradient: outputs the value, ``x_grad`` for each x, then those in ``keep``.
 
     Raises like ``grad``.
     """
-    return _scalar_gradient(model, of, wrt, keep, zero, with_value=True)
+    return _scalar_gradient(model, of, wrt, keep, zero, stabilize, with_value=True)
 
 
 def _scalar_gradient(
-    model: Model, of: str | Pick | None, wrt: Names, keep: Names, zero: Zero, *, with_value: bool
+    model: Model, of: str | Pick | None, wrt: Names, keep: Names, zero: Zero, stabilize: bool, *,
+    with_value: bool
 ) -> Model:
-    task = _Task(model)
-    kept = [(name, find_value(task.graph, name)) for name in ([keep] if isinstance(keep, str) else keep)]
+    task = _Task(model, stabilize)
     name, y = find_scalar(task.graph, of)
     wrt_values = find_wrt(task.graph, wrt)
+    kept = task.repair([y, *wrt_values], keep)
     task.drop_outputs()
     if with_value:
         task.graph.add_output(y, name)
@@ -66,18 +73,17 @@ def _scalar_gradient(
     return task.finish()
 
 
-def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs") -> Model:
+def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, stabilize: bool = True) -> Model:
     """Return a model of the Jacobian-vector product: tangents in, tangents out.
 
     Each x in ``wrt`` gets a new input ``x_tangent`` of its type; the outputs are the original ones, then ``y_tangent`` =
     sum over x of (dy/dx) x_tangent for each y in ``of`` (default: all float outputs). Raises like ``vjp``.
     """
-    task = _Task(model)
+    task = _Task(model, stabilize)
     values = find_of(task.graph, of)
     wrt_values = find_wrt(task.graph, wrt)
+    task.repair([*wrt_values, *(y for _, y in values)])
     pairs = []
-    for x in (*wrt_values, *(y for _, y in values)):
-        task.graph.pin(x)
     for x in wrt_values:
         x_dot = task.graph.add_input(task.graph.unique_name(f"{x.name}_tangent"), x.type)
         task.roles["tangent", "", x.name] = x_dot.name
@@ -88,14 +94,15 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs") -> Model:
     return task.finish()
 
 
-def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, zero: Zero = "error") -> Model:
+def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, zero: Zero = "error",
+        stabilize: bool = True) -> Model:
     """Return a model of the Hessian-vector product: forward over reverse.
 
     Inputs gain ``x_tangent`` for each x in ``wrt``; the outputs are the value, ``x_grad`` for each x, then ``x_hvp`` =
     sum over u of (d2 of / dx du) u_tangent. Raises like ``grad``.
     """
-    first = value_and_grad(model, of, wrt, zero=zero)
-    task = _Task(first)
+    first = value_and_grad(model, of, wrt, zero=zero, stabilize=stabilize)
+    task = _Task(first, stabilize)
     name = first.graph.output_entries[0].name
     wrt_values = [(w, first.roles["grad", name, w]) for r, o, w in first.roles if r == "grad" and o == name]
     wrt_values = [(w, g) for w, g in wrt_values if w in task.graph.values]
@@ -115,8 +122,9 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, ze
 class _Task:
     """One transform at work: a copy of the graph, and the names and notes it makes."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, stabilize: bool) -> None:
         self.model = model
+        self.stabilize = stabilize and model.stabilize
         self.graph: Graph = model.graph.copy()
         self.roles: dict[Role, str] = dict(model.roles)
         self.notes = list(model.notes)
@@ -124,8 +132,21 @@ class _Task:
     def finish(self) -> Model:
         """Return the model made; adjoint rules that were overridden stay so for the next derivative."""
         made = Model(self.graph, self.roles, self.notes)
-        made.overrides = dict(self.model.overrides)
+        made.overrides, made.stabilize = dict(self.model.overrides), self.stabilize
         return made
+
+    def repair(self, values: Sequence[Value], keep: Names = ()) -> list[tuple[str, Value]]:
+        """Pin ``values`` and those called ``keep``, and repair what hazards the rest holds; returns the kept ones."""
+        from flowgrad.passes.stabilize import repair  # loads all operators: not before they are needed
+
+        kept = [(name, find_value(self.graph, name)) for name in ([keep] if isinstance(keep, str) else keep)]
+        for value in (*values, *(v for _, v in kept)):
+            self.graph.pin(value)
+        done = repair(self.graph, keep=self.model.override_keys()) if self.stabilize else []
+        if done:
+            shown = ", ".join(done[:5]) + (", ..." if len(done) > 5 else "")
+            self.notes.append(f"{len(done)} formulas are repaired before they are differentiated: {shown}")
+        return kept
 
     def one(self, y: Value) -> Value:
         """Return the cotangent 1 of a scalar."""
