@@ -117,13 +117,29 @@ class Model:
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
-    def __call__(self, feeds: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Array]:
+    def __call__(self, *feeds: Any, **named: Any) -> dict[str, Array]:
         """Run the model on its cached default program; returns the outputs by name.
 
-        Inputs are given as keywords or as one dict. Raises InputError for a wrong name, dtype or shape.
+        Inputs are given as one dict, as keywords, or as arrays in the order of the inputs. Raises InputError for a wrong
+        name, number, dtype or shape.
         """
-        given = {**(feeds or {}), **named}
+        given = {**self._by_name(feeds), **named}
+        for name, value in given.items():
+            if value is None:
+                raise InputError(f"input {name!r} is None: give an array", code="missing")
         return self._program.run({name: np.asarray(value) for name, value in given.items()})
+
+    def _by_name(self, feeds: Sequence[Any]) -> Mapping[str, Any]:
+        """Return positional feeds by the names of the inputs: one dict, or arrays in order."""
+        if not feeds or (len(feeds) == 1 and feeds[0] is None):
+            return {}
+        if len(feeds) == 1 and isinstance(feeds[0], Mapping):
+            return feeds[0]
+        names = [v.name for v in self.graph.inputs]
+        if len(feeds) > len(names) or any(isinstance(f, Mapping) for f in feeds):
+            raise InputError(f"{self.graph.name!r} takes one dict, or arrays for its inputs ({', '.join(names) or 'none'}) in "
+                             f"this order; got {len(feeds)} positional arguments", code="feeds")
+        return dict(zip(names, feeds, strict=False))
 
     @cached_property
     def _program(self) -> Program:

@@ -30,6 +30,10 @@ def find_value(graph: Graph, name: str) -> Value:
 
     Raises InputError, with a suggestion, if there is none or if a node name is not unique.
     """
+    if not isinstance(name, str):
+        raise InputError(f"of, wrt and keep take names, not {type(name).__name__}: a transform makes a model, and feeds go to "
+                         f"that, as in grad(model, of='loss', wrt='x')(feeds); inputs here: {_listing(graph.inputs)}; outputs: "
+                         f"{_listing(graph.outputs)}", code="name")
     for entry in graph.output_entries:
         if entry.name == name:
             return entry.input(0)
@@ -50,7 +54,7 @@ def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
     Constants among them become parameters. Raises InputError for what is unknown, not a float, or matches nothing.
     """
     chosen: dict[Value, None] = {}
-    for item in _as_list(wrt):
+    for item in as_list(wrt):
         chosen.update(dict.fromkeys(_matches(graph, item)))
     for value in chosen:
         if not value.type.dtype.is_float:
@@ -64,7 +68,7 @@ def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
 
 
 def _matches(graph: Graph, item: str) -> list[Value]:
-    if item in graph.values or any(e.name == item for e in graph.output_entries):
+    if not isinstance(item, str) or item in graph.values or any(e.name == item for e in graph.output_entries):
         return [find_value(graph, item)]
     if item == "inputs":
         return float_inputs(graph)
@@ -90,7 +94,7 @@ def find_of(graph: Graph, of: Of | None) -> list[tuple[str, Value]]:
         if not pairs:
             raise InputError(f"{graph.name!r} has no float output", code="of")
         return pairs
-    pairs = [_named(graph, item) for item in ([of] if isinstance(of, (str, Pick)) else of)]
+    pairs = [_named(graph, item) for item in (list(of) if isinstance(of, (list, tuple)) else [of])]
     for name, value in pairs:
         if not value.type.dtype.is_float:
             raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")
@@ -144,8 +148,9 @@ def float_inputs(graph: Graph) -> list[Value]:
     return [v for v in graph.inputs if v.type.dtype.is_float]
 
 
-def _as_list(names: Names) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def as_list(names: Names) -> list[str]:
+    """Return names as a list; what is no name is refused by ``find_value``, an array as a whole."""
+    return list(names) if isinstance(names, (list, tuple, set, frozenset)) else [names]  # type: ignore[list-item]
 
 
 def _listing(values: Iterable[Value]) -> str:

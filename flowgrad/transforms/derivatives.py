@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.model import Model, Role
 from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.differentiate import adjoint, tangent
-from flowgrad.passes.selection import Names, Of, Pick, find_of, find_scalar, find_value, find_wrt
+from flowgrad.passes.selection import Names, Of, Pick, as_list, find_of, find_scalar, find_value, find_wrt
 
 
 def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
@@ -123,6 +124,9 @@ class _Task:
     """One transform at work: a copy of the graph, and the names and notes it makes."""
 
     def __init__(self, model: Model, stabilize: bool) -> None:
+        if not isinstance(model, Model):
+            raise InputError(f"a transform takes a Model, not {type(model).__name__}: load it first, as in "
+                             "fg.grad(fg.load('model.onnx'))", code="type")
         self.model = model
         self.stabilize = stabilize and model.stabilize
         self.graph: Graph = model.graph.copy()
@@ -139,7 +143,7 @@ class _Task:
         """Pin ``values`` and those called ``keep``, and repair what hazards the rest holds; returns the kept ones."""
         from flowgrad.passes.stabilize import repair  # loads all operators: not before they are needed
 
-        kept = [(name, find_value(self.graph, name)) for name in ([keep] if isinstance(keep, str) else keep)]
+        kept = [(name, find_value(self.graph, name)) for name in as_list(keep)]
         for value in (*values, *(v for _, v in kept)):
             self.graph.pin(value)
         done = repair(self.graph, keep=self.model.override_keys()) if self.stabilize else []
@@ -160,7 +164,7 @@ class _Task:
     def keep(self, names: Names) -> None:
         """Output the named values as well."""
         present = {e.name for e in self.graph.output_entries}
-        for name in [names] if isinstance(names, str) else names:
+        for name in as_list(names):
             if name not in present:
                 self.graph.add_output(find_value(self.graph, name), name)
 

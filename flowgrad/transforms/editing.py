@@ -11,7 +11,7 @@ from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.inline import inline
 from flowgrad.ir.types import Type, merge_types
 from flowgrad.model import Model
-from flowgrad.passes.selection import Names, Pick, find_value
+from flowgrad.passes.selection import Names, Pick, as_list, find_value
 
 Rule = Callable[..., Any]
 
@@ -29,7 +29,7 @@ def stop_gradient(model: Model, names: Names) -> Model:
     """Return a model through whose values ``names`` no derivative passes. InputError for an unknown name."""
     graph = model.graph.copy()
     b = Builder(graph)
-    for name in [names] if isinstance(names, str) else names:
+    for name in as_list(names):
         value = find_value(graph, name)
         b.prefix, b.origin = value.name, graph.new_origin("stop_gradient", (value.producer,))
         stopped = b.StopGradient(value)
@@ -57,7 +57,7 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
     Raises InputError if nothing matches.
     """
     graph = model.graph.copy()
-    chosen = [find_value(graph, n) for n in ([names] if isinstance(names, str) else names)]
+    chosen = [find_value(graph, n) for n in as_list(names)]
     chosen += [n.output() for n in graph.nodes() if op and n.op == op]
     if not chosen:
         raise InputError(f"no node of op {op!r}{suggestion(op, {n.op for n in graph.nodes()})}", code="name")

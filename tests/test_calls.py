@@ -1,0 +1,48 @@
+"""Calls as new users write them: each works, or its message names the right call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.ir.errors import InputError
+
+TEXT = b"graph @g (%a: f32[2], %b: f32[2]) -> (%y: f32[]) { %m: f32[2] = Mul(%a, %b) %y: f32[] = ReduceSum(%m) {keepdims=0} }"
+A, B = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
+
+
+@pytest.fixture
+def model() -> fg.Model:
+    return fg.load(TEXT)
+
+
+def test_a_model_is_called_with_a_dict_with_keywords_or_in_order(model: fg.Model) -> None:
+    for outputs in (model({"a": A, "b": B}), model(a=A, b=B), model(A, B), model(A, b=B),
+                    model({"a": A}, b=B)):
+        assert outputs["y"] == 11
+    assert fg.grad(model)(A, B)["a_grad"].tolist() == [3, 4]
+
+
+WRONG: list[tuple[Callable[[fg.Model], Any], str]] = [
+    (lambda m: m(A, B, A), r"its inputs \(a, b\) in this order; got 3"),
+    (lambda m: m({"a": A}, B), "takes one dict, or arrays"),
+    (lambda m: m(A), "no value given for input 'b'"),
+    (lambda m: m(a=A, b=None), "input 'b' is None"),
+    (lambda m: m(A.astype(np.int8), B), r"input 'a' is int8, expected float32; convert it with .astype\('float32'\)"),
+    (lambda m: fg.grad("model.onnx"), r"takes a Model, not str: load it first"),  # type: ignore[arg-type]
+    (lambda m: fg.grad(m, 0), r"take names, not int"),  # type: ignore[arg-type]
+    (lambda m: fg.grad(m, "y", 0), r"take names, not int"),  # type: ignore[arg-type]
+    (lambda m: fg.vjp(m, A), r"take names, not ndarray: a transform makes a model, and feeds go to that"),  # type: ignore[arg-type]
+    (lambda m: fg.jvp(m, wrt=A), r"take names, not ndarray"),  # type: ignore[arg-type]
+    (lambda m: fg.grad(m, "y", "a", keep=3), r"take names, not int"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_a_wrong_call_names_the_right_one(model: fg.Model, call: Callable[[fg.Model], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(model)
