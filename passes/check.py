@@ -12,8 +12,8 @@ from flowgrad.ir.graph import Array, Graph, Value, same_array
 from flowgrad.ir.ops.registry import is_random
 from flowgrad.ir.types import Dim
 from flowgrad.passes.differentiate import adjoint
-from flowgrad.passes.manager import Hook, Step
 from flowgrad.passes.registry import Kind
+from flowgrad.passes.steps import Hook, Step
 
 Feeds = Mapping[str, Array]
 

@@ -12,8 +12,8 @@ from flowgrad.ir.errors import safe_text
 from flowgrad.ir.files import write_text
 from flowgrad.ir.graph import INLINE_ELEMENTS, LITERAL, Graph
 from flowgrad.passes.edits import all_graphs
-from flowgrad.passes.manager import Hook, Step
 from flowgrad.passes.pipeline import Stage, format_pipeline
+from flowgrad.passes.steps import Hook, Step
 
 Writer = Callable[[str], object]
 

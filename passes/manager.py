@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import FlowgradError, InputError, PassError
 from flowgrad.ir.graph import Graph
+from flowgrad.ir.verify import verify
+from flowgrad.passes.check import CheckKind
 from flowgrad.passes.edits import fingerprint
 from flowgrad.passes.pipeline import Stage, format_pipeline, parse_pipeline
+from flowgrad.passes.registry import find_pass
 from flowgrad.passes.rewrite import Recorder, recording
+from flowgrad.passes.steps import Hook, Step
 
 DEFAULT_PIPELINE = "stabilize,canonicalize,fold,cse,simplify,canonicalize,dce"
 """What ``optimized()`` runs."""
@@ -23,35 +27,6 @@ PLAIN_PIPELINE = DEFAULT_PIPELINE.removeprefix("stabilize,")
 
 LEVELS = {0: "", 1: "canonicalize,fold,cse,dce", 2: DEFAULT_PIPELINE}
 """The pipelines of -O0, -O1 and -O2."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One pass that ran: what it was given, what it did, how long it took."""
-
-    index: int
-    total: int
-    stage: Stage
-    changed: bool
-    seconds: float
-    nodes_before: int
-    nodes_after: int
-    applied: Mapping[str, int]
-    misses: Sequence[tuple[str, str, str]] = ()
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.stage.name
-
-    def __str__(self) -> str:
-        done = f"{self.nodes_before} -> {self.nodes_after} nodes" if self.changed else "no change"
-        return f"{self.stage} ({self.index}/{self.total}): {done}, {self.seconds * 1e3:.1f} ms"
-
-    @property
-    def header(self) -> str:
-        """The line that stands above the graph when it is printed."""
-        return f"# ---- after {self} ----"
 
 
 @dataclass(frozen=True)
@@ -75,25 +50,6 @@ def _report_line(step: Step) -> str:
     rules = ", ".join(f"{name} {count}" for name, count in list(step.applied.items())[:6])
     line = f"{str(step):72} {rules}".rstrip()
     return f"{line}  [{step.note}]" if step.note else line
-
-
-class Hook:
-    """Callbacks around passes; a hook overrides what it needs.
-
-    ``snapshot`` asks for ``previous``, a copy of the graph as it was before the pass.
-    """
-
-    snapshot = False
-
-    def before(self, stage: Stage, graph: Graph) -> None:
-        """Look at the graph before a pass."""
-
-    def after(self, step: Step, graph: Graph, previous: Graph | None) -> str | None:
-        """Look at the graph after a pass; a text that is returned becomes the note of the step."""
-        return None
-
-    def failed(self, stage: Stage, rest: Sequence[Stage], previous: Graph | None, error: BaseException) -> None:
-        """Look at a pass that raised; ``rest`` is the pipeline from that pass on."""
 
 
 @dataclass
@@ -141,8 +97,6 @@ class PassManager:
     def _checks(self) -> list[Hook]:
         if not self.check:
             return []
-        from flowgrad.passes.check import CheckKind
-
         return [CheckKind()]
 
     def _run_stage(self, index: int, stage: Stage, graph: Graph, hooks: Sequence[Hook]) -> Step:
@@ -172,8 +126,6 @@ class PassManager:
 
 
 def _verify(graph: Graph, when: str) -> None:
-    from flowgrad.ir.verify import verify
-
     try:
         verify(graph)
     except FlowgradError as error:
@@ -182,6 +134,4 @@ def _verify(graph: Graph, when: str) -> None:
 
 def run_pass(name: str, graph: Graph, **options: Any) -> None:
     """Run one pass on ``graph`` itself. Raises InputError for an unknown pass or option."""
-    from flowgrad.passes.registry import find_pass
-
     find_pass(name).run(graph, **options)

@@ -13,7 +13,8 @@ from flowgrad.model import Model
 from flowgrad.passes import available
 from flowgrad.passes.bisect import bisect
 from flowgrad.passes.hooks import Dump, PrintAfter, PrintAfterChange, PrintBefore, Reproducer, Statistics, Timing
-from flowgrad.passes.manager import LEVELS, Hook, PassManager, PassResult
+from flowgrad.passes.manager import LEVELS, PassManager, PassResult
+from flowgrad.passes.steps import Hook
 from flowgrad.tools import files
 from flowgrad.tools.notes import note, progress
 
