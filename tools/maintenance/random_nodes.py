@@ -9,7 +9,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Type, dtype_of
-from flowgrad.tools.maintenance.random_graphs import NAMES, WORLDS, Maker, Rejected, kind
+from flowgrad.tools.maintenance.graph_maker import NAMES, WORLDS, Maker, Rejected, kind
 
 SMOOTH = ("Sin", "Cos", "Tanh", "Sigmoid", "Erf", "Softplus", "Atan", "Asinh", "Gelu", "Mish", "Swish", "Elu", "Celu",
           "Selu", "Exp", "Neg", "Identity", "Sinh", "Cosh")

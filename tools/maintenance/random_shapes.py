@@ -6,7 +6,7 @@ import numpy as np
 
 from flowgrad.ir.graph import Value
 from flowgrad.ir.types import INT64
-from flowgrad.tools.maintenance.random_graphs import WORLDS, Maker, Rejected, kind
+from flowgrad.tools.maintenance.graph_maker import WORLDS, Maker, Rejected, kind
 
 # ---- shapes -------------------------------------------------------------------------------------------------------------------
 
