@@ -19,8 +19,8 @@ class Builder:
     """Adds nodes to a graph: ``b.Add(x, y)``, ``b.Softmax(x, axis=1)``.
 
     Inputs may be values, None for an absent optional one, arrays, or Python numbers: a number next to a value takes
-    the dtype of the first value among the inputs, a float that of the first float value; a list or tuple of integers becomes int64. New values are called after
-    ``prefix`` and the op; new nodes carry ``origin``.
+    the dtype of the first value among the inputs, a float that of the first float value; a list or tuple of integers
+    becomes int64. New values are called after ``prefix`` and the op; new nodes carry ``origin``.
     """
 
     def __init__(self, graph: Graph, *, prefix: str = "", origin: int = 0) -> None:
@@ -76,8 +76,8 @@ class Builder:
     ) -> Node:
         """Add a node and return it.
 
-        ``outputs`` is the number of its outputs, or their names ("" leaves one out); ``types`` overrides the inferred types
-        where given; ``name`` is the name of the node itself.
+        ``outputs`` is the number of its outputs, or their names ("" leaves one out); ``types`` overrides the inferred
+        types where given; ``name`` is the name of the node itself.
         """
         dtypes = [v.type.dtype for v in inputs if isinstance(v, Value)]
         like = dtypes[0] if dtypes else None
@@ -168,9 +168,13 @@ class Builder:
         """Return zeros of the type of ``x``."""
         return self.filled(0, x)
 
+    def cast(self, x: Value, dtype: DType) -> Value:
+        """Return ``x`` in ``dtype``."""
+        return x if x.type.dtype == dtype else self.Cast(x, to=dtype.onnx)
+
     def cast_like(self, x: Value, like: Value) -> Value:
         """Return ``x`` in the dtype of ``like``."""
-        return x if x.type.dtype == like.type.dtype else self.Cast(x, to=like.type.dtype.onnx)
+        return self.cast(x, like.type.dtype)
 
     def residual(self, node: Node, name: str) -> Value:
         """Return the optional or residual output ``name`` of a forward node, adding it if it is not there yet."""

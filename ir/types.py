@@ -39,6 +39,11 @@ class DType:
         """Bytes an element takes in memory (packed 4-bit and 2-bit types take a whole byte in NumPy)."""
         return int(self.numpy.itemsize)
 
+    @property
+    def wide(self) -> DType:
+        """The type in which kernels and statistics compute: float32 for narrower floats."""
+        return FLOAT32 if self.is_float and self.itemsize < 4 else self
+
     def __repr__(self) -> str:
         return self.short
 

@@ -11,6 +11,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import NotDifferentiableError, PassError, ValidationError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
 from flowgrad.ir.types import Dim, DimLike
 from flowgrad.passes.activity import active_values, blocking_nodes
@@ -177,9 +178,7 @@ def accumulate(b: DerivativeBuilder, parts: Sequence[Value]) -> Value:
     for op, values in groups.items():
         rule = opdef(op).combine_rule
         rest.append(rule(b, [v.producer for v in values]) if rule and len(values) > 1 else values[0])
-    if len(rest) == 1:
-        return rest[0]
-    return b.Add(*rest) if len(rest) == 2 else b.Sum(*rest)
+    return sum_of(b, rest)
 
 
 def check_cotangent(node: Node, x: Value, x_bar: Value) -> None:

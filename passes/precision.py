@@ -47,7 +47,7 @@ def _convert_node(b: Builder, node: Node, known: dict[Value, Value], target: DTy
     definition = opdef(node.op)
     for slot, value in enumerate(inputs):
         if slot in definition.float32_inputs and value is not None and value.type.dtype != FLOAT32:
-            inputs[slot] = b.Cast(value, to=FLOAT32.onnx)
+            inputs[slot] = b.cast(value, FLOAT32)
     made = b.add_node(
         node.op,
         inputs,

@@ -12,6 +12,7 @@ from flowgrad.ir.errors import PassError, ValidationError
 from flowgrad.ir.graph import CONSTANT, ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.inline import inline
+from flowgrad.ir.ops.operands import sum_of, sum_of_present
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
 from flowgrad.ir.reach import path_nodes
 from flowgrad.passes.activity import active_values
@@ -125,7 +126,7 @@ def _bilinear(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> Tang
         parts.append(b.add(node.op, [x_dot, y, *rest], node.attributes))
     if y_dot is not None:
         parts.append(b.add(node.op, [x, y_dot, *rest], node.attributes))
-    return b.Add(*parts) if len(parts) == 2 else parts[0]
+    return sum_of(b, parts)
 
 
 def _by_partials(b: DerivativeBuilder, node: Node, definition: OpDef, dots: Sequence[Tangent]) -> Any:
@@ -137,9 +138,7 @@ def _by_partials(b: DerivativeBuilder, node: Node, definition: OpDef, dots: Sequ
         if isinstance(partial, Refusal):
             return partial
         parts.append(b.Mul(x_dot, partial))
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else b.Add(*parts) if len(parts) == 2 else b.Sum(*parts)
+    return sum_of_present(b, *parts)
 
 
 def transposed(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import int_list, known_dims, known_length, unknown_shape
+from flowgrad.ir.ops.operands import int_list, known_dims, known_length, ramp, sum_of_present, unknown_shape
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.types import FLOAT32, UNKNOWN, Dim, DimLike, Type, ceil_div, dtype_of
 
@@ -74,10 +74,9 @@ def _is_nonnegative(dim: DimLike) -> bool:
     return dim.is_nonnegative if isinstance(dim, Dim) else dim >= 0
 
 
-def _ramp(b: Builder, like: Value) -> Value:
+def _ramp_like(b: Builder, like: Value) -> Value:
     """Return 0, 1, 2, ... of the type of the vector ``like``."""
-    count = b.Squeeze(b.extent(like, 0), [0])
-    return b.Cast(b.Range(np.int64(0), count, np.int64(1)), to=like.type.dtype.onnx)
+    return b.cast(ramp(b, b.extent(like, 0)), like.type.dtype)
 
 
 @range_.adjoint
@@ -86,13 +85,12 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return (
         b.Reshape(b.ReduceSum(y_bar, keepdims=0), b.shape(node.input(0))),
         NO_GRADIENT,
-        b.Reshape(b.ReduceSum(b.Mul(y_bar, _ramp(b, y_bar)), keepdims=0), b.shape(node.input(2))),
+        b.Reshape(b.ReduceSum(b.Mul(y_bar, _ramp_like(b, y_bar)), keepdims=0), b.shape(node.input(2))),
     )
 
 
 @range_.tangent
 def _(b: DerivativeBuilder, node: Node, start_dot: Value | None, limit_dot: Value | None, delta_dot: Value | None) -> Any:
     """y_dot_i = start_dot + i delta_dot."""
-    parts = [] if delta_dot is None else [b.Mul(delta_dot, _ramp(b, node.output()))]
-    parts += [] if start_dot is None else [b.Expand(start_dot, b.shape(node.output()))]
-    return None if not parts else parts[0] if len(parts) == 1 else b.Add(*parts)
+    slope = delta_dot and b.Mul(delta_dot, _ramp_like(b, node.output()))
+    return sum_of_present(b, slope, start_dot and b.Expand(start_dot, b.shape(node.output())))

@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import as_int64, extents, joined, known_dims, normal_axis, reshape_to
+from flowgrad.ir.ops.operands import extents, joined, known_dims, normal_axis, ramp, reshape_to, sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
 
@@ -166,7 +166,7 @@ def _extreme_adjoint(b: Builder, node: Node, y_bar: Value) -> Any:
     data, updates, y = node.input(0), node.input(2), node.output()
     dtype = y.type.dtype
     kept, chosen = b.Equal(data, y), b.Equal(updates, _read(b, node, y))
-    ties = _write(b, node, b.Cast(kept, to=dtype.onnx), b.Cast(chosen, to=dtype.onnx), "add")
+    ties = _write(b, node, b.cast(kept, dtype), b.cast(chosen, dtype), "add")
     share = b.Div(y_bar, b.Max(ties, 1.0))
     zero = b.scalar(0, dtype)
     return b.Where(kept, share, zero), NO_GRADIENT, b.Where(chosen, _read(b, node, share), zero)
@@ -193,7 +193,7 @@ def _extreme_tangent(b: Builder, node: Node, x_dot: Value, u_dot: Value) -> Valu
     data, updates, y = node.input(0), node.input(2), node.output()
     dtype, zero = y.type.dtype, b.scalar(0, y.type.dtype)
     kept, chosen = b.Equal(data, y), b.Equal(updates, _read(b, node, y))
-    ties = _write(b, node, b.Cast(kept, to=dtype.onnx), b.Cast(chosen, to=dtype.onnx), "add")
+    ties = _write(b, node, b.cast(kept, dtype), b.cast(chosen, dtype), "add")
     total = _write(b, node, b.Where(kept, x_dot, zero), b.Where(chosen, u_dot, zero), "add")
     return b.Div(total, b.Max(ties, 1.0))
 
@@ -206,7 +206,7 @@ def _combined(b: DerivativeBuilder, nodes: Sequence[Node]) -> Value:
     parts = []
     for kind, group in groups.items():
         parts += [n.output() for n in group] if kind is None or len(group) == 1 else [_united(b, group)]
-    return parts[0] if len(parts) == 1 else b.Sum(*parts)
+    return sum_of(b, parts)
 
 
 def _kind(node: Node) -> Any:
@@ -222,10 +222,10 @@ def _kind(node: Node) -> Any:
 
 def _united(b: DerivativeBuilder, group: Sequence[Node]) -> Value:
     bases = [n.input(0) for n in group if not b.is_zero(n.input(0))]
-    base = group[0].input(0) if not bases else bases[0] if len(bases) == 1 else b.Sum(*bases)
+    base = sum_of(b, bases) if bases else group[0].input(0)
     if group[0].op == "ScatterElements":
         axis = attr(group[0], "axis")
-        indices = b.Concat(*(as_int64(b, n.input(1)) for n in group), axis=axis)
+        indices = b.Concat(*(b.cast(n.input(1), INT64) for n in group), axis=axis)
         updates = b.Concat(*(n.input(2) for n in group), axis=axis)
         return b.ScatterElements(base, indices, updates, axis=axis, reduction="add")
     rows = [_flat_rows(b, n) for n in group]
@@ -290,10 +290,9 @@ def _with_batch(b: Builder, indices: Value, batch_dims: int) -> Value:
     outer = joined(b, [*extents(b, indices, 0, rank - 1), b.ints([1])])
     grids = []
     for axis in range(batch_dims):
-        ramp = b.Range(np.int64(0), b.Squeeze(b.extent(indices, axis), [0]), np.int64(1))
-        column = b.Reshape(ramp, b.ints([-1, *[1] * (rank - 1 - axis)]))
+        column = b.Reshape(ramp(b, b.extent(indices, axis)), b.ints([-1, *[1] * (rank - 1 - axis)]))
         grids.append(b.Expand(column, outer))
-    return b.Concat(*grids, as_int64(b, indices), axis=-1)
+    return b.Concat(*grids, b.cast(indices, INT64), axis=-1)
 
 
 # ---- OneHot, NonZero, Compress, Unique ----------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ def _(node: Node) -> Type:
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """off_bar = the sum of y_bar off the places, on_bar = its sum at them."""
     ones = b.OneHot(node.input(0), node.input(1), np.array([0, 1], np.float32), axis=attr(node, "axis"))
-    hot = b.Cast(ones, to=BOOL.onnx)  # runtimes lack OneHot of bool
+    hot = b.cast(ones, BOOL)  # runtimes lack OneHot of bool
     zero = b.scalar(0, y_bar.type.dtype)
     parts = [b.ReduceSum(b.Where(hot, zero, y_bar), keepdims=0), b.ReduceSum(b.Where(hot, y_bar, zero), keepdims=0)]
     return NO_GRADIENT, NO_GRADIENT, b.Concat(*(b.Unsqueeze(p, [0]) for p in parts), axis=0)

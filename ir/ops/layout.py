@@ -12,7 +12,6 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
-    as_int64,
     extents,
     int_list,
     joined,
@@ -21,11 +20,12 @@ from flowgrad.ir.ops.operands import (
     known_length,
     normal_axes,
     normal_axis,
+    ramp,
     slice_axis,
     unknown_shape,
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
-from flowgrad.ir.types import UNKNOWN, DimLike, Type, dtype_of
+from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type, dtype_of
 
 # ---- Tile ---------------------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     if x.type.is_static and known is not None:
         pairs = b.ints([n for pair in zip(known, x.type.static_shape, strict=True) for n in pair])
     else:
-        columns = [b.Unsqueeze(as_int64(b, repeats), [1]), b.Unsqueeze(b.shape(x), [1])]
+        columns = [b.Unsqueeze(b.cast(repeats, INT64), [1]), b.Unsqueeze(b.shape(x), [1])]
         pairs = b.Reshape(b.Concat(*columns, axis=1), b.ints([-1]))
     rank = x.type.rank
     if rank == 0:
@@ -155,8 +155,7 @@ def _repeated_bar(b: Builder, node: Node, y_bar: Value) -> Any:
             continue
         own = b.ints([known[i], known[i + count]]) if known is not None else b.Concat(
             slice_axis(b, pads, i, i + 1), slice_axis(b, pads, i + count, i + count + 1), axis=0)
-        ramp = b.Range(np.int64(0), b.Squeeze(b.extent(x, axis), [0]), np.int64(1))
-        sources = b.Pad(ramp, own, mode=attr(node, "mode"))
+        sources = b.Pad(ramp(b, b.extent(x, axis)), own, mode=attr(node, "mode"))
         rank = len(x.shape)
         shape = joined(b, [*extents(b, y_bar, 0, axis), b.extent(x, axis), *extents(b, y_bar, axis + 1, rank)])
         y_bar = b.GatherGrad(shape, y_bar, sources, axis=axis)

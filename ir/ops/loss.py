@@ -78,8 +78,8 @@ def _weight_used(b: Builder, shares: Value | None, kept: Value | None, loss: Val
     if shares is not None:
         return _total(b, shares if kept is None else select(b, kept, shares))
     if kept is not None:
-        return _total(b, b.Cast(kept, to=loss.type.dtype.onnx))
-    return b.Cast(b.Size(loss), to=loss.type.dtype.onnx)
+        return _total(b, b.cast(kept, loss.type.dtype))
+    return b.cast(b.Size(loss), loss.type.dtype)
 
 
 @op("SoftmaxCrossEntropyLoss", since=12, outputs=("output", "log_prob"), required_outputs=1)

@@ -12,7 +12,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import joined
+from flowgrad.ir.ops.operands import joined, ramp, sum_of_present
 from flowgrad.ir.ops.registry import NO_GRADIENT, Cut, Kernel, Trait, attr, op, refuse
 from flowgrad.ir.ops.splitting import PRODUCTS, along, part, spans
 from flowgrad.ir.types import FLOAT32, FLOAT64, UNKNOWN, DimLike, Type, broadcast_dims, broadcast_shapes, merge_dims
@@ -359,8 +359,7 @@ def _on_diagonal(b: Builder, bar: Value, x: Value, term: str) -> Value:
 
 
 def _index_grid(b: Builder, x: Value, axis: int, rank: int) -> Value:
-    ramp = b.Range(np.int64(0), b.Squeeze(b.extent(x, axis), [0]), np.int64(1))
-    return b.Reshape(ramp, b.ints([-1 if i == axis else 1 for i in range(rank)]))
+    return b.Reshape(ramp(b, b.extent(x, axis)), b.ints([-1 if i == axis else 1 for i in range(rank)]))
 
 
 @einsum.tangent
@@ -371,4 +370,4 @@ def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
         if x_dot is not None:
             operands = [x_dot if i == k else v for i, v in enumerate(node.inputs)]
             parts.append(b.add("Einsum", operands, dict(node.attributes)))
-    return None if not parts else parts[0] if len(parts) == 1 else b.Sum(*parts)
+    return sum_of_present(b, *parts)

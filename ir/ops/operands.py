@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type
+from flowgrad.ir.types import UNKNOWN, DimLike, Type
 
 
 def known_dims(value: Value | None) -> list[DimLike] | None:
@@ -58,6 +58,21 @@ def normal_axes(axes: Sequence[int], rank: int) -> list[int]:
     return found
 
 
+def moved_first(axes: Sequence[int], rank: int) -> list[int]:
+    """Return the permutation that brings ``axes``, counted from the front, before all others."""
+    return [*axes, *(i for i in range(rank) if i not in axes)]
+
+
+def moved_last(axes: Sequence[int], rank: int) -> list[int]:
+    """Return the permutation that brings ``axes``, counted from the front, behind all others."""
+    return [*(i for i in range(rank) if i not in axes), *axes]
+
+
+def inverse_of(perm: Sequence[int]) -> list[int]:
+    """Return the permutation that undoes ``perm``."""
+    return [perm.index(i) for i in range(len(perm))]
+
+
 def unknown_shape(rank: int | None) -> tuple[DimLike, ...] | None:
     """Return a shape of ``rank`` unknown extents."""
     return None if rank is None else (UNKNOWN,) * rank
@@ -83,7 +98,7 @@ def joined(b: Builder, parts: Sequence[Value]) -> Value:
     known = [known_ints(p) for p in parts]
     if all(k is not None for k in known):
         return b.ints([n for k in known for n in k or ()])
-    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=0)
+    return concatenated(b, parts)
 
 
 def reshape_to(b: Builder, value: Value, x: Value) -> Value:
@@ -117,9 +132,27 @@ def slice_axis(b: Builder, vector: Value, start: int, end: int) -> Value:
     return b.ints(known[start:end]) if known is not None else b.Slice(vector, [start], [end], [0])
 
 
-def as_int64(b: Builder, value: Value) -> Value:
-    """Return an integer value as int64."""
-    return value if value.type.dtype == INT64 else b.Cast(value, to=INT64.onnx)
+def concatenated(b: Builder, parts: Sequence[Value], axis: int = 0) -> Value:
+    """Return one or more values joined along ``axis``."""
+    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=axis)
+
+
+def sum_of(b: Builder, terms: Sequence[Value]) -> Value:
+    """Return the sum of one or more values."""
+    if len(terms) == 1:
+        return terms[0]
+    return b.Add(*terms) if len(terms) == 2 else b.Sum(*terms)
+
+
+def sum_of_present(b: Builder, *terms: Value | None) -> Value | None:
+    """Return the sum of the terms that are there, None if none is."""
+    present = [t for t in terms if t is not None]
+    return sum_of(b, present) if present else None
+
+
+def ramp(b: Builder, count: Value) -> Value:
+    """Return 0, 1, ... as many as ``count`` says, an int64 vector of length 1."""
+    return b.Range(np.int64(0), b.Squeeze(count, [0]), np.int64(1))
 
 
 def check_channels(node: Node, *slots: int) -> None:

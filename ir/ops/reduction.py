@@ -20,7 +20,7 @@ from flowgrad.ir.ops.operands import (
     unknown_shape,
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Kernel, OpDef, Trait, attr, op
-from flowgrad.ir.types import FLOAT32, INT64, UNKNOWN, Type
+from flowgrad.ir.types import INT64, UNKNOWN, Type
 
 Axes = tuple[int, ...] | None
 
@@ -140,7 +140,7 @@ def count_of(b: Builder, node: Node) -> Value:
         total, groups = int(np.prod(x.type.static_shape)), int(np.prod(y.type.static_shape))
         return b.scalar(total // max(groups, 1), x.type.dtype)
     count = b.Div(b.Size(x), b.Max(b.Size(y), 1))
-    return b.Cast(count, to=x.type.dtype.onnx)
+    return b.cast(count, x.type.dtype)
 
 
 @op("ReduceMean", since=18, outputs=("reduced",), traits=(Trait.LINEAR,), extents=("axes",))
@@ -204,7 +204,7 @@ def _extreme_adjoint(b: Builder, node: Node, y_bar: Value) -> Any:
 
 
 def _ties(b: Builder, node: Node, mask: Value) -> Value:
-    count = _like_node(b, node, b.Cast(mask, to=node.output().type.dtype.onnx))
+    count = _like_node(b, node, b.cast(mask, node.output().type.dtype))
     return b.Max(count, 1.0)
 
 
@@ -316,9 +316,8 @@ def _exp_weights(b: Builder, node: Node) -> Value:
     y is rounded to its dtype, which makes exp(x - y) wrong by any factor where y is large: the shift is the greatest x,
     which is exact. The weights do not depend on the shift, so no derivative passes through it.
     """
-    own, options = node.input(0).type.dtype, {**node.attributes, "keepdims": 1}
-    dtype = FLOAT32 if own.itemsize < 4 else own
-    x = node.input(0) if dtype == own else b.Cast(node.input(0), to=dtype.onnx)
+    dtype, options = node.input(0).type.dtype.wide, {**node.attributes, "keepdims": 1}
+    x = b.cast(node.input(0), dtype)
     top = b.add("ReduceMax", [x, *node.inputs[1:]], options)
     shift = b.StopGradient(b.Where(b.Equal(top, float("-inf")), b.scalar(0, dtype), top))
     shares = b.Exp(b.Sub(x, shift))

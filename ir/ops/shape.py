@@ -12,8 +12,10 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
+    concatenated,
     extents,
     int_list,
+    inverse_of,
     joined,
     known_dims,
     known_ints,
@@ -237,7 +239,7 @@ def _(node: Node) -> Type:
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar with the axes permuted back."""
     perm = attr(node, "perm")
-    return b.Transpose(y_bar, perm=None if perm is None else [perm.index(i) for i in range(len(perm))])
+    return b.Transpose(y_bar, perm=None if perm is None else inverse_of(perm))
 
 
 @op("Expand", since=13, outputs=("output",), traits=VIEWS, extents=("shape",))
@@ -383,7 +385,7 @@ def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
         return refuse("an output is absent and the rank of the input is not known")
     pieces = [y_bar if y_bar is not None else _zero_piece(b, node, i) for i, y_bar in enumerate(y_bars)]
     axis = attr(node, "axis")
-    return (pieces[0] if len(pieces) == 1 else b.Concat(*pieces, axis=axis)), NO_GRADIENT
+    return concatenated(b, pieces, axis), NO_GRADIENT
 
 
 def _run_time_pieces(b: Builder, node: Node, y_bars: Sequence[Value | None]) -> Any:

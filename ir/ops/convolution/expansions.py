@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Node, Value
 from flowgrad.ir.ops.convolution.window import SAME, spatial_tuple, split_pads
-from flowgrad.ir.ops.operands import known_ints
+from flowgrad.ir.ops.operands import known_ints, ramp
 from flowgrad.ir.ops.registry import attr
 
 FAR = 2**62
@@ -190,7 +190,7 @@ def window_counts(b: Builder, slide: Slide, pooled: Value, kernel: Sequence[int]
         low = b.Neg(start) if include_pad else b.ints([0])
         high = b.Add(size, _entry(b, end, axis)) if include_pad else size
         counted = b.And(b.GreaterOrEqual(at, low), b.Less(at, high))
-        counts = b.ReduceSum(b.Cast(counted, to=pooled.type.dtype.onnx), [1], keepdims=0)
+        counts = b.ReduceSum(b.cast(counted, pooled.type.dtype), [1], keepdims=0)
         column = b.Unsqueeze(counts, list(range(1, slide.rank - axis))) if axis < slide.rank - 1 else counts
         total = column if total is None else b.Mul(total, column)
     return total  # type: ignore[return-value]
@@ -205,7 +205,7 @@ def _range(b: Builder, length: Value) -> Value:
     known = known_ints(length)
     if known is not None:
         return b.value(np.arange(known[0], dtype=np.int64))
-    return b.Range(b.value(0), b.Squeeze(length, [0]), b.value(1))
+    return ramp(b, length)
 
 
 def average_gradient(b: Builder, slide: Slide, y_bar: Value, x_shape: Value, kernel: Sequence[int], include_pad: int) -> Value:

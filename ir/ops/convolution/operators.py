@@ -27,9 +27,10 @@ from flowgrad.ir.ops.convolution.window import (
     spatial_tuple,
     split_pads,
 )
+from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Cut, Trait, attr, op
 from flowgrad.ir.ops.splitting import PRODUCTS, spans
-from flowgrad.ir.types import FLOAT32, UNKNOWN, DimLike, Shape, Type
+from flowgrad.ir.types import UNKNOWN, DimLike, Shape, Type
 
 GEOMETRY = ("auto_pad", "dilations", "group", "pads", "strides")
 
@@ -76,7 +77,7 @@ def bilinear_tangent(b: Builder, node: Node, x_dot: Value | None, w_dot: Value |
     if not terms:
         column = b.Unsqueeze(bias_dot, list(range(1, len(x.shape) - 1)))
         return b.Expand(column, b.shape(node.output()))
-    return terms[0] if len(terms) == 1 else b.Add(*terms)
+    return sum_of(b, terms)
 
 
 # ---- Conv ---------------------------------------------------------------------------------------------------------------
@@ -152,8 +153,7 @@ def _(node: Node) -> list[tuple[Cut, ...]]:
 
 def scratch_types(node: Node, shapes: Sequence[tuple[int, ...]]) -> list[Type]:
     """Return the types of scratch arrays: kernels compute narrow floats in float32."""
-    dtype = node.input(0).type.dtype
-    return [Type(FLOAT32 if dtype.itemsize < 4 else dtype, shape) for shape in shapes]
+    return [Type(node.input(0).type.dtype.wide, shape) for shape in shapes]
 
 
 def window_of(node: Node, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Window:

@@ -301,7 +301,7 @@ def image_size(b: Builder, x: Value) -> Any:
     sizes = x.shape[2:]
     if all(isinstance(n, int) for n in sizes):
         return float(np.prod([int(n) for n in sizes]))  # type: ignore[arg-type]
-    return b.Cast(b.ReduceProd(b.Shape(x, start=2), keepdims=0), to=x.type.dtype.onnx)
+    return b.cast(b.ReduceProd(b.Shape(x, start=2), keepdims=0), x.type.dtype)
 
 
 @op("GlobalMaxPool")

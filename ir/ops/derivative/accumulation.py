@@ -13,24 +13,29 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
-    as_int64,
+    concatenated,
     expand_to,
     extents,
     int_list,
+    inverse_of,
     joined,
     known_dims,
     known_ints,
     known_length,
+    moved_first,
+    moved_last,
     normal_axes,
     normal_axis,
+    ramp,
     reshape_to,
     slice_axis,
+    sum_of,
     unknown_shape,
 )
 from flowgrad.ir.ops.reduction import reduced_axes
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.ops.shape import slice_tuple
-from flowgrad.ir.types import DimLike, Type, dim_product
+from flowgrad.ir.types import INT64, DimLike, Type, dim_product
 
 
 def _shaped(node: Node, like: int, shape: int) -> Type:
@@ -149,9 +154,9 @@ def _(b: Builder, node: Node) -> Value:
     pieces = [tuple(group) for group in _groups(node.inputs[1:], 5)]
     layers = _layers(node, pieces)
     if layers is not None and len(layers[1]) <= MOST_LAYERS:
-        return _summed(b, [_side_by_side(b, node, layers[0], layer) for layer in layers[1]])
+        return sum_of(b, [_side_by_side(b, node, layers[0], layer) for layer in layers[1]])
     if len(pieces) <= MOST_LAYERS and all(set(known_ints(piece[4]) or [0]) == {1} for piece in pieces):
-        return _summed(b, [_padded(b, node.input(0), piece) for piece in pieces])
+        return sum_of(b, [_padded(b, node.input(0), piece) for piece in pieces])
     axes = {tuple(known_ints(piece[3]) or ()) for piece in pieces}
     rank = node.output().type.rank
     if rank is not None and len(axes) == 1 and len(chosen := next(iter(axes))) == 1:
@@ -160,10 +165,6 @@ def _(b: Builder, node: Node) -> Value:
 
 
 Interval = tuple[int, int, Value]
-
-
-def _summed(b: Builder, parts: Sequence[Value]) -> Value:
-    return parts[0] if len(parts) == 1 else b.Sum(*parts)
 
 
 def _layers(node: Node, pieces: Sequence[Sequence[Value]]) -> tuple[int, list[list[Interval]]] | None:
@@ -210,30 +211,25 @@ def _side_by_side(b: Builder, node: Node, axis: int, layer: Sequence[Interval]) 
         before, after = start - at, stop - end
         parts.append(b.Pad(y_bar, b.ints([before, after]), None, b.ints([axis])) if before or after else y_bar)
         at = stop
-    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=axis)
+    return concatenated(b, parts, axis)
 
 
 def _padded(b: Builder, shape: Value, piece: Sequence[Value]) -> Value:
     """Return a piece of unit steps, padded with zeros to ``shape``."""
     y_bar, starts, _, axes, _ = piece
     whole = b.Gather(shape, axes)
-    starts = as_int64(b, starts)
+    starts = b.cast(starts, INT64)
     begin = b.Max(b.Min(b.Where(b.Less(starts, 0), b.Add(starts, whole), starts), whole), 0)
     after = b.Sub(b.Sub(whole, begin), b.Gather(b.shape(y_bar), axes))
     return b.Pad(y_bar, b.Concat(begin, after, axis=0), None, axes)
 
 
-def _ramp(b: Builder, count: Value) -> Value:
-    """Return 0, 1, ... for a number given as a vector of length 1."""
-    return b.Range(np.int64(0), b.Squeeze(count, [0]), np.int64(1))
-
-
 def _scattered_slices(b: Builder, node: Node, axis: int, pieces: Sequence[Sequence[Value]]) -> Value:
     """Return zeros to which the pieces are added row by row, a row being an index along ``axis``."""
-    ramp = _ramp(b, slice_axis(b, node.input(0), axis, axis + 1))
-    indices = [b.Slice(ramp, starts, ends, b.ints([0]), steps) for _, starts, ends, _, steps in pieces]
+    places = ramp(b, slice_axis(b, node.input(0), axis, axis + 1))
+    indices = [b.Slice(places, starts, ends, b.ints([0]), steps) for _, starts, ends, _, steps in pieces]
     rank = node.output().type.rank or 0
-    order = [axis, *(i for i in range(rank) if i != axis)]
+    order = moved_first([axis], rank)
     rows = [b.Transpose(y_bar, perm=order) if axis else y_bar for y_bar, *_ in pieces]
     return _scatter_rows(b, node.input(0), axis, rank, indices, rows)
 
@@ -241,29 +237,25 @@ def _scattered_slices(b: Builder, node: Node, axis: int, pieces: Sequence[Sequen
 def _scatter_rows(
     b: Builder, shape: Value, axis: int, rank: int, indices: Sequence[Value], rows: Sequence[Value]
 ) -> Value:
-    order = [axis, *(i for i in range(rank) if i != axis)]
+    order = moved_first([axis], rank)
     moved = joined(b, [slice_axis(b, shape, i, i + 1) for i in order]) if axis else shape
     zeros = b.Expand(b.scalar(0, rows[0].type.dtype), moved)
-    total = b.ScatterND(zeros, b.Unsqueeze(_together(b, indices), [1]), _together(b, rows), reduction="add")
-    return b.Transpose(total, perm=[order.index(i) for i in range(rank)]) if axis else total
-
-
-def _together(b: Builder, parts: Sequence[Value]) -> Value:
-    return parts[0] if len(parts) == 1 else b.Concat(*parts, axis=0)
+    total = b.ScatterND(zeros, b.Unsqueeze(concatenated(b, indices), [1]), concatenated(b, rows), reduction="add")
+    return b.Transpose(total, perm=inverse_of(order)) if axis else total
 
 
 def _scattered_elements(b: Builder, node: Node, pieces: Sequence[Sequence[Value]]) -> Value:
     """Return zeros to which the pieces are added element by element, where a ramp of element numbers says."""
     shape, flat = node.input(0), b.ints([-1])
     count = b.ReduceProd(shape, keepdims=1)
-    ramp = b.Reshape(_ramp(b, count), shape, allowzero=1)
+    numbers = b.Reshape(ramp(b, count), shape, allowzero=1)
     if node.op == "SliceGrad":
-        places = [b.Reshape(b.Slice(ramp, *where), flat) for _, *where in pieces]
+        places = [b.Reshape(b.Slice(numbers, *where), flat) for _, *where in pieces]
     else:
-        places = [b.Reshape(b.Gather(ramp, indices, axis=attr(node, "axis")), flat) for _, indices in pieces]
+        places = [b.Reshape(b.Gather(numbers, indices, axis=attr(node, "axis")), flat) for _, indices in pieces]
     updates = [b.Reshape(y_bar, flat) for y_bar, *_ in pieces]
     zeros = b.Expand(b.scalar(0, updates[0].type.dtype), count)
-    total = b.ScatterElements(zeros, _together(b, places), _together(b, updates), axis=0, reduction="add")
+    total = b.ScatterElements(zeros, concatenated(b, places), concatenated(b, updates), axis=0, reduction="add")
     return b.Reshape(total, shape, allowzero=1)
 
 
@@ -322,7 +314,7 @@ def _(b: DerivativeBuilder, nodes: Sequence[Node]) -> Value:
         by_axis.setdefault(axis if rank is None else axis % rank, []).append(node)
     parts = [b.add("GatherGrad", [group[0].input(0), *(v for n in group for v in n.inputs[1:])], {"axis": axis})
              for axis, group in by_axis.items()]
-    return parts[0] if len(parts) == 1 else b.Sum(*parts)
+    return sum_of(b, parts)
 
 
 @gather_grad.expansion
@@ -337,9 +329,8 @@ def _(b: Builder, node: Node) -> Value:
     rows = [_rows(b, shape, rank, axis, y_bar, indices) for y_bar, indices in pieces]
     order = _each_once(known_ints(extent), [indices for _, indices in pieces])
     if order is not None:
-        total = _together(b, [rows[i] for i in order])
-        perm = [axis, *(i for i in range(rank) if i != axis)]
-        return b.Transpose(total, perm=[perm.index(i) for i in range(rank)]) if axis else total
+        total = concatenated(b, [rows[i] for i in order])
+        return b.Transpose(total, perm=inverse_of(moved_first([axis], rank))) if axis else total
     return _scatter_rows(b, shape, axis, rank, [_from_front(b, i, extent) for _, i in pieces], rows)
 
 
@@ -362,7 +353,7 @@ def _from_front(b: Builder, indices: Value, extent: Value) -> Value:
     constant, length = indices.constant, known_ints(extent)
     if constant is not None and (length is not None or constant.size == 0 or int(constant.min()) >= 0):
         return b.value(np.where(constant < 0, constant + (length or [0])[0], constant).reshape(-1).astype(np.int64))
-    flat = b.Reshape(as_int64(b, indices), b.ints([-1]))
+    flat = b.Reshape(b.cast(indices, INT64), b.ints([-1]))
     return b.Where(b.Less(flat, 0), b.Add(flat, extent), flat)
 
 
@@ -384,13 +375,13 @@ def prod_of_others(x: Array, axes: Array | None = None, *, noop_with_empty_axes:
     """Return, for every element, the product of the others along ``axes`` (all axes if absent)."""
     chosen = reduced_axes(axes, noop_with_empty_axes)
     last = list(range(x.ndim)) if chosen is None else [a % x.ndim for a in chosen]
-    order = [*(i for i in range(x.ndim) if i not in last), *last]
+    order = moved_last(last, x.ndim)
     moved = x.transpose(order)
     rows = moved.reshape((*moved.shape[: x.ndim - len(last)], int(np.prod(moved.shape[x.ndim - len(last):], dtype=int))))
     before, after = np.ones_like(rows), np.ones_like(rows)
     np.cumprod(rows[..., :-1], axis=-1, out=before[..., 1:])
     np.cumprod(rows[..., :0:-1], axis=-1, out=after[..., -2::-1] if rows.shape[-1] > 1 else after[..., :0])
-    return np.multiply(before, after, out=before).reshape(moved.shape).transpose(np.argsort(order))
+    return np.multiply(before, after, out=before).reshape(moved.shape).transpose(inverse_of(order))
 
 
 @prod_of_others.types
@@ -412,19 +403,19 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
         return b.zeros_like(x), NO_GRADIENT
     rank = x.type.rank
     last = normal_axes(known, rank) if known else list(range(rank))
-    order = [*(i for i in range(rank) if i not in last), *last]
+    order = moved_last(last, rank)
     moved = b.Transpose(x, perm=order)
     outer = extents(b, moved, 0, rank - len(last))
     inner = b.Reshape(b.ReduceProd(joined(b, extents(b, moved, rank - len(last), rank))), b.ints([1]))
     rows = b.Reshape(moved, joined(b, [*outer, inner]), allowzero=1)
     bars = b.Reshape(b.Transpose(y_bar, perm=order), b.shape(rows), allowzero=1)
-    ramp = b.Range(np.int64(0), b.Squeeze(b.extent(rows, -1), [0]), np.int64(1))
-    same = b.Equal(b.Unsqueeze(ramp, [1]), ramp)
+    places = ramp(b, b.extent(rows, -1))
+    same = b.Equal(b.Unsqueeze(places, [1]), places)
     without_k = b.Where(same, b.scalar(1, x.type.dtype), b.Unsqueeze(rows, [-2]))
     others = b.ProdOfOthers(without_k, b.ints([-1]))
     terms = b.Where(same, b.scalar(0, x.type.dtype), b.Mul(others, b.Unsqueeze(bars, [-2])))
     x_bar = reshape_to(b, b.ReduceSum(terms, [-1], keepdims=0), moved)
-    return b.Transpose(x_bar, perm=[order.index(i) for i in range(rank)]), NO_GRADIENT
+    return b.Transpose(x_bar, perm=inverse_of(order)), NO_GRADIENT
 
 
 @prod_of_others.expansion

@@ -13,6 +13,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, computed, select, slope, zero
 from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
+from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import Trait, attr, like_first, op
 from flowgrad.ir.types import FLOAT64, Type
 
@@ -91,7 +92,7 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, slope_dot: Value | 
     nothing = zero(b, x)
     terms = [] if x_dot is None else [b.Mul(x_dot, factor)]
     terms += [] if slope_dot is None else [b.Mul(slope_dot, x)]
-    negative = terms[0] if len(terms) == 1 else b.Add(*terms)
+    negative = sum_of(b, terms)
     return b.Where(b.Greater(x, 0.0), nothing if x_dot is None else x_dot, negative)
 
 

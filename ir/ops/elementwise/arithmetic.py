@@ -12,8 +12,9 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Kernel, OpDef, Trait, broadcasted, like_first, op
-from flowgrad.ir.types import BOOL, FLOAT32, Dim, DimLike, Type
+from flowgrad.ir.types import BOOL, Dim, DimLike, Type
 
 BROADCASTS = (Trait.BROADCASTS, Trait.ELEMENTWISE)
 SHAPES = (*BROADCASTS, Trait.SHAPE_ARITHMETIC)
@@ -74,8 +75,7 @@ def _is_zero(x: Value) -> bool:
 
 def computed(type_: Type) -> Type:
     """Return the type in which kernels see a value: floats narrower than 32 bits arrive as float32."""
-    narrow = type_.dtype.is_float and type_.dtype.itemsize < 4
-    return type_.with_dtype(FLOAT32) if narrow else type_
+    return type_.with_dtype(type_.dtype.wide)
 
 
 def slope(definition: OpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -137,7 +137,8 @@ def _(b: DerivativeBuilder, node: Node, c_bar: Value) -> Any:
     return c_bar, b.Neg(c_bar)
 
 
-@op("Mul", since=7, outputs=("C",), traits=(*SHAPES, Trait.BILINEAR, Trait.COMMUTATIVE), ufunc=np.multiply, in_place=True)
+@op("Mul", since=7, outputs=("C",), traits=(*SHAPES, Trait.BILINEAR, Trait.COMMUTATIVE),
+    ufunc=np.multiply, in_place=True)
 def mul(a: Array, b: Array, *, out: Array | None = None) -> Array:
     return np.multiply(a, b, out=out)
 
@@ -343,15 +344,14 @@ def _extremum_tangent(b: Builder, node: Node, *dots: Value | None) -> Any:
         return dots[0]
     chosen, count = _ties(b, node)
     parts = [select(b, c, x_dot) for c, x_dot in zip(chosen, dots, strict=False) if x_dot is not None]
-    total = parts[0] if len(parts) == 1 else b.Sum(*parts)
-    return b.Div(total, count)
+    return b.Div(sum_of(b, parts), count)
 
 
 def _ties(b: Builder, node: Node) -> tuple[list[Value], Value]:
     """Return which inputs equal the output, and how many do (at least 1, also where the output is NaN)."""
     y = node.output()
     chosen = [b.Equal(x, y) for x in node.inputs]
-    counted = [b.Cast(c, to=y.type.dtype.onnx) for c in chosen]
+    counted = [b.cast(c, y.type.dtype) for c in chosen]
     return chosen, b.Max(b.Sum(*counted), 1.0)
 
 
@@ -384,7 +384,7 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, low_dot: Value | No
     inside, below, above = _clip_regions(b, node)
     parts = [y if region is None else select(b, region, y)
              for region, y in zip((inside, below, above), (x_dot, low_dot, high_dot), strict=True) if y is not None]
-    return parts[0] if len(parts) == 1 else b.Sum(*parts)
+    return sum_of(b, parts)
 
 
 def _clip_regions(b: Builder, node: Node) -> tuple[Value | None, Value | None, Value | None]:

@@ -13,6 +13,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, float_info, guarded, least, slope, zero
 from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
+from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, op
 from flowgrad.ir.types import FLOAT64, Type, broadcast_shapes
 
@@ -169,7 +170,7 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, y_dot: Value | None
     parts = [] if x_dot is None else [_power_rule(b, node, x_dot)]
     if y_dot is not None:
         parts.append(_exponent_rule(b, node, b.cast_like(y_dot, node.input(0))))
-    return parts[0] if len(parts) == 1 else b.Add(*parts)
+    return sum_of(b, parts)
 
 
 # ---- trigonometry -------------------------------------------------------------------------------------------------------

@@ -12,14 +12,11 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.normalization.standardization import (
     Standardized,
-    cast,
     column,
     inverse_deviation,
     statistics,
-    summed,
-    wide,
 )
-from flowgrad.ir.ops.operands import check_channels, mean_of
+from flowgrad.ir.ops.operands import check_channels, mean_of, sum_of_present
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.types import Type
 
@@ -71,13 +68,13 @@ def _(node: Node) -> list[Type | None]:
     if not attr(node, "training_mode"):
         return [x.type, None, None, None, None]
     channels = mean.type.shape if x.type.shape is None else (x.shape[1],)
-    saved = Type(wide(x.type.dtype), channels)
+    saved = Type(x.type.dtype.wide, channels)
     return [x.type, mean.type.with_shape(channels), var.type.with_shape(channels), saved, saved]
 
 
 def _batch_statistics(b: Builder, node: Node) -> tuple[Value, Value]:
     x = node.input(0)
-    return statistics(b, cast(b, x, wide(x.type.dtype)), channel_axes(len(x.shape)), attr(node, "epsilon"))
+    return statistics(b, b.cast(x, x.type.dtype.wide), channel_axes(len(x.shape)), attr(node, "epsilon"))
 
 
 @batch_normalization.residual("saved_mean")
@@ -96,21 +93,21 @@ def _(b: Builder, node: Node) -> Value:
 def _(b: Builder, node: Node) -> list[Value | None]:
     """y = x^ scale + b, with x^ from the given or from the data's own statistics."""
     x, scale, bias, old_mean, old_var = (node.input(i) for i in range(5))
-    dtype, rank = wide(x.type.dtype), len(x.shape)
+    dtype, rank = x.type.dtype.wide, len(x.shape)
     if attr(node, "training_mode"):
         mean, r = _batch_statistics(b, node)
-        hat = b.Mul(b.Sub(cast(b, x, dtype), mean), r)
+        hat = b.Mul(b.Sub(b.cast(x, dtype), mean), r)
     else:
         hat = _inference(b, node)[2]
-    columns = [per_channel(b, cast(b, v, dtype), rank) for v in (scale, bias)]
-    results: list[Value | None] = [cast(b, b.Add(b.Mul(hat, columns[0]), columns[1]), x.type.dtype)]
+    columns = [per_channel(b, b.cast(v, dtype), rank) for v in (scale, bias)]
+    results: list[Value | None] = [b.cast(b.Add(b.Mul(hat, columns[0]), columns[1]), x.type.dtype)]
     if len(node.outputs) > 1:
-        centred = b.Sub(cast(b, x, dtype), mean)
+        centred = b.Sub(b.cast(x, dtype), mean)
         var = b.ReduceMean(b.Mul(centred, centred), channel_axes(rank), keepdims=0)
         momentum = float(attr(node, "momentum"))
         for old, new in ((old_mean, b.Reshape(mean, [-1])), (old_var, var)):
-            running = b.Add(b.Mul(cast(b, old, dtype), momentum), b.Mul(new, 1 - momentum))
-            results.append(cast(b, running, old.type.dtype))
+            running = b.Add(b.Mul(b.cast(old, dtype), momentum), b.Mul(new, 1 - momentum))
+            results.append(b.cast(running, old.type.dtype))
         results += [b.Reshape(mean, [-1]), b.Reshape(r, [-1])]
     return results
 
@@ -123,22 +120,22 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value, *rest: Value | None) -> An
     training: x_bar as in ``standardize``; running = momentum * old + (1 - momentum) * new, with var = r^-2 - epsilon.
     """
     bars = _batch_bars(b, node, y_bar, rest) if attr(node, "training_mode") else _inference_bars(b, node, y_bar)
-    return [cast(b, bar, node.input(i).type.dtype) for i, bar in enumerate(bars)]
+    return [b.cast(bar, node.input(i).type.dtype) for i, bar in enumerate(bars)]
 
 
 def _inference(b: Builder, node: Node) -> tuple[Value, Value, Value]:
     """Return scale, r and x^ in the wide type, the first two as vectors."""
     x, scale, _, mean, var = (node.input(i) for i in range(5))
-    dtype, rank = wide(x.type.dtype), len(x.shape)
-    r = inverse_deviation(b, cast(b, var, dtype), attr(node, "epsilon"))
-    centred = b.Sub(cast(b, x, dtype), per_channel(b, cast(b, mean, dtype), rank))
-    return cast(b, scale, dtype), r, b.Mul(centred, per_channel(b, r, rank))
+    dtype, rank = x.type.dtype.wide, len(x.shape)
+    r = inverse_deviation(b, b.cast(var, dtype), attr(node, "epsilon"))
+    centred = b.Sub(b.cast(x, dtype), per_channel(b, b.cast(mean, dtype), rank))
+    return b.cast(scale, dtype), r, b.Mul(centred, per_channel(b, r, rank))
 
 
 def _inference_bars(b: Builder, node: Node, y_bar: Value) -> list[Value]:
     scale, r, hat = _inference(b, node)
     rank = len(node.input(0).shape)
-    bar, factor = cast(b, y_bar, r.type.dtype), b.Mul(scale, r)
+    bar, factor = b.cast(y_bar, r.type.dtype), b.Mul(scale, r)
     total = b.ReduceSum(bar, channel_axes(rank), keepdims=0)
     paired = b.ReduceSum(b.Mul(bar, hat), channel_axes(rank), keepdims=0)
     var_bar = b.Mul(paired, b.Mul(b.Mul(factor, r), -0.5))
@@ -148,7 +145,7 @@ def _inference_bars(b: Builder, node: Node, y_bar: Value) -> list[Value]:
 def _batch_parts(b: DerivativeBuilder, node: Node) -> Standardized:
     x, rank = node.input(0), len(node.input(0).shape)
     mean, r = (per_channel(b, b.residual(node, name), rank) for name in ("saved_mean", "saved_inv_std"))
-    return Standardized(cast(b, x, wide(x.type.dtype)), mean, r, channel_axes(rank))
+    return Standardized(b.cast(x, x.type.dtype.wide), mean, r, channel_axes(rank))
 
 
 def _batch_bars(b: DerivativeBuilder, node: Node, y_bar: Value, rest: Sequence[Value | None]) -> list[Value]:
@@ -160,13 +157,13 @@ def _batch_bars(b: DerivativeBuilder, node: Node, y_bar: Value, rest: Sequence[V
     mean_bar = None if b.is_zero(saved_mean_bar) else saved_mean_bar
     r_bar = None if b.is_zero(saved_r_bar) else saved_r_bar
     if running_mean_bar is not None and not b.is_zero(running_mean_bar):
-        mean_bar = summed(b, mean_bar, b.Mul(cast(b, running_mean_bar, dtype), 1 - momentum))
+        mean_bar = sum_of_present(b, mean_bar, b.Mul(b.cast(running_mean_bar, dtype), 1 - momentum))
     if running_var_bar is not None and not b.is_zero(running_var_bar):
         r = b.residual(node, "saved_inv_std")
         cube = b.Mul(r, b.Mul(r, r))
-        r_bar = summed(b, r_bar, b.Div(b.Mul(cast(b, running_var_bar, dtype), 2 * (momentum - 1)), cube))
-    hat, bar = parts.hat(b), cast(b, y_bar, dtype)
-    hat_bar = b.Mul(bar, per_channel(b, cast(b, node.input(1), dtype), rank))
+        r_bar = sum_of_present(b, r_bar, b.Div(b.Mul(b.cast(running_var_bar, dtype), 2 * (momentum - 1)), cube))
+    hat, bar = parts.hat(b), b.cast(y_bar, dtype)
+    hat_bar = b.Mul(bar, per_channel(b, b.cast(node.input(1), dtype), rank))
     columns = [v and per_channel(b, v, rank) for v in (mean_bar, r_bar)]
     x_bar = parts.bar(b, hat, hat_bar, *columns)
     scale_bar = b.ReduceSum(b.Mul(bar, hat), channel_axes(rank), keepdims=0)
@@ -178,8 +175,8 @@ def _batch_bars(b: DerivativeBuilder, node: Node, y_bar: Value, rest: Sequence[V
 def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
     """y_dot = x^_dot scale + x^ scale_dot + b_dot, with x^_dot from the given or from the data's own statistics."""
     x = node.input(0)
-    rank, dtype = len(x.shape), wide(x.type.dtype)
-    wide_dots = [None if d is None else cast(b, d, dtype) for d in dots]
+    rank, dtype = len(x.shape), x.type.dtype.wide
+    wide_dots = [None if d is None else b.cast(d, dtype) for d in dots]
     if attr(node, "training_mode"):
         return _batch_dots(b, node, wide_dots)
     scale, r, hat = _inference(b, node)
@@ -187,7 +184,7 @@ def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
     shift = None if mean_dot is None else b.Neg(b.Mul(mean_dot, b.Mul(scale, r)))
     slope = None if var_dot is None else b.Mul(var_dot, b.Mul(b.Mul(scale, b.Mul(r, r)), -0.5))
     return [_affine_dot(b, node, hat, None if x_dot is None else b.Mul(x_dot, per_channel(b, b.Mul(scale, r), rank)),
-                        summed(b, scale_dot, slope), summed(b, b_dot, shift))]
+                        sum_of_present(b, scale_dot, slope), sum_of_present(b, b_dot, shift))]
 
 
 def _affine_dot(b: DerivativeBuilder, node: Node, hat: Value, direct: Value | None, slope: Value | None, shift: Value | None) -> Value:
@@ -196,12 +193,12 @@ def _affine_dot(b: DerivativeBuilder, node: Node, hat: Value, direct: Value | No
     rank = len(x.shape)
     scaled = None if slope is None else b.Mul(hat, per_channel(b, slope, rank))
     moved = None if shift is None else per_channel(b, shift, rank)
-    total = summed(b, direct, scaled, moved)
+    total = sum_of_present(b, direct, scaled, moved)
     if total is None:
         return b.zero(x)
     if direct is None and scaled is None:
         total = b.Expand(total, b.shape(x))
-    return cast(b, total, x.type.dtype)
+    return b.cast(total, x.type.dtype)
 
 
 def _batch_dots(b: DerivativeBuilder, node: Node, dots: Sequence[Value | None]) -> list[Value | None]:
@@ -212,15 +209,15 @@ def _batch_dots(b: DerivativeBuilder, node: Node, dots: Sequence[Value | None]) 
     momentum = float(attr(node, "momentum"))
     direct = mean_dot = r_dot = var_dot = None
     if x_dot is not None:
-        scale = per_channel(b, cast(b, node.input(1), parts.x.type.dtype), rank)
+        scale = per_channel(b, b.cast(node.input(1), parts.x.type.dtype), rank)
         hat_dot, mean_dot, r_dot = parts.dots(b, hat, x_dot)
         direct = b.Mul(hat_dot, scale)
         mean_dot, r_dot = (b.Reshape(v, [-1]) for v in (mean_dot, r_dot))
         r = b.residual(node, "saved_inv_std")
         var_dot = b.Mul(b.Div(r_dot, b.Mul(r, b.Mul(r, r))), -2.0)
-    running = [summed(b, _product(b, old, momentum), _product(b, new, 1 - momentum))
+    running = [sum_of_present(b, _product(b, old, momentum), _product(b, new, 1 - momentum))
                for old, new in ((old_mean_dot, mean_dot), (old_var_dot, var_dot))]
-    typed = [v and cast(b, v, node.input(i).type.dtype) for i, v in zip((3, 4), running, strict=True)]
+    typed = [v and b.cast(v, node.input(i).type.dtype) for i, v in zip((3, 4), running, strict=True)]
     return [_affine_dot(b, node, hat, direct, scale_dot, b_dot), *typed, mean_dot, r_dot]
 
 

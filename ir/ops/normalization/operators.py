@@ -12,15 +12,12 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.normalization.standardization import (
     Standardized,
-    cast,
     column,
     inverse_deviation,
     standardize,
     statistics,
-    summed,
-    wide,
 )
-from flowgrad.ir.ops.operands import check_channels, normal_axis
+from flowgrad.ir.ops.operands import check_channels, normal_axis, sum_of_present
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.types import DType, Type, dtype_of
 
@@ -76,7 +73,7 @@ def _(node: Node) -> list[Type]:
 
 
 def _layer_statistics(b: Builder, node: Node) -> tuple[Value, Value]:
-    return statistics(b, cast(b, node.input(0), stash(node)), _layer_axes(node), attr(node, "epsilon"))
+    return statistics(b, b.cast(node.input(0), stash(node)), _layer_axes(node), attr(node, "epsilon"))
 
 
 @layer_normalization.residual("saved_mean")
@@ -96,12 +93,12 @@ def _layer_parts(b: DerivativeBuilder, node: Node) -> Standardized:
     exact = stash(node)
     names = ("Mean", "InvStdDev") if exact == dtype_of(int(attr(node, "stash_type"))) else ("saved_mean", "saved_inv_std")
     mean, r = (b.residual(node, name) for name in names)
-    return Standardized(cast(b, node.input(0), exact), mean, r, _layer_axes(node))
+    return Standardized(b.cast(node.input(0), exact), mean, r, _layer_axes(node))
 
 
 def _live(b: DerivativeBuilder, dtype: DType, *bars: Value | None) -> Value | None:
     """Return the sum of the cotangents that are there, in ``dtype``."""
-    return summed(b, *(cast(b, bar, dtype) for bar in bars if bar is not None and not b.is_zero(bar)))
+    return sum_of_present(b, *(b.cast(bar, dtype) for bar in bars if bar is not None and not b.is_zero(bar)))
 
 
 @layer_normalization.adjoint
@@ -119,12 +116,12 @@ def _affine_bars(
 ) -> list[Value]:
     """Return the cotangents of x, scale and bias of y = x^ * scale + bias, whose last two broadcast."""
     dtype = parts.x.type.dtype
-    bar, scale, hat = cast(b, y_bar, dtype), node.input(1), parts.hat(b)
-    x_bar = parts.bar(b, hat, b.Mul(bar, cast(b, scale, dtype)), mean_bar, r_bar)
+    bar, scale, hat = b.cast(y_bar, dtype), node.input(1), parts.hat(b)
+    x_bar = parts.bar(b, hat, b.Mul(bar, b.cast(scale, dtype)), mean_bar, r_bar)
     bars = [x_bar, b.sum_to(b.Mul(bar, hat), scale)]
     if len(node.inputs) > 2:
         bars.append(b.sum_to(bar, node.input(2)))
-    return [cast(b, bar, node.input(i).type.dtype) for i, bar in enumerate(bars)]
+    return [b.cast(bar, node.input(i).type.dtype) for i, bar in enumerate(bars)]
 
 
 @layer_normalization.tangent
@@ -132,7 +129,7 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, scale_dot: Value | 
     """y_dot = x^_dot scale + x^ scale_dot + b_dot; the statistics have tangents too."""
     y_dot, mean_dot, r_dot = _affine_dots(b, node, _layer_parts(b, node), x_dot, scale_dot, b_dot)
     asked = dtype_of(int(attr(node, "stash_type")))
-    return [y_dot, mean_dot and cast(b, mean_dot, asked), r_dot and cast(b, r_dot, asked), mean_dot, r_dot]
+    return [y_dot, mean_dot and b.cast(mean_dot, asked), r_dot and b.cast(r_dot, asked), mean_dot, r_dot]
 
 
 def _affine_dots(
@@ -142,15 +139,15 @@ def _affine_dots(
     hat = parts.hat(b)
     direct = mean_dot = r_dot = None
     if x_dot is not None:
-        hat_dot, mean_dot, r_dot = parts.dots(b, hat, cast(b, x_dot, dtype))
-        direct = b.Mul(hat_dot, cast(b, node.input(1), dtype))
-    scaled = None if scale_dot is None else b.Mul(hat, cast(b, scale_dot, dtype))
-    total = summed(b, direct, scaled, b_dot and cast(b, b_dot, dtype))
+        hat_dot, mean_dot, r_dot = parts.dots(b, hat, b.cast(x_dot, dtype))
+        direct = b.Mul(hat_dot, b.cast(node.input(1), dtype))
+    scaled = None if scale_dot is None else b.Mul(hat, b.cast(scale_dot, dtype))
+    total = sum_of_present(b, direct, scaled, b_dot and b.cast(b_dot, dtype))
     if total is None:
         return b.zero(x), mean_dot, r_dot
     if direct is None and scaled is None:
         total = b.Expand(total, b.shape(x))
-    return cast(b, total, x.type.dtype), mean_dot, r_dot
+    return b.cast(total, x.type.dtype), mean_dot, r_dot
 
 
 @op("RMSNormalization", since=23, residuals=("inv_rms",), dtype_attributes=("stash_type",))
@@ -180,7 +177,7 @@ def _(node: Node) -> list[Type]:
 @rms_normalization.residual("inv_rms")
 def _(b: Builder, node: Node) -> Value:
     """One over the root mean square of every layer."""
-    x = cast(b, node.input(0), stash(node))
+    x = b.cast(node.input(0), stash(node))
     return inverse_deviation(b, b.ReduceMean(b.Mul(x, x), _layer_axes(node), keepdims=1), attr(node, "epsilon"))
 
 
@@ -188,13 +185,13 @@ def _(b: Builder, node: Node) -> Value:
 def _(b: Builder, node: Node) -> Any:
     """x / sqrt(mean(x^2) + epsilon) * scale."""
     x, exact = node.input(0), stash(node)
-    data = cast(b, x, exact)
+    data = b.cast(x, exact)
     r = inverse_deviation(b, b.ReduceMean(b.Mul(data, data), _layer_axes(node), keepdims=1), attr(node, "epsilon"))
-    return b.Mul(cast(b, b.Mul(data, r), x.type.dtype), node.input(1)), r
+    return b.Mul(b.cast(b.Mul(data, r), x.type.dtype), node.input(1)), r
 
 
 def _rms_parts(b: DerivativeBuilder, node: Node) -> Standardized:
-    return Standardized(cast(b, node.input(0), stash(node)), None, b.residual(node, "inv_rms"), _layer_axes(node))
+    return Standardized(b.cast(node.input(0), stash(node)), None, b.residual(node, "inv_rms"), _layer_axes(node))
 
 
 @rms_normalization.adjoint
@@ -248,17 +245,17 @@ class Grouped:
 
     def view(self, x: Value) -> Value:
         """Return a tensor of the shape of x by groups, in the type of the statistics."""
-        return self.b.Reshape(cast(self.b, x, self.exact), self.shape, allowzero=1)
+        return self.b.Reshape(self.b.cast(x, self.exact), self.shape, allowzero=1)
 
     def column(self, vector: Value) -> Value:
         """Return a vector of channels so that it broadcasts against a view."""
-        matrix = self.b.Reshape(cast(self.b, vector, self.exact), self.channels, allowzero=1)
+        matrix = self.b.Reshape(self.b.cast(vector, self.exact), self.channels, allowzero=1)
         axes = list(range(2, self.rank))
         return self.b.Unsqueeze(matrix, axes) if axes else matrix
 
     def back(self, viewed: Value, like: Value) -> Value:
         """Return a view, or what is left of it after summing, in shape and type of ``like``."""
-        return cast(self.b, self.b.Reshape(viewed, self.b.shape(like), allowzero=1), like.type.dtype)
+        return self.b.cast(self.b.Reshape(viewed, self.b.shape(like), allowzero=1), like.type.dtype)
 
     def sum(self, viewed: Value) -> Value:
         """Return the sum over batch and image."""
@@ -291,7 +288,7 @@ class Grouped:
             hat_dot, mean_dot, r_dot = parts.dots(b, hat, self.view(x_dot))
             direct = b.Mul(hat_dot, self.column(self.node.input(1)))
         scaled = None if scale_dot is None else b.Mul(hat, self.column(scale_dot))
-        total = summed(b, direct, scaled, bias_dot and self.column(bias_dot))
+        total = sum_of_present(b, direct, scaled, bias_dot and self.column(bias_dot))
         if total is not None and direct is None and scaled is None:
             total = b.Expand(total, self.shape)
         return [total and self.back(total, x), mean_dot, r_dot]
@@ -308,12 +305,12 @@ def instance_normalization(
 def _(node: Node) -> list[Type]:
     x = node.input(0)
     check_channels(node, 1, 2)
-    return _group_types(node, x.shape[1] if x.type.shape is not None else None, wide(x.type.dtype))
+    return _group_types(node, x.shape[1] if x.type.shape is not None else None, x.type.dtype.wide)
 
 
 def _instances(b: Builder, node: Node) -> Grouped:
     x = node.input(0)
-    return Grouped(b, node, b.extent(x, 1), wide(x.type.dtype))
+    return Grouped(b, node, b.extent(x, 1), x.type.dtype.wide)
 
 
 @instance_normalization.residual("saved_mean")

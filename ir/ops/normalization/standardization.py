@@ -19,17 +19,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Value
-from flowgrad.ir.types import FLOAT32, DType
-
-
-def wide(dtype: DType) -> DType:
-    """Return the type that statistics of this type are computed in."""
-    return FLOAT32 if dtype.itemsize < 4 else dtype
-
-
-def cast(b: Builder, x: Value, dtype: DType) -> Value:
-    """Return ``x`` in ``dtype``."""
-    return x if x.type.dtype == dtype else b.Cast(x, to=dtype.onnx)
+from flowgrad.ir.ops.operands import sum_of
 
 
 def count_along(b: Builder, x: Value, axes: Sequence[int]) -> Any:
@@ -38,7 +28,7 @@ def count_along(b: Builder, x: Value, axes: Sequence[int]) -> Any:
     known = [n for n in extents if isinstance(n, int)]
     if len(known) == len(extents):
         return float(max(int(np.prod(known)), 1))
-    return b.Cast(b.ReduceProd(b.Gather(b.shape(x), list(axes)), keepdims=0), to=x.type.dtype.onnx)
+    return b.cast(b.ReduceProd(b.Gather(b.shape(x), list(axes)), keepdims=0), x.type.dtype)
 
 
 class Standardized(NamedTuple):
@@ -75,9 +65,7 @@ class Standardized(NamedTuple):
             terms.append(b.Mul(hat, b.Div(b.Neg(b.Mul(r_bar, b.Mul(self.r, self.r))), count)))
         if not terms:
             return b.zero(self.x)
-        total = terms[0]
-        for term in terms[1:]:
-            total = b.Add(total, term)
+        total = sum_of(b, terms)
         return total if total.type.shape == self.x.type.shape else b.Expand(total, b.shape(self.x))
 
     def dots(self, b: Builder, hat: Value, x_dot: Value) -> tuple[Value, Value | None, Value]:
@@ -118,14 +106,3 @@ def standardize(x: Array, epsilon: float, out: Array | None = None) -> tuple[Arr
 def column(vector: Array, rank: int, dtype: np.dtype[Any]) -> Array:
     """Return a vector of channels as an array that broadcasts along axis 1."""
     return vector.reshape(-1, *(1,) * (rank - 2)).astype(dtype, copy=False)
-
-
-def summed(b: Builder, *terms: Value | None) -> Value | None:
-    """Return the sum of the terms that are there, None if none is."""
-    present = [t for t in terms if t is not None]
-    if not present:
-        return None
-    total = present[0]
-    for term in present[1:]:
-        total = b.Add(total, term)
-    return total

@@ -11,6 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.operands import concatenated, ramp
 from flowgrad.ir.ops.recurrent.recurrence import Cell, GraphOps, NumericOps, activations, gru_step, lstm_step, rnn_step
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, DimLike, Type, merge_dims
@@ -157,17 +158,15 @@ class _Expansion:
         return tuple(found)
 
     def _joined(self, parts: Sequence[Value], axis: int) -> Value:
-        parts = [self.b.Unsqueeze(p, [axis]) for p in parts]
-        return parts[0] if len(parts) == 1 else self.b.add("Concat", parts, {"axis": axis})
+        return concatenated(self.b, [self.b.Unsqueeze(p, [axis]) for p in parts], axis)
 
     def _mask(self) -> Value | None:
         """Return which steps belong to the sequence of each row of the batch: bool [T, B, 1]."""
         lengths = self.optional(4)
         if lengths is None:
             return None
-        count = self.b.Squeeze(self.b.extent(self.x, 0), [0])
-        times = self.b.Unsqueeze(self.b.Range(np.int64(0), count, np.int64(1)), [1, 2])
-        return self.b.Less(times, self.b.Unsqueeze(self.b.Cast(lengths, to=INT64.onnx), [0, 2]))
+        times = self.b.Unsqueeze(ramp(self.b, self.b.extent(self.x, 0)), [1, 2])
+        return self.b.Less(times, self.b.Unsqueeze(self.b.cast(lengths, INT64), [0, 2]))
 
     def _part(self, value: Value, direction: int) -> Value:
         """Return what belongs to one direction of a weight."""
