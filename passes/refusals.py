@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from flowgrad.ir.errors import FlowgradError, NotDifferentiableError
+from flowgrad.ir.errors import FlowgradError, NotDifferentiableError, ValidationError
 from flowgrad.ir.graph import Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.operands import unknown_ranks
+from flowgrad.ir.ops.registry import Refusal
+
+
+def refusal_of(node: Node, error: ValidationError) -> Refusal:
+    """Return the refusal of a rule that does not get along with the types it meets.
+
+    A rule may ask the rank of what it made on its way; the reader is told of the values of the node.
+    """
+    reason = unknown_ranks(node, error.where) if error.code == "rank" else ""
+    return Refusal(reason or error.message)
 
 
 def refusal_error(refusals: Sequence[tuple[Node, str]], active: Collection[Value]) -> FlowgradError:

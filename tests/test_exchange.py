@@ -352,6 +352,25 @@ def test_large_weights_lie_beside_the_model(tmp_path: Path) -> None:
                                expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_of_unknown_rank_is_written_with_its_weights_beside_it(tmp_path: Path) -> None:
+    graph, b = small()
+    x = graph.add_input("x", Type(FLOAT32, None))
+    graph.add_output(b.MatMul(x, graph.add_constant(f32(64, 64), "w", INITIALIZER)), "y")
+    path = tmp_path / "m.onnx"
+    save_onnx(graph, path, embedded_bytes=1000)
+    assert len(os.listdir(tmp_path)) == 2
+    again, feeds = read_onnx(path), {"x": f32(64)}
+    assert again.inputs[0].type == x.type
+    np.testing.assert_array_equal(evaluate(again, feeds)["y"], evaluate(graph, feeds)["y"])
+
+
+def test_outputs_that_the_standard_requires_are_named() -> None:
+    graph, b = small()
+    graph.add_output(b.TopK(graph.add_input("x", Type(FLOAT32, (5,))), [2]), "y")
+    (node,) = read_onnx(write_onnx(graph)).nodes()[:1]
+    assert node.op == "TopK" and len(node.results) == 2
+
+
 def test_destinations_that_are_links_are_refused(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(b"precious")
     (tmp_path / "m.onnx").symlink_to(tmp_path / "target")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import SaveError
+from flowgrad.ir.errors import SaveError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
-from flowgrad.ir.infer import describe
+from flowgrad.ir.infer import describe, infer
 from flowgrad.ir.ops.registry import FLOWGRAD, opdef
+from flowgrad.ir.types import Type
 from flowgrad.passes.expand import expand
+from flowgrad.passes.refusals import refusal_of
 
 ROUNDS = 16
 """How often expansions may bring operators that need expanding themselves in another way."""
@@ -21,8 +25,11 @@ def lowered(graph: Graph) -> Graph:
     graph = graph.copy()
     for _ in range(ROUNDS):
         before = graph.version, sum(g.version for g, _ in graph.walk())
-        _replace_residuals(graph)
-        expand(graph, _needs_expansion, "export")
+        try:
+            _replace_residuals(graph)
+            expand(graph, _needs_expansion, "export")
+        except UnsupportedError as error:
+            raise SaveError(error.message, code=error.code, where=error.where) from error
         if before == (graph.version, sum(g.version for g, _ in graph.walk())):
             break
     _complete_outputs(graph)
@@ -57,16 +64,29 @@ def _replace_residuals(graph: Graph) -> None:
             if rule is None:
                 continue
             b = Builder(inner, prefix=node.label, origin=inner.new_origin("export", (node,)))
-            made = rule(b, node)
+            try:
+                made = rule(b, node)
+            except ValidationError as error:
+                raise UnsupportedError(f"the residual {definition.outputs[value.index]!r} of {node.op} cannot be written in "
+                                       f"other operators: {refusal_of(node, error).reason}", code="expand",
+                                       where=describe(node)) from error
             if made.producer.op in ENTRIES or made.producer is node:
                 made = b.Identity(made)
             inner.adopt(value, made)
 
 
 def _complete_outputs(graph: Graph) -> None:
-    """Name every output that runtimes want named."""
     for inner, node in list(graph.walk()):
-        rule = opdef(node.op).export_outputs_rule
-        for index, type_ in enumerate(rule(node) if rule is not None else ()):
-            if index >= len(node.outputs) or node.outputs[index] is None:
+        for index, type_ in enumerate(_wanted_outputs(node)):
+            if type_ is not None and (index >= len(node.outputs) or node.outputs[index] is None):
                 inner.set_output(node, index, inner.unique_name(f"{node.label}_{index}"), type_)
+
+
+def _wanted_outputs(node: Node) -> Sequence[Type | None]:
+    """Return the types of the outputs that the standard or a runtime wants named, as far as some may be missing."""
+    definition = opdef(node.op)
+    if definition.export_outputs_rule is not None:
+        return definition.export_outputs_rule(node)
+    required = node.outputs[: definition.required_outputs]
+    is_complete = len(required) == definition.required_outputs and None not in required
+    return () if is_complete else infer(node)[: definition.required_outputs]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from flowgrad import ir
 from flowgrad.exchange.data_file import DataFile
@@ -62,7 +63,7 @@ def save_onnx(
         data = DataFile(file)
         model = _Writer(opset, data.store).model(graph)
         data.finish()
-    write_file(target, [_serialized(model)], check=lambda written: _check(os.fspath(written)))
+    write_file(target, [_serialized(model)], check=lambda written: _check(model, written))
     return model
 
 
@@ -78,28 +79,34 @@ def _serialized(model: ModelProto) -> bytes:
         raise SaveError(f"the model cannot be serialized: {error}", code="size") from error
 
 
-def _check(model: ModelProto | str) -> None:
+def _check(model: ModelProto, written: Path | None = None) -> None:
+    """Check a model, in the file ``written`` if it has weights beside it. Raises SaveError."""
+    without_rank = [i for i in (*model.graph.input, *model.graph.output) if not i.type.tensor_type.HasField("shape")]
     try:
-        if isinstance(model, ModelProto) and _lacks_ranks(model):
-            _check_nodes(model)
+        if without_rank:
+            _check_with_ranks(model, without_rank, written)
+            onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         else:
-            onnx.checker.check_model(model, full_check=True)
+            onnx.checker.check_model(model if written is None else os.fspath(written), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise SaveError(f"onnx.checker refuses the exported model: {error}", code="checker") from error
 
 
-def _lacks_ranks(model: ModelProto) -> bool:
-    return any(not i.type.tensor_type.HasField("shape") for i in (*model.graph.input, *model.graph.output))
-
-
-def _check_nodes(model: ModelProto) -> None:
-    """Check what the checker can where the rank of an input or output is unknown, which it always refuses."""
-    context = onnx.checker.C.CheckerContext()
-    context.ir_version = model.ir_version
-    context.opset_imports = {o.domain: o.version for o in model.opset_import}
-    for node in model.graph.node:
-        onnx.checker.check_node(node, context)
-    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+def _check_with_ranks(model: ModelProto, without_rank: Sequence[ValueInfoProto], written: Path | None) -> None:
+    """Check all but shapes of a model; the checker refuses inputs and outputs of unknown rank, so it is shown some."""
+    for info in without_rank:
+        info.type.tensor_type.shape.SetInParent()
+    try:
+        if written is None:
+            onnx.checker.check_model(model)
+            return
+        with NamedTemporaryFile(dir=written.parent) as shown:  # where the checker finds the weights
+            shown.write(_serialized(model))
+            shown.flush()
+            onnx.checker.check_model(shown.name)
+    finally:
+        for info in without_rank:
+            info.type.tensor_type.ClearField("shape")
 
 
 class _Names:

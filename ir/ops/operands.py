@@ -58,6 +58,18 @@ def normal_axes(axes: Sequence[int], rank: int) -> list[int]:
     return found
 
 
+def unknown_ranks(node: Node, asked: str = "") -> str:
+    """Return which ranks a rule of ``node`` lacks, as the reason of a refusal; an empty string if all are known.
+
+    That is the one of the operand called ``asked``, if there is one, else those of all operands, else of the results.
+    """
+    unknown = [v for v in node.operands if v.type.rank is None] or [v for v in node.results if v.type.rank is None]
+    unknown = [v for v in unknown if v.name == asked] or unknown
+    names = ", ".join(dict.fromkeys(f"%{v.name}" for v in unknown))
+    ranks = f"ranks of {names}, which are" if "," in names else f"rank of {names}, which is"
+    return f"{node.op} needs the {ranks} not known before the run" if unknown else ""
+
+
 def moved_first(axes: Sequence[int], rank: int) -> list[int]:
     """Return the permutation that brings ``axes``, counted from the front, before all others."""
     return [*axes, *(i for i in range(rank) if i not in axes)]

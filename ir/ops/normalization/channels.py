@@ -13,7 +13,7 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import mean_of
 from flowgrad.ir.ops.registry import attr, op
-from flowgrad.ir.types import Type
+from flowgrad.ir.types import FLOAT32, Type
 
 
 @op("LRN", since=1)
@@ -105,6 +105,12 @@ def _(b: Builder, node: Node) -> Value:
     centred = b.Sub(x, b.ReduceMean(x, axes, keepdims=1))
     var = b.ReduceMean(b.Mul(centred, centred), axes, keepdims=1)
     return b.Div(centred, b.Add(_safe_root(b, var), DEVIATION_GUARD))
+
+
+@mean_variance_normalization.expands_on_export
+def _(node: Node) -> bool:
+    """True for all floats but float32: the function of the standard adds a float32 constant, which runtimes refuse."""
+    return node.input(0).type.dtype != FLOAT32
 
 
 def _safe_root(b: Builder, square: Value) -> Value:
