@@ -67,7 +67,7 @@ class Value:
     def shape(self) -> tuple[DimLike, ...]:
         """The shape; ValidationError if the rank is unknown."""
         if self.type.shape is None:
-            raise ValidationError(f"the rank of %{self.name} is not known", code="rank")
+            raise ValidationError(f"the rank of %{self.name} is not known", code="rank", where=self.name)
         return self.type.shape
 
     @property

@@ -16,7 +16,7 @@ from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
 from flowgrad.ir.types import Dim, DimLike
 from flowgrad.passes.activity import active_values, blocking_nodes
 from flowgrad.passes.expand import expand_for_derivative
-from flowgrad.passes.refusals import names_of, refusal_error
+from flowgrad.passes.refusals import names_of, refusal_error, refusal_of
 
 Rule = Callable[..., Any]
 Zero = Literal["error", "allow"]
@@ -138,7 +138,7 @@ def apply_adjoint(b: DerivativeBuilder, definition: OpDef, node: Node, bars: Seq
     try:
         return _contributions(b, definition, node, bars)
     except ValidationError as error:
-        return [Refusal(error.message)] * (len(node.inputs) + len(node.captures))
+        return [refusal_of(node, error)] * (len(node.inputs) + len(node.captures))
 
 
 def _contributions(b: DerivativeBuilder, definition: OpDef, node: Node, bars: Sequence[Value | None]) -> list[Any]:

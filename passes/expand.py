@@ -10,7 +10,7 @@ from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import Refusal, Trait, opdef
 from flowgrad.ir.reach import dependents, path_nodes
-from flowgrad.passes.refusals import refusal_error
+from flowgrad.passes.refusals import refusal_error, refusal_of
 
 
 def expand_node(graph: Graph, node: Node, pass_name: str = "expand") -> Refusal | None:
@@ -25,7 +25,7 @@ def expand_node(graph: Graph, node: Node, pass_name: str = "expand") -> Refusal 
     try:
         result = rule(b, node)
     except ValidationError as error:
-        return Refusal(error.message)
+        return refusal_of(node, error)
     if isinstance(result, Refusal):
         return result
     replace_node(graph, node, result if isinstance(result, (tuple, list)) else (result,), b)

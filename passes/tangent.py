@@ -18,7 +18,7 @@ from flowgrad.ir.reach import path_nodes
 from flowgrad.passes.activity import active_values
 from flowgrad.passes.adjoint import adjoint, apply_adjoint
 from flowgrad.passes.expand import expand_for_derivative
-from flowgrad.passes.refusals import refusal_error
+from flowgrad.passes.refusals import refusal_error, refusal_of
 
 Tangent = Value | None
 
@@ -87,7 +87,7 @@ def _node_tangents(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) ->
     try:
         return _tangents(b, node, dots)
     except ValidationError as error:
-        return [Refusal(error.message)] * len(node.outputs)
+        return [refusal_of(node, error)] * len(node.outputs)
 
 
 def _tangents(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[Any]:

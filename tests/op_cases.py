@@ -101,8 +101,12 @@ class Case:
         rng = np.random.default_rng(seed)
         return [None if spec is None else spec.make(rng) for spec in self.inputs]
 
-    def graph(self, arrays: Sequence[Array | None], symbolic: bool = False) -> tuple[Graph, Node]:
-        """Return a graph with the one node of this case; run-time inputs are called x0, x1, ... by position."""
+    def graph(self, arrays: Sequence[Array | None], symbolic: bool = False, types: Sequence[Type | None] = ()
+              ) -> tuple[Graph, Node]:
+        """Return a graph with the one node of this case; run-time inputs are called x0, x1, ... by position.
+
+        ``types``, if given, are those of the inputs.
+        """
         graph = Graph("case")
         b = Builder(graph)
         values: list[Value | None] = []
@@ -112,7 +116,7 @@ class Case:
             elif spec.constant:
                 values.append(graph.add_constant(array))
             else:
-                values.append(graph.add_input(f"x{index}", _type(array, index, symbolic)))
+                values.append(graph.add_input(f"x{index}", (types and types[index]) or _type(array, index, symbolic)))
         if self.build is not None:
             node: Node = self.build(b, values)
         else:
@@ -129,10 +133,12 @@ class Case:
 
 
 def _type(array: Array, index: int, symbolic: bool) -> Type:
-    static = type_of(array)
-    if not symbolic:
-        return static
-    return static.with_shape(tuple(Dim.named(f"n{index}_{axis}") for axis in range(array.ndim)))
+    return symbolic_type(array, index) if symbolic else type_of(array)
+
+
+def symbolic_type(array: Array, index: int) -> Type:
+    """Return the type of an array, with named dims for its extents."""
+    return type_of(array).with_shape(tuple(Dim.named(f"n{index}_{axis}") for axis in range(array.ndim)))
 
 
 def all_cases() -> list[Case]:

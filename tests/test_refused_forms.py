@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import LimitError, LoadError, NotDifferentiableError, ValidationError
+from flowgrad.ir.errors import LimitError, LoadError, ValidationError
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.text import format_graph
 from flowgrad.ir.types import BOOL, FLOAT32, INT64, Type
 from flowgrad.model import load
-from flowgrad.passes.differentiate import adjoint
 
 
 @pytest.mark.parametrize("count", [2**62, -1, 0, 1])
@@ -73,20 +72,3 @@ def test_a_number_takes_the_dtype_of_the_first_float() -> None:
         b.Add(count, 0.5)
     with pytest.raises(ValidationError, match="float dtype"):
         b.Where(mask, 0.5, 1.5)
-
-
-@pytest.mark.parametrize(("op", "indices", "repeats"), [
-    ("ScatterElements", [[0, 1, 2], [1, 2, 0]], False), ("ScatterElements", [[0, 1, 2], [1, -2, 2]], True),
-    ("ScatterND", [[0, 1], [1, 0]], False), ("ScatterND", [[0, 1], [-2, -2]], True),
-])
-def test_a_scatter_onto_one_place_twice_has_no_derivative(op: str, indices: list[list[int]], repeats: bool) -> None:
-    graph = Graph("scatter")
-    b = Builder(graph)
-    x = graph.add_input("x", Type(FLOAT32, (2, 3) if op == "ScatterND" else (3, 3)))
-    u = graph.add_input("u", Type(FLOAT32, (2,) if op == "ScatterND" else (2, 3)))
-    y = b.add(op, [x, np.array(indices), u])
-    if not repeats:
-        assert None not in adjoint(graph, [(y, b.zeros_like(y))], [x, u])
-        return
-    with pytest.raises(NotDifferentiableError, match="repeat"):
-        adjoint(graph, [(y, b.zeros_like(y))], [x, u])

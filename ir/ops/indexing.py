@@ -10,7 +10,16 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import extents, joined, known_dims, normal_axis, ramp, reshape_to, sum_of
+from flowgrad.ir.ops.operands import (
+    extents,
+    joined,
+    known_dims,
+    normal_axis,
+    ramp,
+    reshape_to,
+    sum_of,
+    unknown_ranks,
+)
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
 
@@ -277,7 +286,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = zeros, to which the parts of y_bar are added at their indices."""
     x = node.input(0)
     if attr(node, "batch_dims") and node.input(1).type.rank is None:
-        return refuse("the rank of the indices is not known")
+        return refuse(unknown_ranks(node))
     indices = _with_batch(b, node.input(1), attr(node, "batch_dims"))
     return b.ScatterND(b.zero(x), indices, y_bar, reduction="add"), NO_GRADIENT
 

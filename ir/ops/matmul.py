@@ -12,7 +12,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import joined, ramp, sum_of_present
+from flowgrad.ir.ops.operands import joined, ramp, sum_of_present, unknown_ranks
 from flowgrad.ir.ops.registry import NO_GRADIENT, Cut, Kernel, Trait, attr, op, refuse
 from flowgrad.ir.ops.splitting import PRODUCTS, along, part, spans
 from flowgrad.ir.types import FLOAT32, FLOAT64, UNKNOWN, DimLike, Type, broadcast_dims, broadcast_shapes, merge_dims
@@ -72,7 +72,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     if x.type.rank is None and w.type.rank == 2:
         return b.MatMul(y_bar, b.Transpose(w, perm=[1, 0])), _matrix_bar(b, x, w, y_bar)
     if x.type.rank is None or w.type.rank is None:
-        return refuse("the rank of an operand is not known")
+        return refuse(unknown_ranks(node))
     if x.type.rank == w.type.rank == 1:
         return b.Mul(y_bar, w), b.Mul(y_bar, x)
     row, column = x.type.rank == 1, w.type.rank == 1
@@ -327,7 +327,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """
     operands = [v for v in node.inputs if v is not None]
     if "..." in attr(node, "equation") and any(v.type.rank is None for v in operands):
-        return refuse("the rank of an operand is not known")
+        return refuse(unknown_ranks(node))
     terms, result = _labels(node)
     return [_operand_bar(b, y_bar, operands, terms, result, k) for k in range(len(operands))]
 

@@ -24,6 +24,7 @@ from flowgrad.ir.ops.operands import (
     normal_axis,
     reshape_to,
     slice_axis,
+    unknown_ranks,
     unknown_shape,
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
@@ -382,7 +383,7 @@ def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
     if len(node.inputs) > 1 and node.inputs[1] is not None and known_length(node.inputs[1]) is None:
         return _run_time_pieces(b, node, y_bars), NO_GRADIENT
     if node.input(0).type.rank is None and any(y_bar is None for y_bar in y_bars):
-        return refuse("an output is absent and the rank of the input is not known")
+        return refuse(unknown_ranks(node))
     pieces = [y_bar if y_bar is not None else _zero_piece(b, node, i) for i, y_bar in enumerate(y_bars)]
     axis = attr(node, "axis")
     return concatenated(b, pieces, axis), NO_GRADIENT
@@ -392,7 +393,7 @@ def _run_time_pieces(b: Builder, node: Node, y_bars: Sequence[Value | None]) -> 
     """Concatenate pieces of which there may be more than outputs: zeros take up what is left."""
     x, sizes, count = node.input(0), node.input(1), len(y_bars)
     if x.type.rank is None:
-        return refuse("neither the rank of the input nor the number of pieces is known")
+        return refuse(unknown_ranks(node))
     at = normal_axis(attr(node, "axis"), len(x.shape))
     rest = b.ReduceSum(b.Slice(sizes, [count], [2**63 - 1], [0]), keepdims=1)
     parts = [*extents(b, x, 0, at), rest, *extents(b, x, at + 1, len(x.shape))]

@@ -145,7 +145,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value, _indices: None) -> Any:
     indices = b.residual(node, "Indices")
     if not attr(node, "storage_order"):
         return b.MaxPoolGrad(y_bar, indices, b.shape(x))
-    rank = x.type.rank or 0
+    rank = 2 + len(attr(node, "kernel_shape"))
     turned = [0, 1, *range(rank - 1, 1, -1)]  # column-major indices count over the image with its axes reversed
     return b.Transpose(b.MaxPoolGrad(y_bar, indices, b.Gather(b.shape(x), turned)), perm=turned)
 

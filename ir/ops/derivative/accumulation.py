@@ -30,6 +30,7 @@ from flowgrad.ir.ops.operands import (
     reshape_to,
     slice_axis,
     sum_of,
+    unknown_ranks,
     unknown_shape,
 )
 from flowgrad.ir.ops.reduction import reduced_axes
@@ -397,7 +398,9 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """
     x, axes = node.input(0), node.inputs[1] if len(node.inputs) > 1 else None
     known = known_ints(axes) if axes is not None else []
-    if known is None or x.type.rank is None:
+    if x.type.rank is None:
+        return refuse(unknown_ranks(node))
+    if known is None:
         return refuse("the axes of a product are known only at run time: it has a first derivative only")
     if not known and attr(node, "noop_with_empty_axes"):
         return b.zeros_like(x), NO_GRADIENT

@@ -9,11 +9,11 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
-from flowgrad.ir.errors import UnsupportedError, ValidationError
+from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convolution.window import shape_in
 from flowgrad.ir.ops.operands import known_dims, known_ints
-from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, attr, op
+from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, attr, op, refuse
 from flowgrad.ir.ops.resize.interpolation import Axis, Sampling, interpolate, matrix, plan, spread
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, floor_div
 
@@ -170,7 +170,7 @@ def _(b: DerivativeBuilder, node: Node, y_dot: Value | None, *others: Value | No
 
 
 @resize_grad.expansion
-def _(b: Builder, node: Node) -> Value:
+def _(b: Builder, node: Node) -> Any:
     """A product with the interpolation matrix along every axis that changes.
 
     The matrix is a constant where all extents are known, else the same Resize of an identity matrix.
@@ -188,6 +188,8 @@ def _(b: Builder, node: Node) -> Value:
             if not axis.is_unchanged:
                 total = _along(b, total, b.value(_constant_matrix(node, axis)), axis.axis)
         return total
+    if attr(node, "keep_aspect_ratio_policy") != "stretch":
+        return refuse("a kept aspect ratio needs extents known before the run")
     return _run_time_product(b, node)
 
 
@@ -208,9 +210,6 @@ def _along(b: Builder, x: Value, square: Value, axis: int) -> Value:
 
 
 def _run_time_product(b: Builder, node: Node) -> Value:
-    if attr(node, "keep_aspect_ratio_policy") != "stretch":
-        raise UnsupportedError("the derivative of Resize with a kept aspect ratio needs extents known before the run",
-                               code="resize", where=node.label)
     total, x_shape = node.input(0), node.input(1)
     roi, scales, sizes = _grad_operands(node)
     rank = len(total.shape)
