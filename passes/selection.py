@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
@@ -94,7 +95,8 @@ def find_of(graph: Graph, of: Of | None) -> list[tuple[str, Value]]:
         if not pairs:
             raise InputError(f"{graph.name!r} has no float output", code="of")
         return pairs
-    pairs = [_named(graph, item) for item in (list(of) if isinstance(of, (list, tuple)) else [of])]
+    items: list[Any] = list(of) if isinstance(of, (list, tuple)) else [of]
+    pairs = [_named(graph, item) for item in items]
     for name, value in pairs:
         if not value.type.dtype.is_float:
             raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")

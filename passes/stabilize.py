@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.registry import attr
 from flowgrad.passes.canonicalize import unchanged
@@ -134,10 +136,122 @@ def tanh(b: RewriteBuilder, node: Node) -> Any:
     return b.Tanh(x)
 
 
+# ---- kinks that cancel ------------------------------------------------------------------------------------------------------
+
+
+@rewrite("Add(%first, %second)", kind="repairs", shared=True)
+def softplus_in_parts(b: RewriteBuilder, node: Node, first: Value, second: Value) -> Any:
+    """max(z, 0) + ... + log(1 + exp(-|z|)) = softplus(z) + ...: each part has a kink at 0, their sum has none."""
+    for rest, logarithm in ((first, second), (second, first)):
+        replaced = _with_softplus(b, rest, logarithm)
+        if replaced is not None and replaced.type == node.output().type:
+            return replaced
+    return no_match("these are not the parts of a softplus")
+
+
+@rewrite("Sub(%first, %second)", kind="repairs", shared=True)
+def log_sigmoid_in_parts(b: RewriteBuilder, node: Node, first: Value, second: Value) -> Any:
+    """min(x, 0) - log(1 + exp(-|x|)) = -softplus(-x)."""
+    bound = b.made_by(first, "Min")
+    x = None if bound is None else _beside_zero(bound)
+    magnitude = _magnitude(b, second)
+    if x is None or magnitude is not x or x.type != node.output().type:
+        return no_match("these are not the parts of a logarithm of a sigmoid")
+    return b.Neg(b.Softplus(b.Neg(x)))
+
+
+def _with_softplus(b: RewriteBuilder, rest: Value, logarithm: Value) -> Value | None:
+    """Return ``rest`` with softplus(z) in place of its term max(z, 0), if ``logarithm`` is what lacks from one to the other."""
+    magnitude, shift = _magnitude(b, logarithm), _shift(b, logarithm)
+    if magnitude is None and shift is None:
+        return None
+
+    def smooth(term: Value) -> Value | None:
+        z = _positive_part(b, term)
+        if z is None:
+            return None
+        opposite = b.made_by(z, "Neg")
+        matches = term is shift or magnitude is z or (opposite is not None and opposite.input(0) is magnitude)
+        return b.Softplus(z) if matches else None
+
+    whole = smooth(rest)
+    if whole is not None:
+        return whole
+    outer = b.made_by(rest, "Add", "Sub")
+    if outer is None:
+        return None
+    left, right = outer.input(0), outer.input(1)
+    changed = smooth(left)
+    if changed is not None:
+        return b.add(outer.op, [changed, right])
+    changed = smooth(right) if outer.op == "Add" else None
+    return None if changed is None else b.Add(left, changed)
+
+
+def _positive_part(b: RewriteBuilder, value: Value) -> Value | None:
+    """Return z of max(z, 0), in any spelling."""
+    node = b.made_by(value, "Relu", "Max", "Clip")
+    if node is None:
+        return None
+    if node.op == "Relu":
+        return node.input(0)
+    if node.op == "Max":
+        return _beside_zero(node)
+    bounds = [*node.inputs[1:], None, None]
+    return node.input(0) if _is_zero(bounds[0]) and bounds[1] is None else None
+
+
+def _beside_zero(node: Node) -> Value | None:
+    """Return the operand of a Max or Min of two whose other operand is 0."""
+    if len(node.inputs) != 2:
+        return None
+    x, y = node.input(0), node.input(1)
+    return x if _is_zero(y) else y if _is_zero(x) else None
+
+
+def _is_zero(value: Value | None) -> bool:
+    return value is not None and value.constant is not None and value.constant.size == 1 and not value.constant.any()
+
+
+def _magnitude(b: RewriteBuilder, value: Value) -> Value | None:
+    """Return x of log(1 + exp(-|x|)), in any spelling."""
+    node = b.made_by(value, "Softplus", "Log")
+    if node is None:
+        return None
+    inner = node.input(0)
+    if node.op == "Log":
+        total = b.made_by(inner, "Add")
+        terms = () if total is None else (total.input(0), total.input(1))
+        powers = [e for v in terms if (e := b.made_by(v, "Exp")) is not None]
+        if len(powers) != 1 or not any(v.constant is not None and v.constant.size == 1 and v.constant.item() == 1 for v in terms):
+            return None
+        inner = powers[0].input(0)
+    negated = b.made_by(inner, "Neg")
+    absolute = None if negated is None else b.made_by(negated.input(0), "Abs")
+    return None if absolute is None else absolute.input(0)
+
+
+def _shift(b: RewriteBuilder, value: Value) -> Value | None:
+    """Return m = max(z, 0) of log(exp(-m) + exp(z - m))."""
+    logarithm = b.made_by(value, "Log")
+    total = None if logarithm is None else b.made_by(logarithm.input(0), "Add")
+    if total is None:
+        return None
+    exponents = [e.input(0) for v in (total.input(0), total.input(1)) if (e := b.made_by(v, "Exp")) is not None]
+    for one, other in (exponents, exponents[::-1]) if len(exponents) == 2 else ():
+        negated, difference = b.made_by(one, "Neg"), b.made_by(other, "Sub")
+        if negated is None or difference is None or difference.input(1) is not negated.input(0):
+            continue
+        shift = negated.input(0)
+        if _positive_part(b, shift) is difference.input(0):
+            return shift
+    return None
+
+
 # ---- roots of squares -------------------------------------------------------------------------------------------------------
 
 
-@rewrite("Sqrt(Mul(%x, %x))", "Sqrt(Pow(%x, 2))", kind="repairs", shared=True)
+@rewrite("Sqrt(Mul(%x, %x))", "Sqrt(Pow(%x, 2))", "Pow(Mul(%x, %x), 0.5)", "Pow(Pow(%x, 2), 0.5)", kind="repairs", shared=True)
 def root_of_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """sqrt(x x) = |x|, whose derivative at 0 is 0."""
     if x.type != node.output().type:
@@ -146,7 +260,8 @@ def root_of_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
 
 
 @rewrite("Sqrt(ReduceSum(Mul(%x, %x), %axes?))", "Sqrt(ReduceSum(Pow(%x, 2), %axes?))", "Sqrt(ReduceSumSquare(%x, %axes?))",
-         kind="repairs", shared=True)
+         "Pow(ReduceSum(Mul(%x, %x), %axes?), 0.5)", "Pow(ReduceSum(Pow(%x, 2), %axes?), 0.5)",
+         "Pow(ReduceSumSquare(%x, %axes?), 0.5)", kind="repairs", shared=True)
 def euclidean_norm(b: RewriteBuilder, node: Node, x: Value, axes: Value | None) -> Any:
     """sqrt(sum(x x)) = ||x||, whose derivative at 0 is 0."""
     reduction = node.input(0).producer
@@ -154,6 +269,62 @@ def euclidean_norm(b: RewriteBuilder, node: Node, x: Value, axes: Value | None) 
     if attr(reduction, "noop_with_empty_axes") or (reduction.op == "ReduceSum" and squared.type != x.type):
         return no_match("it may reduce nothing, or the exponent broadcasts")
     return b.ReduceL2(x, axes, keepdims=attr(reduction, "keepdims"))
+
+
+@rewrite("Mul(%r, %r)", "Pow(%r, 2)", kind="repairs", shared=True)
+def square_of_norm(b: RewriteBuilder, node: Node, r: Value) -> Any:
+    """||x|| ||x|| = sum(x x), which is smooth at 0."""
+    norm = b.made_by(r, "ReduceL2")
+    if norm is None or r.type != node.output().type:
+        return no_match("it is no norm, or the exponent broadcasts")
+    return b.add("ReduceSumSquare", norm.inputs, norm.attributes)
+
+
+@rewrite("Sqrt(%s)", "Pow(%s, 0.5)", kind="repairs", shared=True)
+def scaled_norm(b: RewriteBuilder, node: Node, s: Value) -> Any:
+    """sqrt(c mean(x x)) = ||x|| sqrt(c / n), as in a standard deviation; its derivative at 0 is 0."""
+    factor, reduction = _scaled(b, s)
+    if reduction is None:
+        return no_match("it is no multiple of a sum of squares")
+    x = _squared(b, reduction)
+    if x is None or attr(reduction, "noop_with_empty_axes"):
+        return no_match("no squares are summed, or nothing may be reduced")
+    if reduction.op == "ReduceMean":
+        if not x.type.is_static or not reduction.output().type.is_static or not x.type.size:
+            return no_match("how many are summed is known only at run time")
+        factor /= int(np.prod(x.type.static_shape)) // int(np.prod(reduction.output().type.static_shape))
+    if factor == 1:
+        return no_match("it is a plain norm")
+    norm = b.ReduceL2(x, *reduction.inputs[1:], keepdims=attr(reduction, "keepdims"))
+    scaled = b.Mul(norm, float(np.sqrt(factor)))
+    return scaled if scaled.type == node.output().type else no_match("a factor broadcasts")
+
+
+def _scaled(b: RewriteBuilder, value: Value) -> tuple[float, Node | None]:
+    """Return (c, node) of a value that is c > 0 times the result of a reduction."""
+    factor = 1.0
+    while (node := b.made_by(value, "Mul", "Div")) is not None:
+        x, y = node.input(0), node.input(1)
+        if node.op == "Mul" and x.constant is not None:
+            x, y = y, x
+        if y.constant is None or y.constant.size != 1 or not 0 < float(y.constant.item()) < np.inf:
+            return 1.0, None
+        factor = factor * float(y.constant.item()) if node.op == "Mul" else factor / float(y.constant.item())
+        value = x
+    return factor, b.made_by(value, "ReduceSum", "ReduceMean", "ReduceSumSquare")
+
+
+def _squared(b: RewriteBuilder, reduction: Node) -> Value | None:
+    """Return x of a reduction of x x."""
+    if reduction.op == "ReduceSumSquare":
+        return reduction.input(0)
+    node = b.made_by(reduction.input(0), "Mul", "Pow")
+    if node is None or node.output().type != node.input(0).type:
+        return None
+    if node.op == "Mul":
+        return node.input(0) if node.input(0) is node.input(1) else None
+    exponent = node.input(1).constant
+    return node.input(0) if exponent is not None and exponent.size == 1 and exponent.item() == 2 else None
 
 
 RULES = rules_in(globals())
