@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import secrets
 import stat
@@ -49,8 +50,6 @@ def read_file(path: Path, limits: Limits, *, follow: bool = True) -> memoryview:
 
 def map_file(path: Path) -> memoryview:
     """Return the bytes of a regular file without reading them: they are mapped into memory."""
-    import mmap
-
     descriptor = _opened(path, follow=True)
     try:
         if not _size(descriptor, path):

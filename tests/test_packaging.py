@@ -119,7 +119,7 @@ def test_a_wheel_holds_every_module_and_no_maintenance(tmp_path: Path) -> None:
         shutil.copytree(ROOT / room, checkout / room, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
-    command = "-m pip wheel --no-deps --no-build-isolation -q -w".split()
+    command = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w"]
     subprocess.run([sys.executable, *command, str(tmp_path), str(checkout)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
