@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from flowgrad.passes.manager import DEFAULT_PIPELINE, PLAIN_PIPELINE, PassManage
 from flowgrad.passes.parameters import candidates
 from flowgrad.passes.precision import converted
 from flowgrad.runtime.engines import compile_graph
+from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.runtime.program import Program
 
 if TYPE_CHECKING:
@@ -144,6 +145,13 @@ class Model:
     @cached_property
     def _program(self) -> Program:
         return self.compile()
+
+    @overload
+    def compile(self, engine: Literal["numpy"] = "numpy", threads: int | None = None, limits: Limits | None = None
+                ) -> NumpyProgram: ...
+
+    @overload
+    def compile(self, engine: str, threads: int | None = None, limits: Limits | None = None) -> Program: ...
 
     def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Program:
         """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start."""

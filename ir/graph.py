@@ -4,136 +4,31 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
-from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, dtype_of, type_of
-
-Array = np.ndarray[Any, Any]
-Attribute = Any  # int, float, str, bytes, Array, or a tuple of ints, floats, strings or bytes
-
-INPUT, CONSTANT, OUTPUT = "Input", "Constant", "Output"
-ENTRIES = (INPUT, CONSTANT, OUTPUT)
-LITERAL, INITIALIZER, PARAMETER = "literal", "initializer", "parameter"
-
-INLINE_ELEMENTS = 64
-"""Literals of at most this many elements need no name: they are interned, and printed where they are used."""
-
-SYMBOLIC_ELEMENTS = 1024
-"""Integer values with at most this many elements are propagated as symbolic values."""
-
-
-class Origin(NamedTuple):
-    """Where nodes come from: the pass, the names of the nodes it worked on, and the origins of those."""
-
-    pass_name: str
-    names: tuple[str, ...]
-    parents: tuple[int, ...]
-
-
-class Value:
-    """A named, typed edge: produced by one entry, used by any number.
-
-    ``symbolic`` holds, for a small integer value that shapes depend on, an object array of integers and dims.
-    An anonymous literal has the name "".
-    """
-
-    __slots__ = ("index", "name", "producer", "symbolic", "type", "uses")
-
-    def __init__(self, name: str, type_: Type, producer: Node, index: int) -> None:
-        self.name = name
-        self.type = type_
-        self.producer = producer
-        self.index = index
-        self.symbolic: Array | None = None
-        self.uses: dict[tuple[int, int], Node] = {}
-
-    @property
-    def constant(self) -> Array | None:
-        """The array of a literal or initializer; None for anything that a run can change."""
-        producer = self.producer
-        return producer.data if producer.op == CONSTANT and producer.role != PARAMETER else None
-
-    @property
-    def users(self) -> list[Node]:
-        """The entries that use this value, Output entries included, each once, in order of first use."""
-        return list(dict.fromkeys(self.uses.values()))
-
-    @property
-    def shape(self) -> tuple[DimLike, ...]:
-        """The shape; ValidationError if the rank is unknown."""
-        if self.type.shape is None:
-            raise ValidationError(f"the rank of %{self.name} is not known", code="rank", where=self.name)
-        return self.type.shape
-
-    @property
-    def dtype(self) -> Any:
-        return self.type.dtype
-
-    def __repr__(self) -> str:
-        return f"%{self.name}: {self.type!r}"
-
-
-class Node:
-    """One application of an op, or the Input, Constant or Output entry of a graph.
-
-    ``inputs`` holds None for an absent optional input; ``outputs`` holds None for one that nobody asked for.
-    ``captures`` are the outer values that the closed ``subgraphs`` take after their formal inputs.
-    ``name`` and ``metadata`` are what the ONNX file called the node; for an Output entry, the name of the output.
-    """
-
-    __slots__ = ("attributes", "captures", "data", "inputs", "key", "metadata", "name", "op", "origin", "outputs",
-                 "role", "subgraphs")
-
-    def __init__(self, key: int, op: str) -> None:
-        self.key = key
-        self.op = op
-        self.attributes: dict[str, Attribute] = {}
-        self.inputs: tuple[Value | None, ...] = ()
-        self.outputs: tuple[Value | None, ...] = ()
-        self.captures: tuple[Value, ...] = ()
-        self.subgraphs: dict[str, Graph] = {}
-        self.origin = 0
-        self.name = ""
-        self.metadata: dict[str, str] = {}
-        self.data: Array | None = None
-        self.role = ""
-
-    @property
-    def label(self) -> str:
-        """A short name for messages and origins: the first output's name, else the node's own."""
-        return next((v.name for v in self.outputs if v is not None and v.name), self.name)
-
-    @property
-    def operands(self) -> list[Value]:
-        """The inputs that are there, then the captures."""
-        return [v for v in (*self.inputs, *self.captures) if v is not None]
-
-    @property
-    def results(self) -> list[Value]:
-        """The outputs that are there."""
-        return [v for v in self.outputs if v is not None]
-
-    def output(self, index: int = 0) -> Value:
-        """Return an output that must be present."""
-        value = self.outputs[index] if index < len(self.outputs) else None
-        if value is None:
-            raise ValidationError(f"{self.op} has no output {index}", code="output", where=self.label)
-        return value
-
-    def input(self, index: int) -> Value:
-        """Return an input that must be present."""
-        value = self.inputs[index] if index < len(self.inputs) else None
-        if value is None:
-            raise ValidationError(f"{self.op} has no input {index}", code="input", where=self.label)
-        return value
-
-    def __repr__(self) -> str:
-        return f"<{self.op} {self.label}>"
+from flowgrad.ir.node import CONSTANT as CONSTANT
+from flowgrad.ir.node import ENTRIES as ENTRIES
+from flowgrad.ir.node import INITIALIZER as INITIALIZER
+from flowgrad.ir.node import INLINE_ELEMENTS as INLINE_ELEMENTS
+from flowgrad.ir.node import INPUT as INPUT
+from flowgrad.ir.node import LITERAL as LITERAL
+from flowgrad.ir.node import OUTPUT as OUTPUT
+from flowgrad.ir.node import PARAMETER as PARAMETER
+from flowgrad.ir.node import SYMBOLIC_ELEMENTS as SYMBOLIC_ELEMENTS
+from flowgrad.ir.node import Array as Array
+from flowgrad.ir.node import Attribute as Attribute
+from flowgrad.ir.node import Node as Node
+from flowgrad.ir.node import Origin as Origin
+from flowgrad.ir.node import Value as Value
+from flowgrad.ir.node import frozen
+from flowgrad.ir.node import same_array as same_array
+from flowgrad.ir.node import symbolic_of as symbolic_of
+from flowgrad.ir.types import UNKNOWN, Dim, Type, type_of
 
 
 class Graph:
@@ -310,7 +205,7 @@ class Graph:
             return self._literals[literal]
         self._check_free(name)
         node = self._add_entry(CONSTANT)
-        node.data, node.role = _frozen(array), role
+        node.data, node.role = frozen(array), role
         value = self._add_value("" if literal else name or self.unique_name("constant"), type_, node, 0)
         value.symbolic = symbolic_of(array)
         node.outputs = (value,)
@@ -486,7 +381,7 @@ class Graph:
         node = value.producer
         if node.op != CONSTANT or not value.name:
             raise ValidationError(f"%{value.name} is no named constant", code="role")
-        node.data = _frozen(np.asarray(data))
+        node.data = frozen(np.asarray(data))
         value.type, value.symbolic = type_of(node.data), symbolic_of(node.data)
         self.version += 1
 
@@ -630,24 +525,3 @@ def _twin(graph: Graph, node: Node, mapping: dict[int, Value]) -> Node:
         outputs.append(copied)
     twin.outputs = tuple(outputs)
     return twin
-
-
-def symbolic_of(array: Array) -> Array | None:
-    """Return the symbolic value of a constant: an object array if it is a small integer array of rank 0 or 1."""
-    if array.dtype.kind not in "iu" or array.ndim > 1 or array.size > SYMBOLIC_ELEMENTS:
-        return None
-    return np.array(array.tolist(), dtype=object).reshape(array.shape)
-
-
-def _frozen(array: Array) -> Array:
-    if array.flags.writeable:
-        array = array.copy() if array.base is not None else array.view()
-        array.flags.writeable = False
-    return array
-
-
-def same_array(a: Array, b: Array) -> bool:
-    """Return whether two arrays have the same dtype, shape and bytes (so NaN equals NaN and 0.0 differs from -0.0)."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return bool(np.array_equal(a, b)) if dtype_of(a.dtype).kind == "string" else a.tobytes() == b.tobytes()
