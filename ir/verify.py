@@ -249,7 +249,7 @@ def _check_formals(node: Node, name: str, subgraph: Graph) -> None:
     inputs = subgraph.inputs
     formals = len(inputs) - len(node.captures)
     rule = opdef(node.op).formals_rule
-    if formals < 0 or (rule is not None and formals != rule(node)):
+    if formals < 0 or (rule is not None and formals != len(rule(node))):
         raise _broken(f"{name} has {len(inputs)} inputs, which are not its formal ones and the {len(node.captures)} "
                       f"captures of {node.op}", "subgraph", node)
     for inner, outer in zip(inputs[formals:], node.captures, strict=True):

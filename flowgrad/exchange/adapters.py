@@ -10,6 +10,7 @@ import numpy as np
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph, Value
+from flowgrad.ir.ops.control.loop_layout import slice_type
 from flowgrad.ir.types import FLOAT32, Dim, Type
 
 Adapter = Callable[[ImportBuilder, ImportedNode], Sequence[Value | None] | None]
@@ -280,8 +281,22 @@ def resize_empty_inputs(b: ImportBuilder, call: ImportedNode) -> None:
 # ---- control flow -------------------------------------------------------------------------------------------------------
 
 
+def scans_batches(call: ImportedNode) -> bool:
+    """True for a Scan of opset 8, which all inputs reach with a batch axis first."""
+    return call.op == "Scan" and call.version < 9
+
+
+def formals_within_batch(call: ImportedNode) -> list[Type]:
+    """Return the types of the formal inputs of a Scan of opset 8: states without their batch, slices of sequences."""
+    if call.optional(0) is not None:
+        raise UnsupportedError("Scan of opset 8 with sequence lengths", code="input", where=call.label)
+    count = int(call.attributes.get("num_scan_inputs", 0))
+    items = [slice_type(v.type, 0) for v in call.inputs if v is not None]
+    return [*items[: len(items) - count], *(slice_type(t, 0) for t in items[len(items) - count :])]
+
+
 def scan_over_batch(b: ImportBuilder, call: ImportedNode, body: Graph) -> Sequence[Value | None]:
-    """Opset 8: all inputs had a batch axis first. A Scan over the batch, in it the Scan over the sequence."""
+    """A Scan over the batch, in it the Scan over the sequence."""
     count = int(call.attributes["num_scan_inputs"])
     values = [v for v in call.inputs if v is not None]
     states = len(values) - count
@@ -314,16 +329,6 @@ def array_feature_extractor(b: ImportBuilder, call: ImportedNode) -> Sequence[Va
     x, indices = call.input(0), b.Reshape(call.input(1), [-1])
     taken = b.Gather(x, indices, axis=-1)
     return (b.Unsqueeze(taken, [0]) if _rank(x, call) == 1 else taken,)
-
-
-def slice_type(type_: Type, axis: int) -> Type:
-    """Return the type of one slice of a scanned value."""
-    if type_.shape is None:
-        return type_
-    rank = len(type_.shape)
-    if not -rank <= axis < rank:
-        raise ValidationError(f"cannot scan axis {axis} of {type_!r}", code="attribute")
-    return type_.with_shape(tuple(d for i, d in enumerate(type_.shape) if i != axis % rank))
 
 
 def is_unknown(dim: object) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import AttributeProto, NodeProto
 
-from flowgrad.exchange.adapters import ADAPTERS, is_unknown, scan_over_batch, slice_type
+from flowgrad.exchange.adapters import ADAPTERS, formals_within_batch, is_unknown, scan_over_batch, scans_batches
 from flowgrad.exchange.attributes import constant_value, value_of
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import (
@@ -34,9 +34,10 @@ from flowgrad.ir.errors import (
     ValidationError,
 )
 from flowgrad.ir.graph import CONSTANT, ENTRIES, INITIALIZER, LITERAL, PARAMETER, Array, Graph, Value
+from flowgrad.ir.infer import draft
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import FLOWGRAD, find_op
-from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Dim, DimLike, Type, parse_dim
+from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, parse_dim
 
 FRAME_DEPTH = 128
 """Functions within functions, the bodies that the standard gives for operators counted too."""
@@ -291,7 +292,7 @@ class Importer:
         mark = b.graph._next_key
         if call.subregions:
             self._close(frame, call)
-            if call.op == "Scan" and call.version < 9:
+            if scans_batches(call):
                 return b.name_results(scan_over_batch(b, call, call.subgraphs["body"]), call.outputs, mark)
         for version, adapter in ADAPTERS.get((call.domain, call.op), ()):
             if call.version < version:
@@ -406,32 +407,19 @@ class Importer:
         return frame.hoisted[key]
 
     def _formals(self, call: ImportedNode, sub: Region) -> list[Type]:
-        types = self._formal_types(call)
+        types = list(self._formal_types(call))
         if len(types) != len(sub.inputs):
             raise ValidationError(f"a subgraph of {call.op} takes {len(sub.inputs)} inputs, it is given {len(types)}",
                                   code="arity", where=call.label)
         return types
 
     @staticmethod
-    def _formal_types(call: ImportedNode) -> list[Type]:
-        given = [v.type for v in call.inputs if v is not None]
-        if call.op == "Loop":
-            return [Type(INT64, ()), Type(BOOL, ()), *(v.type for v in call.inputs[2:] if v is not None)]
-        if call.op != "Scan":
-            return []
-        count = int(call.attributes.get("num_scan_inputs", 0))
-        if call.version < 9:
-            if call.optional(0) is not None:
-                raise UnsupportedError("Scan of opset 8 with sequence lengths", code="input", where=call.label)
-            batchless = [slice_type(t, 0) for t in given]
-            return [*batchless[: len(given) - count], *(slice_type(t, 0) for t in batchless[len(given) - count :])]
-        if not 0 < count <= len(given):
-            raise ValidationError(f"num_scan_inputs={count} with {len(given)} inputs", code="attribute", where=call.label)
-        axes = call.attributes.get("scan_input_axes") or (0,) * count
-        if len(axes) != count:
-            raise ValidationError("scan_input_axes does not fit num_scan_inputs", code="attribute", where=call.label)
-        states = len(given) - count
-        return [*given[:states], *(slice_type(t, a) for t, a in zip(given[states:], axes, strict=True))]
+    def _formal_types(call: ImportedNode) -> Sequence[Type]:
+        if scans_batches(call):
+            return formals_within_batch(call)
+        definition = find_op(call.op)
+        rule = None if definition is None else definition.formals_rule
+        return () if rule is None else rule(draft(call.op, call.inputs, call.attributes))
 
     def _subgraph(
         self, frame: Frame, call: ImportedNode, sub: Region, formals: Sequence[Type],

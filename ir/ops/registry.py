@@ -142,7 +142,7 @@ class OpDef:
         self.residual_rules: Mapping[str, Callable[[Builder, Node], Value]] = {}
         self.specialise_rule: Callable[[Node], Kernel | None] | None = None
         self.split_rule: Callable[[Node], Sequence[tuple[Cut, ...]]] | None = None
-        self.formals_rule: Callable[[Node], int] | None = None
+        self.formals_rule: Callable[[Node], Sequence[Type]] | None = None
         self.export_rule: Callable[[Node], bool] | None = None
         self.export_outputs_rule: Callable[[Node], Sequence[Type]] | None = None
 
@@ -169,8 +169,8 @@ class OpDef:
         """Register ``rule(node) -> object array or None``: the symbolic value of output 0."""
         return self._register("value_rule", rule)
 
-    def formals(self, rule: Callable[[Node], int]) -> OpDef:
-        """Register ``rule(node) -> int``: how many formal inputs the subgraphs of a node have, besides its captures."""
+    def formals(self, rule: Callable[[Node], Sequence[Type]]) -> OpDef:
+        """Register ``rule(node) -> types`` of the formal inputs of the subgraphs, besides captures, as the inputs tell."""
         return self._register("formals_rule", rule)
 
     def expansion(self, rule: Callable[[Builder, Node], Any]) -> OpDef:

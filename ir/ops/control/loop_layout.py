@@ -148,6 +148,16 @@ def invariant_bindings(node: Node) -> dict[str, DimLike]:
     return env
 
 
+def slice_type(type_: Type, axis: int) -> Type:
+    """Return the type of one slice of a scanned value."""
+    if type_.shape is None:
+        return type_
+    rank = len(type_.shape)
+    if not -rank <= axis < rank:
+        raise ValidationError(f"cannot scan axis {axis} of {type_!r}", code="attribute")
+    return type_.with_shape(tuple(d for i, d in enumerate(type_.shape) if i != axis % rank))
+
+
 def carried_type(node: Node, state: int, env: Bindings) -> Type:
     """Return the type of a state after the run: what its initial value and what the body returns agree on."""
     layout, body = layout_of(node), node.subgraphs["body"]

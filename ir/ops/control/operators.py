@@ -14,7 +14,14 @@ from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.control.if_derivatives import if_adjoint, if_tangent
 from flowgrad.ir.ops.control.loop_derivatives import loop_adjoint, loop_tangent
-from flowgrad.ir.ops.control.loop_layout import carried_type, dim_bindings, invariant_bindings, layout_of, outward
+from flowgrad.ir.ops.control.loop_layout import (
+    carried_type,
+    dim_bindings,
+    invariant_bindings,
+    layout_of,
+    outward,
+    slice_type,
+)
 from flowgrad.ir.ops.control.scan_as_loop import scan_as_loop
 from flowgrad.ir.ops.registry import op
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Dim, DimLike, Type
@@ -50,8 +57,9 @@ def _(node: Node) -> list[Type]:
 
 
 @if_.formals
-def _(node: Node) -> int:
-    return 0
+def _(node: Node) -> list[Type]:
+    """A branch takes captures alone."""
+    return []
 
 
 def agreed(a: Type, b: Type) -> Type:
@@ -170,8 +178,9 @@ def _(node: Node) -> list[Type]:
 
 
 @loop.formals
-def _(node: Node) -> int:
-    return max(2, len(node.inputs))
+def _(node: Node) -> list[Type]:
+    """The number of the iteration, the condition, the states."""
+    return [Type(INT64, ()), Type(BOOL, ()), *(v.type for v in node.inputs[2:] if v is not None)]
 
 
 def _trip_extent(node: Node) -> DimLike:
@@ -279,8 +288,16 @@ def _(node: Node) -> list[Type]:
 
 
 @scan.formals
-def _(node: Node) -> int:
-    return len(node.inputs)
+def _(node: Node) -> list[Type]:
+    """The states, a slice of each scan input."""
+    layout = layout_of(node)
+    if layout.scan_inputs < 1 or layout.states < 0:
+        raise ValidationError(f"num_scan_inputs={layout.scan_inputs} with {len(node.inputs)} inputs", code="attribute",
+                              where=node.label)
+    if len(layout.input_axes) not in (0, layout.scan_inputs):
+        raise ValidationError("scan_input_axes does not fit num_scan_inputs", code="attribute", where=node.label)
+    types = [node.input(i).type for i in range(len(node.inputs))]
+    return [*types[: layout.states], *(slice_type(t, layout.input_axis(k)) for k, t in enumerate(types[layout.states :]))]
 
 
 # ---- derivatives --------------------------------------------------------------------------------------------------------
