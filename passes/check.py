@@ -11,7 +11,7 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value, same_array
 from flowgrad.ir.ops.registry import is_random
 from flowgrad.ir.types import Dim
-from flowgrad.passes.differentiate import adjoint
+from flowgrad.passes.differentiate import with_adjoint
 from flowgrad.passes.registry import Kind
 from flowgrad.passes.steps import Hook, Step
 
@@ -185,22 +185,10 @@ def _compare_gradients(before: Graph, after: Graph, given: Feeds, old_feeds: Fee
 
 def gradients(graph: Graph, feeds: Feeds, outputs: Sequence[str], wrt: Sequence[str], seed: int = 0) -> dict[str, Array]:
     """Return the gradients of seeded random combinations of ``outputs`` with respect to inputs, zero where none is."""
-    joint = graph.copy()
-    entries = {e.name: e.input(0) for e in joint.output_entries}
-    seeds = [(entries[n], joint.add_input(joint.unique_name(f"{n}_seed"), entries[n].type)) for n in outputs]
-    found = adjoint(joint, seeds, [joint.value(n) for n in wrt], zero="allow")
-    values = evaluate(graph, feeds)
-    rng = np.random.default_rng(seed + 1)
-    bars = {bar.name: np.asarray(rng.standard_normal(values[n].shape)).astype(values[n].dtype)
-            for n, (_, bar) in zip(outputs, seeds, strict=True)}
-    entries_before = joint.output_entries
-    for entry in entries_before:
-        joint.remove(entry)
-    present = [(n, v) for n, v in zip(wrt, found, strict=True) if v is not None]
-    for name, value in present:
-        joint.add_output(value, name)
-    arrays = evaluate(joint, {**feeds, **bars})
-    return {n: arrays[n] if n in arrays else np.zeros_like(feeds[n]) for n in wrt}
+    joint = with_adjoint(graph, wrt, outputs)
+    bars = joint.drawn(evaluate(graph, feeds), np.random.default_rng(seed + 1))
+    arrays = evaluate(joint.alone(), {**feeds, **bars})
+    return {n: arrays[joint.outputs[n]] if n in joint.outputs else np.zeros_like(feeds[n]) for n in wrt}
 
 
 # ---- seeded inputs --------------------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
-from flowgrad.ir.graph import Graph, Value
+from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.ops.registry import FLOWGRAD, Trait, find_op, opdef
 from flowgrad.passes import adjoint as reverse
 from flowgrad.passes import tangent as forward
@@ -30,6 +33,60 @@ def tangent(
 ) -> list[Value | None]:
     """Append the tangents of ``of``, through subgraphs too: see ``passes.tangent.tangent``."""
     return forward.tangent(graph, pairs, of, Bodies(), overrides=overrides)
+
+
+class Extended(NamedTuple):
+    """A copy of a graph that takes more inputs and has more outputs: their names, by the value each belongs to."""
+
+    graph: Graph
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+    def alone(self) -> Graph:
+        """Return the graph without the outputs it had before."""
+        graph, added = self.graph.copy(), set(self.outputs.values())
+        for entry in graph.output_entries:
+            if entry.name not in added:
+                graph.remove(entry)
+        return graph
+
+    def drawn(self, values: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:
+        """Return normal random numbers for the added inputs, like the values they belong to."""
+        return {name: np.asarray(rng.standard_normal(values[of].shape)).astype(values[of].dtype)
+                for of, name in self.inputs.items()}
+
+
+def with_adjoint(graph: Graph, wrt: Sequence[str] | None = None, of: Sequence[str] | None = None) -> Extended:
+    """Return a copy with an input ``y_ct`` for each output of ``of`` and an output ``x_grad`` for each input of ``wrt``
+    that has a gradient; by default all that are floats."""
+    joint = graph.copy()
+    xs, ys = _floats(joint, wrt, of)
+    seeds = [(y, joint.add_input(joint.unique_name(f"{name}_ct"), y.type)) for name, y in ys.items()]
+    found = adjoint(joint, seeds, xs, zero="allow") if seeds and xs else [None] * len(xs)
+    outputs = _added_outputs(joint, [x.name for x in xs], found, "grad")
+    return Extended(joint, {name: bar.name for name, (_, bar) in zip(ys, seeds, strict=True)}, outputs)
+
+
+def with_tangent(graph: Graph, wrt: Sequence[str] | None = None, of: Sequence[str] | None = None) -> Extended:
+    """Return a copy with an input ``x_dot`` for each input of ``wrt`` and an output ``y_dot`` for each output of ``of``
+    that depends on one; by default all that are floats."""
+    joint = graph.copy()
+    xs, ys = _floats(joint, wrt, of)
+    pairs = [(x, joint.add_input(joint.unique_name(f"{x.name}_dot"), x.type)) for x in xs]
+    outputs = _added_outputs(joint, list(ys), tangent(joint, pairs, list(ys.values())), "dot")
+    return Extended(joint, {x.name: dot.name for x, dot in pairs}, outputs)
+
+
+def _floats(graph: Graph, wrt: Sequence[str] | None, of: Sequence[str] | None) -> tuple[list[Value], dict[str, Value]]:
+    """Return the chosen values, and the chosen outputs by name."""
+    xs = [x for x in graph.inputs if x.type.dtype.is_float] if wrt is None else [graph.value(name) for name in wrt]
+    entries = {e.name: e.input(0) for e in graph.output_entries if e.input(0).type.dtype.is_float}
+    return xs, entries if of is None else {name: entries[name] for name in of}
+
+
+def _added_outputs(graph: Graph, names: Sequence[str], found: Sequence[Value | None], mark: str) -> dict[str, str]:
+    return {name: graph.add_output(value, graph.unique_output_name(f"{name}_{mark}")).name
+            for name, value in zip(names, found, strict=True) if value is not None}
 
 
 @pass_("adjoint", kind="extends")

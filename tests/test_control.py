@@ -14,9 +14,9 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type
 from flowgrad.ir.verify import verify
-from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.differentiate import adjoint, tangent, with_adjoint
 from flowgrad.passes.prune import prune_subgraphs
-from tests.derivative_checks import check_gradients, check_tangents, with_cotangents
+from tests.derivative_checks import check_gradients, check_tangents
 
 RNG = np.random.default_rng(5)
 Body = Callable[..., Any]
@@ -86,9 +86,9 @@ def check(graph: Graph, feeds: dict[str, Any], wrt: Sequence[str], *, second: bo
     before = evaluate(graph, feeds)
     check_gradients(graph, feeds, wrt, step=1e-3, rtol=1e-8)
     check_tangents(graph, feeds, wrt, step=1e-3, rtol=1e-8)
-    joint, _ = with_cotangents(graph, wrt)
+    extended = with_adjoint(graph, wrt)
+    joint, cotangents = extended.graph, extended.drawn(before, RNG)
     verify(joint)
-    cotangents: dict[str, Any] = {v.name: RNG.standard_normal(before[v.name[:-3]].shape) for v in joint.inputs[len(graph.inputs):]}
     after = evaluate(joint, {**feeds, **cotangents})
     for name, array in before.items():
         np.testing.assert_array_equal(after[name], array)
@@ -122,7 +122,7 @@ def test_untaken_capture_has_zero_gradient() -> None:
     x, w = graph.add_input("x", f64(3)), graph.add_input("w", f64(3))
     c = graph.add_input("c", Type(BOOL, ()))
     node = add_if(b, c, [x, w], lambda b, x, w: [b.Sin(x)], lambda b, x, w: [b.Mul(w, w)])
-    joint, _ = with_cotangents(outputs_of(graph, node.output()), ["x", "w"])
+    joint = with_adjoint(outputs_of(graph, node.output()), ["x", "w"]).graph
     feeds = {"x": np.ones(3), "w": np.full(3, 2.0), "y0_ct": np.ones(3)}
     for condition, expected in ((True, (np.cos(1.0), 0.0)), (False, (0.0, 4.0))):
         got = evaluate(joint, {**feeds, "c": np.asarray(condition)})
@@ -209,7 +209,7 @@ def test_cotangent_of_the_iteration_number_only() -> None:
         return going, b.Add(v, x)
 
     node = add_loop(b, np.int64(5), None, [v], [x], body)
-    joint, _ = with_cotangents(outputs_of(graph, *node.outputs), ["x", "v"])
+    joint = with_adjoint(outputs_of(graph, *node.outputs), ["x", "v"]).graph
     got = evaluate(joint, {"x": np.ones(2), "v": np.ones(2), "y0_ct": np.array([1.0, 2.0])})
     np.testing.assert_array_equal(got["x_grad"], [5.0, 10.0])
     check(graph, {"x": np.ones(2), "v": np.ones(2)}, ["x", "v"])
@@ -231,7 +231,7 @@ def test_growing_state() -> None:
     feeds = {"x": RNG.standard_normal((1, 2)), "row": RNG.standard_normal((1, 2))}
     check(made(False), feeds, ["x", "row"])
     with pytest.raises(NotDifferentiableError, match="changes its shape"):
-        with_cotangents(made(True), ["x"])
+        with_adjoint(made(True), ["x"])
 
 
 # ---- Scan ---------------------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_dropout_mask_of_the_loop_is_that_of_its_gradient() -> None:
     total = b.Mul(x, 0.0)
     node = add_loop(b, np.int64(3), None, [total], [x, ratio, training], body)
     outputs_of(graph, *node.outputs)
-    joint, _ = with_cotangents(graph, ["x"])
+    joint = with_adjoint(graph, ["x"]).graph
     feeds = {"x": np.ones(50), "y0_ct": np.zeros(50), "y1_ct": np.ones((3, 50))}
     got = evaluate(joint, feeds, rng=np.random.default_rng(1))
     np.testing.assert_allclose(got["x_grad"], got["y1"].sum(axis=0))
@@ -317,7 +317,7 @@ def test_dropout_mask_of_a_branch_is_that_of_its_gradient(condition: bool) -> No
     x, c = graph.add_input("x", f64(50)), graph.add_input("c", Type(BOOL, ()))
     node = add_if(b, c, [x], lambda b, x: [b.add("Dropout", [b.Mul(x, 2.0), 0.5, True])],
                   lambda b, x: [b.add("Dropout", [b.Sin(x), 0.3, True])])
-    joint, _ = with_cotangents(outputs_of(graph, node.output()), ["x"])
+    joint = with_adjoint(outputs_of(graph, node.output()), ["x"]).graph
     got = evaluate(joint, {"x": np.ones(50), "c": np.asarray(condition), "y0_ct": np.ones(50)})
     slope = 1.0 if condition else np.cos(1.0) / np.sin(1.0)
     np.testing.assert_allclose(got["x_grad"], got["y0"] * slope)
@@ -400,7 +400,7 @@ def assert_same_in_onnxruntime(graph: Graph, feeds: dict[str, Any], expected: di
 @pytest.mark.parametrize("length", [0, 4])
 def test_gradients_run_in_onnxruntime(length: int) -> None:
     for attributes in SCANS:
-        joint, _ = with_cotangents(scan_graph(attributes, True), ["h", "w", "xs", "ys"])
+        joint = with_adjoint(scan_graph(attributes, True), ["h", "w", "xs", "ys"]).graph
         feeds = scan_feeds(attributes, length)
         cotangents: dict[str, Any] = {f"{k}_ct": RNG.standard_normal(y.shape)
                       for k, y in evaluate(scan_graph(attributes, True), feeds).items()}
@@ -411,7 +411,7 @@ def test_gradients_run_in_onnxruntime(length: int) -> None:
 @pytest.mark.parametrize("condition", [True, False])
 @pytest.mark.parametrize("trips", [0, 3])
 def test_gradients_of_if_and_loop_run_in_onnxruntime(trips: int, condition: bool) -> None:
-    joint, _ = with_cotangents(nested(), ["h", "w"])
+    joint = with_adjoint(nested(), ["h", "w"]).graph
     feeds = {**FEEDS, "trips": np.asarray(trips), "c": np.asarray(condition), "y0_ct": np.ones((2, 3)),
              "y1_ct": np.ones((trips, 2, 3))}
     expected = evaluate(joint, feeds)
@@ -453,7 +453,7 @@ def test_dropout_in_a_branch_in_a_loop() -> None:
         return going, node.output()
 
     node = add_loop(b, np.int64(4), None, [], [x], body)
-    joint, _ = with_cotangents(outputs_of(graph, *node.outputs), ["x"])
+    joint = with_adjoint(outputs_of(graph, *node.outputs), ["x"]).graph
     got = evaluate(joint, {"x": np.ones(40), "y0_ct": np.ones((4, 40))})
     y = got["y0"]
     np.testing.assert_allclose(got["x_grad"], y[0] + y[2] + 2 * np.cos(1.0))
@@ -509,7 +509,7 @@ def test_the_optimised_gradient_is_the_same() -> None:
     from flowgrad.model import Model
     from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
 
-    joint, _ = with_cotangents(nested(), ["h", "w"])
+    joint = with_adjoint(nested(), ["h", "w"]).graph
     feeds = {**FEEDS, "trips": np.asarray(3), "c": np.asarray(True), "y0_ct": np.ones((2, 3)), "y1_ct": np.ones((3, 2, 3))}
     expected = evaluate(joint, feeds)
     optimized = PassManager(DEFAULT_PIPELINE).run(Model(joint)).model
@@ -556,7 +556,7 @@ def test_refusals_inside_a_body_name_the_operator() -> None:
     x = graph.add_input("x", f64(2))
     node = add_loop(b, np.int64(3), None, [x], [], lambda b, i, going, v: (going, b.Sin(v), b.Unique(v)))
     with pytest.raises(NotDifferentiableError, match="(?s)Loop.*Unique"):
-        with_cotangents(outputs_of(graph, *node.outputs), ["x"])
+        with_adjoint(outputs_of(graph, *node.outputs), ["x"])
     assert len(graph) == 1 and len(node.outputs) == 2
 
 

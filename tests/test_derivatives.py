@@ -16,7 +16,7 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.types import FLOAT64, Dim, Type
 from flowgrad.model import Model
-from tests.derivative_checks import directional
+from flowgrad.passes.differences import directional_derivative
 
 DATA = Path(__file__).parent / "data"
 
@@ -69,8 +69,8 @@ def test_vjp_and_jvp_agree_with_differences(name: str) -> None:
     moved = fed(model, wrt)
     outputs = model(feeds)
     cotangents = {n: np.asarray(rng.standard_normal(y.shape)) for n, y in outputs.items()}
-    expected = {n: directional(lambda p, n=n: evaluate(moved.graph, p)[n], {**feeds, **at}, direction, 1e-3)[0]  # type: ignore[misc]
-                for n in outputs}
+    expected = {n: directional_derivative(
+        lambda p, n=n: evaluate(moved.graph, p)[n], {**feeds, **at}, direction, 1e-3)[0] for n in outputs}  # type: ignore[misc]
 
     reverse = fg.vjp(model, wrt=wrt)
     gradients = reverse({**feeds, **{reverse.roles["cotangent", n, ""]: c for n, c in cotangents.items()}})
@@ -96,7 +96,8 @@ def test_hvp_agrees_with_differences_of_the_gradient(name: str) -> None:
     direction = {n: np.asarray(rng.standard_normal(a.shape)) for n, a in at.items()}
     got = product({**feeds, **{f"{n}_tangent": d for n, d in direction.items()}})
     for n in wrt:
-        expected, _ = directional(lambda p, n=n: first(p)[f"{n}_grad"], {**feeds, **at}, direction, 1e-3)  # type: ignore[misc]
+        expected, _ = directional_derivative(
+            lambda p, n=n: first(p)[f"{n}_grad"], {**feeds, **at}, direction, 1e-3)  # type: ignore[misc]
         np.testing.assert_allclose(got[f"{n}_hvp"], expected, rtol=1e-6, atol=1e-7)
 
 

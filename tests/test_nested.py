@@ -11,7 +11,7 @@ import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model
-from tests.derivative_checks import directional
+from flowgrad.passes.differences import directional_derivative
 
 ZOO = Path(__file__).resolve().parent.parent.parent / "shared" / "zoo"
 DATA = Path(__file__).parent / "data"
@@ -61,7 +61,7 @@ def check_nested(model: Model, feeds: dict[str, Array], output: str, wrt: str, s
     for order, higher in enumerate(models):
         below, name, weights = lower[-1]
         gradient = higher(feeds)[higher.outputs[0].name]
-        expected, error = directional(
+        expected, error = directional_derivative(
             lambda at, m=below, n=name, w=weights: np.sum(m(at)[n] * w),  # type: ignore[misc]
             feeds, {wrt: directions[2]}, 1e-3)
         scale = np.sum(np.abs(gradient * directions[2]))

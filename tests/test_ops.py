@@ -13,7 +13,8 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, same_array
 from flowgrad.ir.ops.registry import Trait, all_ops, opdef
 from flowgrad.ir.types import Dim, Type, dtype_of
-from tests.derivative_checks import check_gradients, check_tangents, with_cotangents
+from flowgrad.passes.differentiate import with_adjoint
+from tests.derivative_checks import check_gradients, check_tangents
 from tests.op_cases import Case, all_cases
 
 CASES = all_cases()
@@ -175,4 +176,4 @@ def test_refusals_name_the_op(case: Case) -> None:
     arrays = case.arrays()
     graph, _ = case.graph(arrays)
     with pytest.raises(NotDifferentiableError, match=case.op):
-        with_cotangents(graph, differentiable_inputs(case, arrays))
+        with_adjoint(graph, differentiable_inputs(case, arrays))

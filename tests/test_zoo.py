@@ -12,8 +12,10 @@ import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, same_array
+from flowgrad.ir.ops.operands import sum_of
 from flowgrad.model import Model
 from flowgrad.passes import available
+from flowgrad.passes.differences import moved
 from flowgrad.passes.manager import DEFAULT_PIPELINE
 from flowgrad.tools.zoo import check_entry, entry_names, line, read_entry
 
@@ -37,10 +39,6 @@ def relative(got: Array, expected: Array) -> float:
     return float(np.abs(got - expected).max(initial=0.0) / max(np.abs(expected).max(initial=0.0), 1e-6))
 
 
-def moved(feeds: dict[str, Array], at: dict[str, Array], direction: dict[str, Array], step: float) -> dict[str, Array]:
-    return {**feeds, **{n: a + step * direction[n] for n, a in at.items()}}
-
-
 @pytest.mark.parametrize("entry", CORE)
 def test_forward_mode_and_second_order_agree_with_differences(entry: str) -> None:
     """In float64: jvp against differences of the outputs, hvp against differences of the gradient, wrt everything."""
@@ -55,7 +53,7 @@ def test_forward_mode_and_second_order_agree_with_differences(entry: str) -> Non
     tangents = {f"{n}_tangent": d for n, d in direction.items()}
     step = 1e-6
     pushed, products = push({**feeds, **tangents}), product({**feeds, **tangents})
-    plus, minus = (gradient_and_outputs(gradient, push, moved(feeds, at, direction, s), tangents) for s in (step, -step))
+    plus, minus = (gradient_and_outputs(gradient, push, moved({**feeds, **at}, direction, s), tangents) for s in (step, -step))
     for name in [o.name for o in model.outputs]:
         if pushed[name].dtype == np.float64:
             assert relative(pushed[f"{name}_tangent"], (plus[name] - minus[name]) / (2 * step)) < 1e-5, name
@@ -81,7 +79,7 @@ def scalar_model(model: Model, meta: dict[str, Any], data: dict[str, Array]) -> 
     outputs = {e.name: e.input(0) for e in graph.output_entries}
     parts = [b.ReduceSum(b.Mul(outputs[o["name"]], wide(data["ct/" + o["name"]])), keepdims=0)
              for o in meta["outputs"] if o["cotangent"]]
-    graph.add_output(parts[0] if len(parts) == 1 else b.Sum(*parts), "paired")
+    graph.add_output(sum_of(b, parts), "paired")
     return model.with_graph(graph)
 
 

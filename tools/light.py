@@ -21,6 +21,7 @@ import numpy as np
 from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
 from flowgrad.ir.graph import INITIALIZER, Array, Graph, Node
 from flowgrad.model import Model, load
+from flowgrad.passes.differences import central_difference
 from flowgrad.runtime.engines import compile_graph
 from flowgrad.transforms.derivatives import vjp
 
@@ -326,11 +327,11 @@ def directional_error(joint: Model, feeds: Mapping[str, Array]) -> float:
     slope = sum(float(np.vdot(g, along[w])) for w, g in _gradients(double, results).items())
     outputs = {y: double.roles["cotangent", y, ""] for role, y, _ in double.roles if role == "cotangent"}
 
-    def value(step: float) -> float:
-        moved = program.run({**{k: v + step * along[k] for k, v in at.items()}, **seeds})
-        return sum(float(np.vdot(moved[y], seeds[seed])) for y, seed in outputs.items())
+    def paired(point: dict[str, Array]) -> float:
+        found = program.run({**point, **seeds})
+        return sum(float(np.vdot(found[y], seeds[seed])) for y, seed in outputs.items())
 
-    difference = (value(STEP) - value(-STEP)) / (2 * STEP)
+    difference: float = central_difference(paired, at, along, STEP)
     return abs(slope - difference) / max(abs(slope), abs(difference), 1e-300)
 
 

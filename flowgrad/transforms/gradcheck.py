@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from flowgrad.ir.errors import InputError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model
+from flowgrad.passes.differences import central_difference
 from flowgrad.passes.selection import Names, find_value
 from flowgrad.transforms.derivatives import jvp, vjp
 
@@ -67,13 +68,14 @@ def gradcheck(
     at = {n: feeds[n] if n in feeds else _value(reverse, n) for n in names}
     outputs = {o: name for (role, o, _), name in reverse.roles.items() if role == "cotangent"}
     cotangents = {o: np.asarray(rng.standard_normal(_output(base, wide, o, feeds).shape)) for o in outputs}
-    gradients = reverse({**feeds, **{outputs[o]: ct for o, ct in cotangents.items()}})
+    fixed = {**feeds, **{outputs[o]: ct for o, ct in cotangents.items()}}
+    gradients, paired = reverse(fixed), _pairing(reverse, fixed, cotangents)
     checks: list[Check] = []
     for _ in range(samples):
         for name in names:
             direction = np.asarray(rng.standard_normal(at[name].shape))
             step = eps * max(1.0, float(np.abs(at[name]).max(initial=0.0)))
-            expected = _difference(reverse, feeds, outputs, cotangents, name, at[name], direction, step)
+            expected = central_difference(paired, {name: at[name]}, {name: direction}, step)
             allowed = atol + rtol * abs(expected)
             if "rev" in modes:
                 gradient = gradients[next(g for (r, _, w), g in reverse.roles.items() if r == "grad" and w == name)]
@@ -129,15 +131,16 @@ def _output(outputs: Mapping[str, Array], model: Model, name: str, feeds: Mappin
     return next(iter(evaluate(model.graph, feeds, fetch=[value]).values()))
 
 
-def _difference(model: Model, feeds: Mapping[str, Array], outputs: Mapping[str, str], cotangents: Mapping[str, Array],
-                name: str, at: Array, direction: Array, step: float) -> float:
-    fixed = {**feeds, **{outputs[o]: ct for o, ct in cotangents.items()}}
+def _pairing(model: Model, fixed: Mapping[str, Array], cotangents: Mapping[str, Array]
+             ) -> Callable[[dict[str, Array]], float]:
+    """Return the function <y, y_bar> of what is moved; all else is ``fixed``."""
 
-    def pairing(x: Array) -> float:
-        found = model({**fixed, name: x})
-        return float(sum(np.sum(_output(found, model, o, {**fixed, name: x}) * ct) for o, ct in cotangents.items()))
+    def paired(point: dict[str, Array]) -> float:
+        feeds = {**fixed, **point}
+        found = model(feeds)
+        return float(sum(np.sum(_output(found, model, o, feeds) * ct) for o, ct in cotangents.items()))
 
-    return (pairing(at + step * direction) - pairing(at - step * direction)) / (2 * step)
+    return paired
 
 
 def _pushed(forward: Model, feeds: Mapping[str, Array], at: Mapping[str, Array], name: str, direction: Array,

@@ -17,7 +17,8 @@ from flowgrad.ir.verify import verify
 from flowgrad.model import Model
 from flowgrad.passes import available
 from flowgrad.passes.check import compare
-from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.differences import extrapolated, moved
+from flowgrad.passes.differentiate import Extended, with_adjoint, with_tangent
 from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager
 from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.transforms.derivatives import jvp, vjp
@@ -181,12 +182,12 @@ def check_passes_of_gradient(graph: Graph, feeds: Sequence[Feeds], smooth: bool)
     joint, more = _with_adjoint(graph, feeds)
     if joint is None:
         return "no gradient"
-    verify(joint)
+    verify(joint.graph)
     names = [n for n, p in available().items() if p.kind != "extends"]
     for name in names:
         if smooth or name != "expand":  # the plain form of a product's derivative divides, by infinity too
-            _keeps(joint, more, name)
-    _keeps_in_turn(joint, more, smooth)
+            _keeps(joint.graph, more, name)
+    _keeps_in_turn(joint.graph, more, smooth)
     return None
 
 
@@ -223,28 +224,15 @@ def _keeps_in_turn(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> None:
 # ---- derivatives --------------------------------------------------------------------------------------------------------
 
 
-def _with_adjoint(graph: Graph, feeds: Sequence[Feeds], mark: str = "_ct") -> tuple[Graph | None, list[Feeds]]:
-    """Return the graph with inputs ``<y>_ct`` and outputs ``<x>_grad``, and inputs for it."""
-    joint = graph.copy()
-    entries = [e for e in joint.output_entries if e.input(0).type.dtype.is_float]
-    wrt = [v for v in joint.inputs if v.type.dtype.is_float]
-    if not entries or not wrt:
-        return None, []
-    seeds = [(e.input(0), joint.add_input(f"{e.name}{mark}", e.input(0).type)) for e in entries]
+def _with_adjoint(graph: Graph, feeds: Sequence[Feeds]) -> tuple[Extended | None, list[Feeds]]:
+    """Return the graph with cotangents and gradients, and inputs for it; None if there is nothing to differentiate."""
     try:
-        found = adjoint(joint, seeds, wrt, zero="allow")
+        joint = with_adjoint(graph)
     except NotDifferentiableError:
         return None, []
-    for x, bar in zip(wrt, found, strict=True):
-        if bar is not None:
-            joint.add_output(bar, f"{x.name}_grad{mark[3:]}")
-    more = []
-    for given in feeds:
-        rng = np.random.default_rng(5)
-        outputs = evaluate(graph, given)
-        more.append({**given, **{f"{e.name}{mark}": np.asarray(rng.standard_normal(outputs[e.name].shape)).astype(
-            outputs[e.name].dtype) for e in entries}})
-    return joint, more
+    if not joint.inputs or not any(v.type.dtype.is_float for v in graph.inputs):
+        return None, []
+    return joint, [{**given, **joint.drawn(evaluate(graph, given), np.random.default_rng(5))} for given in feeds]
 
 
 def _only_float64(graph: Graph) -> bool:
@@ -253,37 +241,39 @@ def _only_float64(graph: Graph) -> bool:
     return all(v.type.dtype.name == "float64" or not v.type.dtype.is_float for v in (*graph.inputs, *values))
 
 
-def check_derivatives(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
-    """Adjoint and tangent agree with central differences in float64; so do second derivatives."""
+def _measurable(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> tuple[Extended, list[Feeds]] | str:
+    """Return the graph with its adjoint, and inputs for it, or why differences say nothing about it."""
     if not smooth or not _only_float64(graph):
         return "not float64"
     if any(n.op == "StopGradient" for n in graph.nodes()):
         return "a gradient is stopped"
     joint, more = _with_adjoint(graph, feeds)
-    if joint is None:
-        return "no gradient"
-    verify(joint)
-    reasons = [_adjoint_at(graph, joint, g, m) or _tangent_at(joint, m) for g, m in zip(feeds, more, strict=True)]
+    return "no gradient" if joint is None else (joint, more)
+
+
+def check_derivatives(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
+    """Adjoint and tangent agree with central differences in float64; so do second derivatives."""
+    found = _measurable(graph, feeds, smooth)
+    if isinstance(found, str):
+        return found
+    joint, more = found
+    verify(joint.graph)
+    reasons = [_adjoint_at(graph, joint, g, m) or _tangent_at(joint.graph, m) for g, m in zip(feeds, more, strict=True)]
     return next((r for r in reasons if r), None)
 
 
 def check_second(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
     """The adjoint of the adjoint agrees with differences of the gradient."""
-    if not smooth or not _only_float64(graph):
-        return "not float64"
-    if any(n.op == "StopGradient" for n in graph.nodes()):
-        return "a gradient is stopped"
-    joint, more = _with_adjoint(graph, feeds)
-    if joint is None:
-        return "no gradient"
-    for entry in joint.output_entries:
-        if not entry.name.endswith("_grad") and len(joint.output_entries) > 1:
-            joint.remove(entry)
-    twice, most = _with_adjoint(joint, more, "_ct2")
+    found = _measurable(graph, feeds, smooth)
+    if isinstance(found, str):
+        return found
+    joint, more = found
+    first = joint.alone() if joint.outputs else joint.graph
+    twice, most = _with_adjoint(first, more)
     if twice is None:
         return "no second gradient"
-    verify(twice)
-    reasons = [_adjoint_at(joint, twice, g, m, "_ct2") for g, m in zip(more, most, strict=True)]
+    verify(twice.graph)
+    reasons = [_adjoint_at(first, twice, g, m) for g, m in zip(more, most, strict=True)]
     return next((r for r in reasons if r), None)
 
 
@@ -327,9 +317,9 @@ def _dual(pulled: Model, pushed: Model, plain: Feeds, forward: Feeds, outputs: F
     assert abs(a - b) <= 10 * coarse * max(scale, 1.0), f"<y, y_dot> = {a}, <x_bar, x_dot> = {b}"
 
 
-def _adjoint_at(graph: Graph, joint: Graph, given: Feeds, more: Feeds, mark: str = "_ct") -> str | None:
-    cotangents = {k[:-len(mark)]: a for k, a in more.items() if k not in given}
-    results = evaluate(joint, more)
+def _adjoint_at(graph: Graph, joint: Extended, given: Feeds, more: Feeds) -> str | None:
+    cotangents = {of: more[name] for of, name in joint.inputs.items()}
+    results = evaluate(joint.graph, more)
     _all_close({n: results[n] for n in cotangents}, {n: a for n, a in evaluate(graph, given).items() if n in cotangents},
               "with the adjoint: ")
     rng = np.random.default_rng(9)
@@ -344,7 +334,7 @@ def _adjoint_at(graph: Graph, joint: Graph, given: Feeds, more: Feeds, mark: str
         if isinstance(measured, str):
             return measured
         expected, error = measured
-        parts = [results[f"{n}_grad{mark[3:]}"] * d for n, d in direction.items() if f"{n}_grad{mark[3:]}" in results]
+        parts = [results[joint.outputs[n]] * d for n, d in direction.items() if n in joint.outputs]
         got, scale = sum(float(p.sum()) for p in parts), sum(float(np.abs(p).sum()) for p in parts)
         bound = 1e-6 * max(scale, abs(float(expected)), 1.0) + 20 * float(error)
         assert abs(got - float(expected)) <= bound, f"adjoint {got}, differences {float(expected)} (bound {bound:.2e})"
@@ -353,26 +343,20 @@ def _adjoint_at(graph: Graph, joint: Graph, given: Feeds, more: Feeds, mark: str
 
 def _tangent_at(joint: Graph, more: Feeds) -> str | None:
     """Compare the tangents of all outputs, the gradients among them, with differences."""
-    forward = joint.copy()
-    pairs = [(v, forward.add_input(f"{v.name}_dot", v.type)) for v in forward.inputs if v.type.dtype.is_float]
-    entries = [e for e in forward.output_entries if e.input(0).type.dtype.is_float]
     try:
-        found = tangent(forward, pairs, [e.input(0) for e in entries])
+        forward = with_tangent(joint)
     except NotDifferentiableError:
         return "no tangent"
-    for entry, dot in zip(entries, found, strict=True):
-        if dot is not None:
-            forward.add_output(dot, f"{entry.name}_dot")
-    verify(forward)
+    verify(forward.graph)
     rng = np.random.default_rng(11)
-    direction = {x.name: np.asarray(rng.standard_normal(more[x.name].shape)) for x, _ in pairs}
-    got = evaluate(forward, {**more, **{f"{n}_dot": d for n, d in direction.items()}})
-    for entry in entries:
+    direction = {x: np.asarray(rng.standard_normal(more[x].shape)) for x in forward.inputs}
+    got = evaluate(forward.graph, {**more, **{forward.inputs[x]: d for x, d in direction.items()}})
+    for entry in [e for e in joint.output_entries if e.input(0).type.dtype.is_float]:
         measured = _differences(lambda at, e=entry: evaluate(joint, at)[e.name], more, direction)  # type: ignore[misc]
         if isinstance(measured, str):
             return measured
         expected, error = measured
-        mine = got.get(f"{entry.name}_dot", np.zeros_like(expected))
+        mine = got.get(forward.outputs.get(entry.name, ""), np.zeros_like(expected))
         assert mine.shape == expected.shape, f"tangent of {entry.name}: {mine.shape}, not {expected.shape}"
         scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
         assert np.all(np.abs(mine - expected) <= 1e-5 * scale + 20 * error), (
@@ -382,24 +366,19 @@ def _tangent_at(joint: Graph, more: Feeds) -> str | None:
 
 def _differences(function: Callable[[Feeds], Array], at: Feeds, direction: Feeds) -> tuple[Array, Array] | str:
     """Return the Richardson central difference and its error, or why there is none."""
-    def moved(h: float) -> Array:
-        return function({k: a + h * direction[k] if k in direction else a for k, a in at.items()})
-
     h = 1e-3
-    center = moved(0.0)
-    ends = {s: moved(s * h) for s in (1, -1, 0.5, -0.5, 0.25, -0.25)}
+    center = function(moved(at, direction, 0.0))
+    ends = {s: function(moved(at, direction, s * h)) for s in (1, -1, 0.5, -0.5, 0.25, -0.25)}
     if any(e.shape != center.shape for e in ends.values()):
         return "the shape depends on the point"
     if not all(np.isfinite(e).all() for e in (center, *ends.values())):
         return "not finite"
-    d1, d2, d3 = ((ends[s] - ends[-s]) / (2 * s * h) for s in (1, 0.5, 0.25))
-    r1, r2 = (4 * d2 - d1) / 3, (4 * d3 - d2) / 3
-    best = (16 * r2 - r1) / 15
+    best, distance = extrapolated(*((ends[s] - ends[-s]) / (2 * s * h) for s in (1, 0.5, 0.25)))
     magnitude = np.maximum(1.0, np.maximum(np.abs(best), np.abs(center)))
     bend1, bend2 = (np.abs(ends[s] + ends[-s] - 2 * center) / (s * h) for s in (1, 0.25))
     if np.any((bend2 > 0.5 * bend1) & (bend2 > 1e-7 * magnitude)):
         return "near a kink"
-    error = np.abs(best - r2) + 1e-12 * magnitude / h
+    error = distance + 1e-12 * magnitude / h
     return (best, error) if np.all(error <= 1e-5 * magnitude) else "the differences do not converge"
 
 
@@ -409,9 +388,7 @@ def _differences(function: Callable[[Feeds], Array], at: Feeds, direction: Feeds
 def check_forms(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
     """Text and msgpack bring the same graph back; the gradient graph as well."""
     joint, _ = _with_adjoint(graph, feeds)
-    for each in (graph, joint):
-        if each is None:
-            continue
+    for each in [graph] if joint is None else [graph, joint.graph]:
         data = pack(each)
         back = unpack(data)
         verify(back)
@@ -434,7 +411,7 @@ def check_onnx_of_gradient(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -
     joint, more = _with_adjoint(graph, feeds)
     if not smooth:  # plain forms divide and select, by what is not finite too
         return "not finite"
-    return "no gradient" if joint is None else _exported(joint, more)
+    return "no gradient" if joint is None else _exported(joint.graph, more)
 
 
 def _coarsest(graph: Graph) -> float:
