@@ -185,13 +185,17 @@ class Builder:
         type_ = _asked(node, index)
         return self.graph.set_output(node, index, self.graph.unique_name(f"{node.label}_{name.lower()}"), type_)
 
+    def fresh(self, base: str) -> str:
+        """Return ``base``, or ``base_1``, ... if it is taken."""
+        return self.graph.unique_name(base)
+
     def _name(self, op: str, index: int, taken: Sequence[tuple[str, Type] | None]) -> str:
         base = f"{self.prefix}_{snake(op)}" if self.prefix else snake(op)
-        name = self.graph.unique_name(base)
+        name = self.fresh(base)
         used = {spec[0] for spec in taken if spec is not None}
         while name in used:
             index += 1
-            name = self.graph.unique_name(f"{base}_{index}")
+            name = self.fresh(f"{base}_{index}")
         return name
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from flowgrad.ir.body_derivatives import BodyDifferentiator
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.ops.operands import summed_to
 from flowgrad.ir.ops.registry import Trait, opdef
 
 
@@ -73,16 +74,8 @@ class DerivativeBuilder(Builder):
 
     def sum_to(self, value: Value, x: Value) -> Value:
         """Sum the axes of ``value`` along which ``x`` was broadcast, down to the shape of ``x``."""
-        axes = _broadcast_axes(value, x)
-        if axes is None:
-            return self.SumTo(value, self.shape(x))
-        leading, inner = axes
-        if leading or inner:
-            summed = [*range(leading), *inner]
-            value = self.ReduceSum(value, summed, keepdims=1 if inner else 0)
-            if leading and inner:
-                value = self.Squeeze(value, list(range(leading)))
-        return value
+        summed = summed_to(self, value, x.type.shape)
+        return self.SumTo(value, self.shape(x)) if summed is None else summed
 
     def sweep(self, keep: Sequence[Value | None]) -> None:
         """Remove the nodes this builder made, and residuals it asked for, that nothing uses."""
@@ -94,20 +87,3 @@ class DerivativeBuilder(Builder):
             if not value.uses and value not in kept:
                 self.graph.drop_output(value)
         self.made, self.residuals = [], []
-
-
-def _broadcast_axes(value: Value, x: Value) -> tuple[int, list[int]] | None:
-    """Return (leading axes, further axes) to sum, or None where only the run can tell."""
-    wide, narrow = value.type.shape, x.type.shape
-    if wide is None or narrow is None or len(wide) < len(narrow):
-        return None
-    leading = len(wide) - len(narrow)
-    inner = []
-    for axis, (w, n) in enumerate(zip(wide[leading:], narrow, strict=True)):
-        if w == n or (isinstance(n, int) and n != 1):
-            continue
-        if n != 1 and w != 1:
-            return None
-        if n == 1 and w != 1:
-            inner.append(axis + leading)
-    return leading, inner

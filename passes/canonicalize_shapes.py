@@ -11,20 +11,10 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.graph import CONSTANT, Node, Value
 from flowgrad.ir.infer import draft, infer
+from flowgrad.ir.ops.operands import known_ints, summed_to
 from flowgrad.ir.ops.registry import Trait, attr, find_op
 from flowgrad.ir.types import Shape
 from flowgrad.passes.rewrite import RewriteBuilder, no_match, rewrite, rules_in
-
-
-def ints(value: Value | None) -> list[int] | None:
-    """Return the integers that a constant holds, or a value that types determine; None if only the run can tell."""
-    if value is None:
-        return None
-    if value.constant is not None:
-        return [int(n) for n in value.constant.reshape(-1).tolist()]
-    if value.symbolic is not None and all(isinstance(n, (int, np.integer)) for n in value.symbolic.flat):
-        return [int(n) for n in value.symbolic.reshape(-1).tolist()]
-    return None
 
 
 def same_type(a: Value, b: Value) -> bool:
@@ -45,7 +35,7 @@ def drop_same_shape(b: Builder, node: Node, x: Value) -> Any:
 @rewrite("Slice(%x, %starts, %ends, %axes?, %steps?)")
 def drop_whole_slice(b: Builder, node: Node, x: Value, steps: Value | None) -> Any:
     """A slice with steps of 1 that takes as many elements as there are takes all."""
-    if steps is not None and (ints(steps) is None or any(n != 1 for n in ints(steps) or ())):
+    if steps is not None and (known_ints(steps) is None or any(n != 1 for n in known_ints(steps) or ())):
         return no_match("the steps are not 1")
     return x if same_type(x, node.output()) else no_match("it takes a part, or only the run can tell")
 
@@ -53,7 +43,7 @@ def drop_whole_slice(b: Builder, node: Node, x: Value, steps: Value | None) -> A
 @rewrite("Pad(%x, %pads, %value?, %axes?)")
 def drop_empty_pad(b: Builder, x: Value, pads: Value) -> Any:
     """A pad of nothing is x."""
-    found = ints(pads)
+    found = known_ints(pads)
     return x if found is not None and not any(found) else no_match("there are pads, or only the run can tell")
 
 
@@ -73,7 +63,7 @@ def drop_single_concat(b: Builder, x: Value) -> Any:
 @rewrite("ReduceSum|ReduceMean|ReduceMax|ReduceMin|ReduceProd(%x, %axes?)")
 def drop_empty_reduction(b: Builder, node: Node, x: Value, axes: Value | None) -> Any:
     """A reduction along no axis is x."""
-    if not attr(node, "noop_with_empty_axes") or (axes is not None and ints(axes) != []):
+    if not attr(node, "noop_with_empty_axes") or (axes is not None and known_ints(axes) != []):
         return no_match("it reduces, or only the run can tell")
     return x
 
@@ -173,21 +163,10 @@ def _shape_of(op: str, inputs: Sequence[Value | None], node: Node) -> Shape | No
 @rewrite("SumTo(%x, %s)")
 def decide_sum_to(b: Builder, node: Node, x: Value, s: Value) -> Any:
     """SumTo along axes that types tell is a ReduceSum."""
-    wide, narrow = x.type.shape, node.output().type.shape
-    if wide is None or narrow is None or len(wide) < len(narrow):
-        return no_match("the rank is not known")
-    leading = len(wide) - len(narrow)
-    inner = []
-    for axis, (w, n) in enumerate(zip(wide[leading:], narrow, strict=True), leading):
-        if w == n or (isinstance(n, int) and n != 1):
-            continue
-        if n != 1:
-            return no_match(f"only the run can tell whether axis {axis} is summed")
-        inner.append(axis)
-    if not leading and not inner:
-        return no_match("the types differ only in what is known of them")
-    summed = b.ReduceSum(x, [*range(leading), *inner], keepdims=1 if inner else 0)
-    return b.Squeeze(summed, list(range(leading))) if leading and inner else summed
+    summed = summed_to(b, x, node.output().type.shape)
+    if summed is None:
+        return no_match("only the run can tell which axes are summed")
+    return no_match("the types differ only in what is known of them") if summed is x else summed
 
 
 # ---- shapes as values -----------------------------------------------------------------------------------------------------
@@ -196,7 +175,7 @@ def decide_sum_to(b: Builder, node: Node, x: Value, s: Value) -> Any:
 @rewrite("Shape(%x)", "Size(%x)")
 def decide_shape(b: Builder, node: Node) -> Any:
     """A shape that types tell is a constant."""
-    known = ints(node.output())
+    known = known_ints(node.output())
     if known is None:
         return no_match("only the run can tell")
     return b.graph.add_constant(np.asarray(known, np.int64).reshape(node.output().type.static_shape))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.ops.operands import known_ints
 from flowgrad.ir.ops.registry import attr
 from flowgrad.passes.canonicalize import unchanged
-from flowgrad.passes.canonicalize_shapes import ints
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import Recorder, RewriteBuilder, apply_rules, no_match, recording, rewrite, rules_in
 
@@ -88,7 +88,7 @@ def softmax(b: RewriteBuilder, node: Node, axes: Value) -> Any:
     exponential, reduction = b.made_by(node.input(0), "Exp"), node.input(1).producer
     if exponential is None or not attr(reduction, "keepdims"):
         return no_match("it is no sum of exponentials that keeps its axis")
-    x, chosen = exponential.input(0), ints(axes)
+    x, chosen = exponential.input(0), known_ints(axes)
     if chosen is None or len(chosen) != 1 or x.type != node.output().type:
         return no_match("Softmax takes one axis")
     return b.Softmax(_unshifted(b, x, chosen[0]), axis=chosen[0])
@@ -102,7 +102,7 @@ def _unshifted(b: RewriteBuilder, x: Value, axis: int) -> Value:
     z, top = difference.input(0), b.made_by(difference.input(1), "ReduceMax")
     if top is None or top.input(0) is not z or not attr(top, "keepdims") or z.type.rank is None:
         return x
-    axes = ints(top.inputs[1] if len(top.inputs) > 1 else None)
+    axes = known_ints(top.inputs[1] if len(top.inputs) > 1 else None)
     return z if axes is not None and [a % z.type.rank for a in axes] == [axis % z.type.rank] else x
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from onnx import NodeProto
 
 from flowgrad.exchange.scopes import Region
-from flowgrad.ir.builder import Builder, snake
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import ENTRIES, Graph, Value
-from flowgrad.ir.types import Type
 
 
 @dataclass
@@ -77,15 +76,6 @@ class ImportBuilder(Builder):
         while name in self.reserved:
             base = f"{base}_"
             name = self.graph.unique_name(base)
-        return name
-
-    def _name(self, op: str, index: int, taken: Sequence[tuple[str, Type] | None]) -> str:
-        base = f"{self.prefix}_{snake(op)}" if self.prefix else snake(op)
-        used = {spec[0] for spec in taken if spec is not None}
-        name = self.fresh(base)
-        while name in used:
-            index += 1
-            name = self.fresh(f"{base}_{index}")
         return name
 
     def name_results(self, results: Sequence[Value | None], names: Sequence[str], mark: int) -> list[Value | None]:

@@ -70,7 +70,7 @@ def _scalar_gradient(
         task.graph.add_output(y, name)
     task.gradients([(name, y, task.one(y))], wrt_values, zero)
     for kept_name, value in kept:
-        task.graph.add_output(value, task.output_name(kept_name))
+        task.graph.add_output(value, task.graph.unique_output_name(kept_name))
     return task.finish()
 
 
@@ -168,15 +168,6 @@ class _Task:
             if name not in present:
                 self.graph.add_output(find_value(self.graph, name), name)
 
-    def output_name(self, wanted: str) -> str:
-        """Return ``wanted``, or the first of ``wanted_1``, ... that no output has."""
-        taken = {e.name for e in self.graph.output_entries}
-        name, count = wanted, 0
-        while name in taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        return name
-
     def gradients(self, seeds: Sequence[tuple[str, Value, Value]], wrt: Sequence[Value], zero: Zero) -> None:
         """Run the adjoint and add one output for each of ``wrt``."""
         for value in (*(y for _, y, _ in seeds), *wrt):
@@ -192,6 +183,6 @@ class _Task:
         if found is None:
             found = Builder(self.graph, prefix=like.name).zeros_like(like)
             self.notes.append(f"{of!r} does not depend on {wrt!r}: its derivative is zero")
-        name = self.output_name(wanted if wanted not in self.graph.values else self.graph.unique_name(wanted))
+        name = self.graph.unique_output_name(wanted if wanted not in self.graph.values else self.graph.unique_name(wanted))
         self.roles[role] = name
         return self.graph.add_output(found, name)

@@ -96,8 +96,7 @@ def compose(first: Model, second: Model, wires: Mapping[str, str]) -> Model:
     for entry in graph.output_entries:
         if entry.name in wires:
             graph.remove(entry)
-    taken = {e.name for e in kept}
-    added = [graph.add_output(v, _free(e.name, taken)) for e, v in zip(entries, found, strict=True)]
+    added = [graph.add_output(v, graph.unique_output_name(e.name)) for e, v in zip(entries, found, strict=True)]
     graph.reorder_outputs([*added, *kept])
     return first.with_graph(graph)
 
@@ -128,12 +127,3 @@ def unbatch(model: Model, axis: int = 0) -> Model:
             raise InputError(f"output {entry.name!r} has the extent {extent} along axis {axis}, not the batch's", code="shape")
         graph.add_output(b.Squeeze(value, [axis]) if value.type.rank else value, entry.name)
     return model.with_graph(graph)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    free, count = name, 0
-    while free in taken:
-        count += 1
-        free = f"{name}_{count}"
-    taken.add(free)
-    return free

@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.types import UNKNOWN, DimLike, Type
+from flowgrad.ir.types import UNKNOWN, DimLike, Shape, Type
 
 
 def known_dims(value: Value | None) -> list[DimLike] | None:
@@ -142,6 +142,34 @@ def slice_axis(b: Builder, vector: Value, start: int, end: int) -> Value:
     """Return ``vector[start:end]`` of an int64 vector: a constant if it is known."""
     known = known_ints(vector)
     return b.ints(known[start:end]) if known is not None else b.Slice(vector, [start], [end], [0])
+
+
+def summed_to(b: Builder, value: Value, shape: Shape | None) -> Value | None:
+    """Return ``value`` summed along the axes along which ``shape`` was broadcast; None where only the run can tell."""
+    axes = _broadcast_axes(value.type.shape, shape)
+    if axes is None:
+        return None
+    leading, inner = axes
+    if not leading and not inner:
+        return value
+    summed = b.ReduceSum(value, [*range(leading), *inner], keepdims=1 if inner else 0)
+    return b.Squeeze(summed, list(range(leading))) if leading and inner else summed
+
+
+def _broadcast_axes(wide: Shape | None, narrow: Shape | None) -> tuple[int, list[int]] | None:
+    """Return (leading axes, further axes) along which ``narrow`` was broadcast, or None where only the run can tell."""
+    if wide is None or narrow is None or len(wide) < len(narrow):
+        return None
+    leading = len(wide) - len(narrow)
+    inner = []
+    for axis, (w, n) in enumerate(zip(wide[leading:], narrow, strict=True), leading):
+        if w == n or (isinstance(n, int) and n != 1):
+            continue
+        if n != 1 and w != 1:
+            return None
+        if n == 1 and w != 1:
+            inner.append(axis)
+    return leading, inner
 
 
 def concatenated(b: Builder, parts: Sequence[Value], axis: int = 0) -> Value:
