@@ -60,10 +60,10 @@ def _uses_of_candidates(graph: Graph, order: Sequence[Node], fed: set[Value]) ->
     for node in reversed(order):  # from the frontier back to the constants that its values are computed from
         made = [uses.pop(v) for v in node.results if v in uses and v in computed]
         if made:
-            is_setting = all(use.is_setting for use in made)
+            whole = next((use for use in made if not use.is_setting), made[0])
             for value, use in _uses(node):
                 if value in computed:
-                    _note(uses, value, _Use(node, is_setting or use.is_setting))
+                    _note(uses, value, use if use.is_setting else whole)
     return {v: use for v, use in uses.items() if v.name}
 
 
