@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flowgrad.ir.graph import CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node, Value
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.reach import dependents
+
+LITERAL_NAME = re.compile(
+    r"(?:.*[/.])?(?:(?:_?val|value|const|constant|const_fold_opt_|scalar\w*|tensor|zeros|ones|full|eps|epsilon|threshold\w*)"
+    r"(?:_?cast)?[_\d]*(?:_output_\d+|_value_\d+)?|onnx::\w+|\d+|[xy]|const\w*)(?::\d+)?", re.IGNORECASE)
+"""The names that exporters give to the numbers of formulas: ``val_12``, ``/Constant_output_0``, ``onnx::Mul_3``, ``mul/y:0``.
+
+A trained scalar has the name of its variable (``logit_scale``, ``layer.temperature``); the data of the two look alike.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,8 @@ def candidates(graph: Graph) -> list[Candidate]:
 
     The frontier lies between what depends on no graph input and what does; an output that depends on none lies on it
     too, so that a model without inputs has parameters. A frontier value that is computed from named float constants
-    stands for those; one computed from none (weights made by ConstantOfShape) stands for itself. Scalars count.
-    Linear in nodes.
+    stands for those; one computed from none (weights made by ConstantOfShape) stands for itself. Scalars count, unless
+    their name is one that exporters give to literals. Linear in nodes.
     """
     order = graph.nodes()
     fed = dependents(order, graph.inputs)
@@ -97,6 +106,8 @@ def _judge(value: Value, use: _Use) -> Candidate:
         return Candidate(value, False, "a literal of the graph")
     if use.is_setting:
         return Candidate(value, False, f"a setting of {user.op} at {user.label!r}, not a weight")
+    if value.type.rank == 0 and LITERAL_NAME.fullmatch(value.name):
+        return Candidate(value, False, "a single number with a name that exporters give to literals")
     if user.op == OUTPUT:
         return Candidate(value, True, f"the output {user.name!r} itself")
     return Candidate(value, True, f"a weight of {user.op} at {user.label!r}")
