@@ -8,7 +8,7 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
-from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.types import FLOAT32, DType, Type, dtype_of
 
@@ -21,18 +21,20 @@ def converted(graph: Graph, dtype: str | DType) -> Graph:
     target = dtype_of(dtype)
     if target.name not in COMPUTING:
         raise InputError(f"astype takes one of {', '.join(COMPUTING)}, got {target.name!r}", code="dtype")
-    return _convert(graph, target)
+    return _convert(graph, target, True)
 
 
-def _convert(graph: Graph, target: DType) -> Graph:
+def _convert(graph: Graph, target: DType, is_outermost: bool) -> Graph:
     result = Graph(graph.name)
     result.metadata, result.origins, result._next_dim = dict(graph.metadata), list(graph.origins), graph._next_dim
     known: dict[Value, Value] = {}
     for value in graph.inputs:
-        known[value] = result.add_input(value.name, _type(value.type, target))
+        stays = is_outermost and _stays_float32(value)
+        known[value] = result.add_input(value.name, value.type if stays else _type(value.type, target))
     for value in graph.constants:
         entry = value.producer
-        known[value] = result.add_constant(_data(entry.data, target), value.name, entry.role)
+        data = entry.data if _stays_float32(value) else _data(entry.data, target)
+        known[value] = result.add_constant(data, value.name, entry.role)
     b = Builder(result)
     for node in graph.nodes():
         _convert_node(b, node, known, target)
@@ -47,19 +49,27 @@ def _convert_node(b: Builder, node: Node, known: dict[Value, Value], target: DTy
     definition = opdef(node.op)
     for slot, value in enumerate(inputs):
         if slot in definition.float32_inputs and value is not None and value.type.dtype != FLOAT32:
-            inputs[slot] = b.cast(value, FLOAT32)
+            held = node.input(slot).constant
+            inputs[slot] = b.cast(value, FLOAT32) if held is None else b.value(held)  # as precise as it was
     made = b.add_node(
         node.op,
         inputs,
         {name: _attribute(name in definition.dtype_attributes, value, target) for name, value in node.attributes.items()},
         outputs=["" if v is None else v.name for v in node.outputs],
         captures=[known[v] for v in node.captures],
-        subgraphs={name: _convert(sub, target) for name, sub in node.subgraphs.items()},
+        subgraphs={name: _convert(sub, target, False) for name, sub in node.subgraphs.items()},
         types=[None if v is None else _type(v.type, target) for v in node.outputs],
         name=node.name,
     )
     made.metadata = dict(node.metadata)
     known.update((v, w) for v, w in zip(node.outputs, made.outputs, strict=True) if v is not None and w is not None)
+
+
+def _stays_float32(value: Value) -> bool:
+    """True for a value that only such inputs use as are float32 whatever the rest computes in."""
+    return bool(value.uses) and all(
+        user.op not in ENTRIES and slot in opdef(user.op).float32_inputs for (_, slot), user in value.uses.items()
+    )
 
 
 def _type(type_: Type, target: DType) -> Type:

@@ -33,7 +33,7 @@ def linear_part(node: Node) -> dict[str, Any]:
     return {name: node.attributes[name] for name in ATTRIBUTES if name in node.attributes}
 
 
-@op("Resize", since=19, extents=("scales", "sizes"), settings=("roi",), float32_inputs=("scales",),
+@op("Resize", since=18, extents=("scales", "sizes"), settings=("roi",), float32_inputs=("scales",),
     values_since={("coordinate_transformation_mode", "half_pixel_symmetric"): 19})
 def resize(
     x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None, *,
@@ -130,7 +130,7 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, *others: Value | No
     return None if x_dot is None else b.Resize(x_dot, *_operands(node), **linear_part(node))
 
 
-@op("ResizeGrad", domain=FLOWGRAD, outputs=("x_bar",), extents=("x_shape",))
+@op("ResizeGrad", domain=FLOWGRAD, outputs=("x_bar",), extents=("x_shape",), float32_inputs=("scales",))
 def resize_grad(
     y_bar: Array, x_shape: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None, *,
     antialias: int = 0, axes: Sequence[int] | None = None, coordinate_transformation_mode: str = "half_pixel",
