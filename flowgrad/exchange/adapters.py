@@ -19,6 +19,8 @@ Adapter = Callable[[ImportBuilder, ImportedNode], Sequence[Value | None] | None]
 ADAPTERS: dict[tuple[str, str], list[tuple[int, Adapter]]] = {}
 """By domain and op: (first opset that needs no adapting, adapter), from old to new."""
 
+RENAMED = {"Scatter": "ScatterElements", "Upsample": "Resize"}
+"""What adapters turn operators into that the standard has dropped."""
 
 EVERY_OPSET = 10**9
 

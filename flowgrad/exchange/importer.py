@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import AttributeProto, NodeProto
 
-from flowgrad.exchange.adapters import ADAPTERS, formals_within_batch, is_unknown, scan_over_batch, scans_batches
+from flowgrad.exchange.adapters import (
+    ADAPTERS,
+    RENAMED,
+    formals_within_batch,
+    is_unknown,
+    scan_over_batch,
+    scans_batches,
+)
 from flowgrad.exchange.attributes import constant_value, value_of
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import (
@@ -45,7 +52,6 @@ FRAME_DEPTH = 128
 REPEATS = 64
 """How often bodies of Loops are read again for better types; nested ones would multiply without an end."""
 
-_BECOMES = {"Upsample": "Resize", "Scatter": "ScatterElements"}
 _NO_NAME = {"", "?", "None", "-1", "*"}
 _OURS = re.compile(r"_d(\d{1,18})")
 
@@ -136,7 +142,7 @@ class Importer:
     def _is_known(domain: str, op: str) -> bool:
         if domain:
             return (domain, op) in ADAPTERS
-        definition = find_op(_BECOMES.get(op, op))
+        definition = find_op(RENAMED.get(op, op))
         return op == "Constant" or (definition is not None and definition.domain != FLOWGRAD)
 
     # ---- the outermost graph -------------------------------------------------------------------------------------------

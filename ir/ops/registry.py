@@ -6,7 +6,7 @@ import enum
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,7 @@ class OpDef:
         self.settings = self.extents | self._slots(settings)
         self.deciding = self._slots(deciding)
         self.float32_inputs = self._slots(float32_inputs)
+        self._check("attribute", (*dtype_attributes, *(name for name, _ in values_since)), self.attributes)
         self.dtype_attributes = tuple(dtype_attributes)
         self.values_since = dict(values_since)
         self.ufunc = ufunc
@@ -148,10 +149,13 @@ class OpDef:
 
     def _slots(self, names: Sequence[str]) -> frozenset[int]:
         """Return the positions of inputs; ValidationError for a name that the kernel does not take."""
-        unknown = [n for n in names if n not in self.inputs]
-        if unknown:
-            raise ValidationError(f"{self.name} has no input {unknown[0]!r}{suggestion(unknown[0], self.inputs)}", code="op")
+        self._check("input", names, self.inputs)
         return frozenset(self.inputs.index(n) for n in names)
+
+    def _check(self, kind: str, names: Iterable[str], known: Collection[str]) -> None:
+        for name in names:
+            if name not in known:
+                raise ValidationError(f"{self.name} has no {kind} {name!r}{suggestion(name, known)}", code="op")
 
     def _register(self, kind: str, rule: Any) -> OpDef:
         before = getattr(self, kind)
@@ -179,6 +183,7 @@ class OpDef:
 
     def residual(self, name: str) -> Callable[[Callable[[Builder, Node], Value]], OpDef]:
         """Register ``rule(b, node) -> value``: the residual output ``name`` from plain ONNX ops, for export."""
+        self._check("residual", (name,), self.residuals)
         return lambda rule: self._register("residual_rules", {**self.residual_rules, name: rule})
 
     # ---- derivatives -------------------------------------------------------------------------------------------------

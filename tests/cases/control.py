@@ -9,7 +9,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.types import BOOL, INT64, Type
-from tests.op_cases import Case, fixed, normal
+from tests.op_cases import Case, const, fixed, normal
 
 
 def closed(types: list[Type], make: Any) -> Graph:
@@ -43,15 +43,19 @@ def expected_if(condition: Array, x: Array, w: Array) -> list[Array]:
 # ---- Loop ---------------------------------------------------------------------------------------------------------------
 
 
-def build_loop(b: Builder, values: list[Value]) -> Node:
-    trips, going, h, w = values
+def build_loop(counts: bool = False) -> Any:
+    """A Loop that stops after five iterations, or (``counts``) when their number is reached."""
 
     def body(b: Builder, i: Value, going: Value, h: Value, w: Value) -> list[Value]:
         y = b.Tanh(b.MatMul(h, w))
-        return [b.And(going, b.Less(i, 4)), y, b.Mul(y, b.Cast(i, to=11)), i]
+        return [going if counts else b.And(going, b.Less(i, 4)), y, b.Mul(y, b.Cast(i, to=11)), i]
 
-    types = [Type(INT64, ()), Type(BOOL, ()), h.type, w.type]
-    return b.add_node("Loop", [trips, going, h], outputs=3, captures=[w], subgraphs={"body": closed(types, body)})
+    def build(b: Builder, values: list[Value]) -> Node:
+        trips, going, h, w = values
+        types = [Type(INT64, ()), Type(BOOL, ()), h.type, w.type]
+        return b.add_node("Loop", [trips, going, h], outputs=3, captures=[w], subgraphs={"body": closed(types, body)})
+
+    return build
 
 
 def expected_loop(trips: Array, going: Array, h: Array, w: Array) -> list[Array]:
@@ -106,8 +110,10 @@ CASES: list[Case] = [
     *(Case("If", [fixed(c, "bool"), normal(2, 3), normal(3, 3)], name=f"{c}".lower(), reference=False, build=build_if,
            expected=expected_if) for c in (True, False)),
     *(Case("Loop", [fixed(trips, "int64"), fixed(going, "bool"), normal(2, 3), normal(3, 3)], name=name, reference=False,
-           build=build_loop, expected=expected_loop)
+           build=build_loop(), expected=expected_loop)
       for name, trips, going in (("counted", 3, True), ("ended", 9, True), ("no_trips", 0, True), ("never", 3, False))),
+    Case("Loop", [const(3, "int64"), const(True, "bool"), normal(2, 3), normal(3, 3)], name="known", reference=False,
+         build=build_loop(counts=True), expected=expected_loop),
     scan_row("plain", 4, 2, 3),
     scan_row("one", 1, 2, 3),
     scan_row("backward", 4, 2, 3, scan_input_directions=(1,)),
