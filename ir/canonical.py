@@ -21,8 +21,8 @@ def written_constants(graph: Graph, nodes: list[Node]) -> list[Value]:
     """Return the named constants by role, then the nameless literals by first use; unused nameless ones are left out."""
     constants = graph.constants
     named = [v for role in WRITTEN_ROLES for v in constants if v.name and v.producer.role == role]
-    used = (v for node in (*nodes, *graph.output_entries) for v in (*node.inputs, *node.captures))
-    return named + list(dict.fromkeys(v for v in used if v is not None and not v.name))
+    used = (v for node in (*nodes, *graph.output_entries) for v in node.operands)
+    return named + list(dict.fromkeys(v for v in used if not v.name))
 
 
 def written_origins(graph: Graph, nodes: list[Node]) -> tuple[list[Origin], dict[int, int]]:

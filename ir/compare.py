@@ -61,7 +61,7 @@ def _outputs(graph: Graph) -> list[str]:
 
 
 def _label(node: Node) -> str:
-    return f"%{node.label}" if any(v is not None for v in node.outputs) else f"{node.op} without outputs {node.label}"
+    return f"%{node.label}" if node.results else f"{node.op} without outputs {node.label}"
 
 
 def _reference(value: Value | None) -> Any:

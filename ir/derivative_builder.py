@@ -51,7 +51,7 @@ class DerivativeBuilder(Builder):
         node = super().add_node(op, inputs, *arguments, **keywords)
         self.made.append(node)
         if node.outputs and self._vanishes(node):
-            self.zeros.update(v for v in node.outputs if v is not None)
+            self.zeros.update(node.results)
         return node
 
     def add(self, op: str, inputs: Sequence[Any], *arguments: Any, **keywords: Any) -> Value:
@@ -67,7 +67,7 @@ class DerivativeBuilder(Builder):
 
     def _vanishes(self, node: Node) -> bool:
         traits = opdef(node.op).traits
-        floats = [v for v in node.inputs if v is not None and v.type.dtype.is_float]
+        floats = [v for v in node.operands if v.type.dtype.is_float]
         if Trait.BILINEAR in traits:
             return any(v in self.zeros for v in floats[:2])
         return Trait.LINEAR in traits and bool(floats) and all(v in self.zeros for v in floats)
@@ -81,7 +81,7 @@ class DerivativeBuilder(Builder):
         """Remove the nodes this builder made, and residuals it asked for, that nothing uses."""
         kept = {v for v in keep if v is not None}
         for node in reversed(self.made):
-            if node.key in self.graph.dag and not any(v is not None and (v.uses or v in kept) for v in node.outputs):
+            if node.key in self.graph.dag and not any(v.uses or v in kept for v in node.results):
                 self.graph.remove(node)
         for value in self.residuals:
             if not value.uses and value not in kept:

@@ -49,9 +49,8 @@ def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Valu
     arrays: dict[Value, Array] = dict(feeds)
     left: dict[Value, int] = {}
     for node in needed:
-        for value in (*node.inputs, *node.captures):
-            if value is not None:
-                left[value] = left.get(value, 0) + 1
+        for value in node.operands:
+            left[value] = left.get(value, 0) + 1
     for value in wanted:
         left[value] = left.get(value, 0) + 1
     for constant in graph.constants:
@@ -60,12 +59,10 @@ def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Valu
     for node in needed:
         inputs = [None if v is None else arrays[v] for v in node.inputs]
         results = call_node(node, inputs, [arrays[v] for v in node.captures], rng)
-        for value, result in zip(node.outputs, results, strict=False):
-            if value is not None and result is not None and value in left:
-                arrays[value] = result
-        for value in (*node.inputs, *node.captures):
-            if value is None:
-                continue
+        for made, result in zip(node.outputs, results, strict=False):
+            if made is not None and result is not None and made in left:
+                arrays[made] = result
+        for value in node.operands:
             left[value] -= 1
             if not left[value] and value.producer.op != CONSTANT:
                 arrays.pop(value, None)
@@ -102,13 +99,13 @@ def kernel_keywords(node: Node, definition: OpDef) -> dict[str, Any]:
     if "count" in definition.special:
         keywords["count"] = len(node.outputs)
     if "to_dtype" in definition.special:
-        keywords["to_dtype"] = next(v.type.dtype.numpy for v in node.outputs if v is not None)
+        keywords["to_dtype"] = node.results[0].type.dtype.numpy
     return keywords
 
 
 def bind_kernel(node: Node, definition: OpDef) -> Kernel:
     """Return the kernel of ``node``, computing in float32 where narrower floats go in (views keep their dtype)."""
-    narrow = any(v is not None and v.type.dtype.name in WIDENED for v in node.inputs)
+    narrow = any(v.type.dtype.name in WIDENED for v in node.operands)
     if not narrow or "subgraphs" in definition.special or "to_dtype" in definition.special:
         return definition.kernel
     kernel = definition.kernel

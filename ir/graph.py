@@ -399,15 +399,14 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Remove a node or entry whose outputs nobody uses."""
-        if any(v is not None and v.uses for v in node.outputs):
+        if any(v.uses for v in node.results):
             raise ValidationError(f"the outputs of {node!r} are still used", code="remove", where=node.label)
         self._disconnect(node)
         self.dag.remove_node(node.key)
-        for value in node.outputs:
-            if value is not None:
-                self.values.pop(value.name, None)
-                if node.op == CONSTANT and not value.name:
-                    self._forget_literal(value)
+        for value in node.results:
+            self.values.pop(value.name, None)
+            if node.op == CONSTANT and not value.name:
+                self._forget_literal(value)
         for table in (self._inputs, self._outputs, self._constants):
             table.pop(node.key, None)
         self.version += 1
@@ -425,8 +424,8 @@ class Graph:
     def arrange_outputs(self, node: Node, outputs: Sequence[Value | tuple[str, Type] | None]) -> None:
         """Give a node the listed outputs in this order: present ones (the rest must be unused) or (name, type) of new ones."""
         kept = {id(v) for v in outputs if isinstance(v, Value)}
-        for value in node.outputs:
-            if value is None or id(value) in kept:
+        for value in node.results:
+            if id(value) in kept:
                 continue
             if value.uses:
                 raise ValidationError(f"%{value.name} is still used", code="output", where=node.label)

@@ -71,7 +71,7 @@ def check_signature(node: Node, definition: OpDef) -> None:
 def describe(node: Node) -> str:
     """Return a one-line picture of a node for messages."""
     ins = ", ".join(repr(v) if v is not None else "-" for v in node.inputs)
-    outs = ", ".join(f"%{v.name}" for v in node.outputs if v is not None)
+    outs = ", ".join(f"%{v.name}" for v in node.results)
     name = f"  (node {node.name!r})" if node.name else ""
     return f"{outs} = {node.op}({ins}){name}" if outs else f"{node.op}({ins}){name}"
 

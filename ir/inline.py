@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.reach import needed_nodes
 
 
 def inline(
@@ -22,13 +23,7 @@ def inline(
     ``skip`` accepts must have all their needed outputs in ``mapping``. Constants are copied, types inferred anew.
     """
     known: dict[Value, Value] = dict(mapping)
-    needed = {v.producer.key for v in wanted if v not in known}
-    chosen: list[Node] = []
-    for node in reversed(source.nodes()):
-        if node.key not in needed or (skip is not None and skip(node)):
-            continue
-        chosen.append(node)
-        needed.update(v.producer.key for v in (*node.inputs, *node.captures) if v is not None and v not in known)
+    chosen = needed_nodes([n for n in source.nodes() if skip is None or not skip(n)], wanted, given=known)
 
     def target(value: Value) -> Value:
         if value not in known:
@@ -36,7 +31,7 @@ def inline(
             known[value] = b.graph.add_constant(entry.data, value.name and b.graph.unique_name(value.name), entry.role)
         return known[value]
 
-    for node in reversed(chosen):
+    for node in chosen:
         names = ["" if v is None else b.graph.unique_name(v.name) for v in node.outputs]
         made = b.add_node(
             node.op,

@@ -105,7 +105,7 @@ class Node:
     @property
     def label(self) -> str:
         """A short name for messages and origins: the first output's name, else the node's own."""
-        return next((v.name for v in self.outputs if v is not None and v.name), self.name)
+        return next((v.name for v in self.results if v.name), self.name)
 
     @property
     def operands(self) -> list[Value]:

@@ -34,15 +34,29 @@ def ancestors(order: Sequence[Node], sinks: Iterable[Value], *, within: Collecti
     return found
 
 
-def needed_nodes(order: Sequence[Node], sinks: Iterable[Value]) -> list[Node]:
-    """Return the nodes of ``order`` that compute ``sinks``, in order."""
-    keys = {v.producer.key for v in sinks}
+def needed_nodes(order: Sequence[Node], sinks: Iterable[Value], *, given: Collection[Value] = ()) -> list[Node]:
+    """Return the nodes of ``order`` that compute ``sinks``, in order; what is ``given`` need not be computed."""
+    keys = {v.producer.key for v in sinks if v not in given}
     kept: list[Node] = []
     for node in reversed(order):
         if node.key in keys:
             kept.append(node)
-            keys.update(v.producer.key for v in node.operands)
+            keys.update(v.producer.key for v in node.operands if v not in given)
     return kept[::-1]
+
+
+def depend_on(values: Iterable[Value], node: Node) -> bool:
+    """Return whether ``node`` is needed for one of ``values``, at the cost of what they are computed from alone."""
+    seen: set[Node] = set()
+    stack = [v.producer for v in values]
+    while stack:
+        current = stack.pop()
+        if current is node:
+            return True
+        if current not in seen:
+            seen.add(current)
+            stack.extend(v.producer for v in current.operands)
+    return False
 
 
 def path_nodes(order: Sequence[Node], sources: Iterable[Value], sinks: Iterable[Value]) -> list[Node]:

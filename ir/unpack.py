@@ -322,7 +322,7 @@ class _Reader:
         )
         if metadata:
             node.metadata = self.metadata(metadata)
-        values.extend(v for v in node.outputs if v is not None)
+        values.extend(node.results)
         first = node.outputs[0] if node.outputs else None
         if first is not None and first.type.dtype.is_integer:
             first.symbolic = symbolic_value(node, first.type)

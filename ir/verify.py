@@ -95,8 +95,7 @@ def _check_edges(graph: Graph) -> None:
     edges = {(key, slot, source): value for source, key, slot, value in graph.dag.edges(keys=True, data="value")}
     slots = uses = 0
     for key, node in entries.items():
-        for output in node.outputs:
-            uses += 0 if output is None else len(output.uses)
+        uses += sum(len(v.uses) for v in node.results)
         for slot, value in _slots(node):
             slots += 1
             source = value.producer
@@ -130,8 +129,8 @@ def _check_names(graph: Graph) -> None:
     named = 0
     for data in graph.dag.nodes.values():
         node: Node = data["entry"]
-        for value in node.outputs:
-            if value is None or (not value.name and node.op == CONSTANT):
+        for value in node.results:
+            if not value.name and node.op == CONSTANT:
                 continue
             named += 1
             if not value.name:

@@ -74,7 +74,7 @@ class _Reverse:
     def _visit(self, node: Node) -> None:
         definition = opdef(node.op)
         operands = [*node.inputs, *node.captures]
-        if not any(v in self.active for v in operands if v is not None):
+        if not any(v in self.active for v in node.operands):
             return
         self.b.origin = self.graph.new_origin(self.pass_name, (node,))
         self.b.prefix = node.label

@@ -165,11 +165,10 @@ class _Split:
         fixed = set(self.formals[self.first_capture :])
         found: set[Node] = set()
         for node in self.joint.nodes():
-            operands = node.operands
-            is_fixed = node.key < self.boundary and all(v in fixed or v.producer.op == CONSTANT for v in operands)
+            is_fixed = node.key < self.boundary and all(v in fixed or v.producer.op == CONSTANT for v in node.operands)
             if is_fixed and not is_random(node):
                 found.add(node)
-                fixed.update(v for v in node.outputs if v is not None)
+                fixed.update(node.results)
         return found
 
     def _need(self, value: Value) -> None:

@@ -37,7 +37,7 @@ def _merge(graph: Graph, digests: Mapping[int, tuple[int, bool]]) -> None:
     for node in graph.nodes():
         if _is_random(node, digests) or is_pinned(graph, node):
             continue
-        numbers = {v: id(replaced.get(v, v)) for v in (*node.inputs, *node.captures) if v is not None}
+        numbers = {v: id(replaced.get(v, v)) for v in node.operands}
         first = seen.setdefault((_key(node, numbers, digests), recompute_of(node)), node)
         if first is node or not _agree(first, node) or not permitted("cse", node):
             continue
@@ -133,9 +133,8 @@ def _digest(graph: Graph, digests: Mapping[int, tuple[int, bool]], table: dict[H
     keys: list[Hashable] = [tuple((v.type.dtype.name, v.type.rank) for v in graph.inputs)]
     is_random = False
     for node in graph.nodes():
-        for operand in (*node.inputs, *node.captures):
-            if operand is not None:
-                number(operand)
+        for operand in node.operands:
+            number(operand)
         is_random |= _is_random(node, digests)
         keys.append((_key(node, numbers, digests), recompute_of(node)))
         for made in node.outputs:

@@ -34,12 +34,12 @@ def substitute(graph: Graph, mapping: Mapping[Value, Value]) -> None:
 
 def is_pinned(graph: Graph, node: Node) -> bool:
     """Return whether an output of a node must survive as it is."""
-    return bool(graph.pinned) and any(v is not None and v.name in graph.pinned for v in node.outputs)
+    return bool(graph.pinned) and any(v.name in graph.pinned for v in node.results)
 
 
 def is_dead(graph: Graph, node: Node) -> bool:
     """Return whether nobody uses any output of an op node, and none is pinned."""
-    return not any(v is not None and v.uses for v in node.outputs) and not is_pinned(graph, node)
+    return not any(v.uses for v in node.results) and not is_pinned(graph, node)
 
 
 def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = False) -> list[Node]:

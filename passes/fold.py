@@ -74,9 +74,7 @@ class _Folder:
         if Trait.NON_DIFFERENTIABLE in opdef(node.op).traits and node.subgraphs:
             return False
         total = 0
-        for value in node.outputs:
-            if value is None:
-                continue
+        for value in node.results:
             if not value.type.is_static:
                 return Trait.BOUNDED in opdef(node.op).traits and taken <= self.limit
             total += int(np.prod(value.type.static_shape, dtype=object)) * value.type.dtype.itemsize
@@ -94,8 +92,8 @@ class _Folder:
 
     def release(self, node: Node) -> None:
         """Forget an array when the last of its users is folded, so that no more than the frontier is held."""
-        for value in (*node.inputs, *node.captures):
-            if value is not None and value in self.left:
+        for value in node.operands:
+            if value in self.left:
                 self.left[value] -= 1
                 if not self.left[value]:
                     self.known.pop(value, None)

@@ -266,7 +266,7 @@ class _Driver:
         if not is_pinned(self.graph, root):
             return False
         results = list(result) if isinstance(result, (tuple, list)) else [result]
-        fresh = {v for n in made for v in n.outputs if v is not None}
+        fresh = {v for n in made for v in n.results}
         return any(old is not None and old.name in self.graph.pinned and new not in fresh
                    for old, new in zip(root.outputs, results, strict=False))
 
@@ -280,7 +280,7 @@ class _Driver:
         root = match.root
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         around: dict[Node, None] = {}
-        operands = [v for n in match.nodes for v in (*n.inputs, *n.captures) if v is not None]
+        operands = [v for n in match.nodes for v in n.operands]
         adopted: set[Value] = set()
         survivors: dict[Value, Value] = {}  # a value may stand for several outputs, and gives way to the first of them
         for old, new in zip(list(root.outputs), results, strict=False):
@@ -309,7 +309,7 @@ class _Driver:
             level = [n for n in level if n.key in self.graph.dag]
             for node in level:
                 self.push(node)
-            single = [v for n in level for v in n.outputs if v is not None and len(v.uses) == 1]
+            single = [v for n in level for v in n.results if len(v.uses) == 1]
             level = list(dict.fromkeys(n for v in single for n in v.uses.values()))
 
 

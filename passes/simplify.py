@@ -62,7 +62,7 @@ def fuse_gemm(b: Builder, node: Node, x: Value, w: Value, c: Value) -> Any:
 
 def _fits(c: Value, node: Node) -> bool:
     """Return whether ``c`` broadcasts to the output without widening the product."""
-    product = next((v for v in node.inputs if v is not None and v is not c), None)
+    product = next((v for v in node.operands if v is not c), None)
     shape = None if product is None else product.type.shape
     if shape is None or c.type.shape is None or len(c.type.shape) > 2 or node.output().type.shape != shape:
         return False

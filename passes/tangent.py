@@ -14,7 +14,7 @@ from flowgrad.ir.infer import describe
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.operands import sum_of, sum_of_present
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
-from flowgrad.ir.reach import path_nodes
+from flowgrad.ir.reach import needed_nodes, path_nodes
 from flowgrad.passes.activity import active_values
 from flowgrad.passes.adjoint import adjoint, apply_adjoint
 from flowgrad.passes.expand import expand_for_derivative
@@ -112,7 +112,7 @@ def _linear(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[T
     for x, x_dot in zip(node.inputs, dots, strict=False):
         is_operand = x is not None and x.type.dtype.is_float
         inputs.append(x_dot if x_dot is not None else b.zero(x) if is_operand and x is not None else x)
-    if not any(v is not None and v.type.dtype.is_float for v in node.outputs):
+    if not any(v.type.dtype.is_float for v in node.results):
         return [None] * len(node.outputs)
     made = b.add_node(node.op, inputs, node.attributes, outputs=len(node.outputs))
     return list(made.outputs)
@@ -209,11 +209,9 @@ def _mirror_residuals(b: DerivativeBuilder, node: Node, twin: Node, inside: dict
 
 def _check_transposed(scratch: Graph, node: Node, wanted: Sequence[Value], bars: Sequence[Value]) -> None:
     """Check that the transposed rule needs y_bar for its shape only: any other use means it is not linear in it."""
-    keys = {v.producer.key for v in wanted}
-    for user in reversed(scratch.nodes()):
-        if user.key not in keys or Trait.SHAPE_ONLY in opdef(user.op).traits:
-            continue  # what only shapes depend on may be computed from y, which has the shape of y_bar
-        keys.update(v.producer.key for v in user.operands)
-        if any(v in bars for v in (*user.inputs, *user.captures)):
+    # what only shapes depend on may be computed from y, which has the shape of y_bar
+    order = [n for n in scratch.nodes() if Trait.SHAPE_ONLY not in opdef(n.op).traits]
+    for user in reversed(needed_nodes(order, wanted)):
+        if any(v in bars for v in user.operands):
             raise PassError(f"the adjoint rule of {node.op} is not linear in its cotangent ({describe(user)})", code="rule",
                             where=describe(node))

@@ -121,9 +121,8 @@ class Case:
             node: Node = self.build(b, values)
         else:
             node = b.add_node(self.op, values, self.attributes, outputs=self.outputs)
-        for value in node.outputs:
-            if value is not None:
-                graph.add_output(value)
+        for value in node.results:
+            graph.add_output(value)
         return graph, node
 
     def feeds(self, arrays: Sequence[Array | None]) -> dict[str, Array]:

@@ -498,7 +498,7 @@ def test_pruning_a_scan_and_an_if() -> None:
     for pruned in (node, choice):
         prune_subgraphs(graph, pruned)
     verify(graph)
-    assert [v.name for v in (*node.inputs, *node.captures) if v is not None] == ["x", "zs"]
+    assert [v.name for v in node.operands] == ["x", "zs"]
     assert node.attributes == {"num_scan_inputs": 1, "scan_input_axes": (1,), "scan_output_axes": (1,)}
     assert len(choice.outputs) == 1 and [v.name for v in choice.captures] == ["x"]
     for name, array in evaluate(graph, feeds).items():

@@ -468,9 +468,8 @@ def test_all_pieces_of_a_split_are_written(names: list[str], form: str) -> None:
     else:
         given = b.ints([2, 2, 2]) if form == "sizes" else graph.add_input("sizes", Type(INT64, (3,)))
         node = b.add_node("Split", [x, given], outputs=names)
-    for value in node.outputs:
-        if value is not None:
-            graph.add_output(b.Neg(value), f"minus_{value.name}")
+    for value in node.results:
+        graph.add_output(b.Neg(value), f"minus_{value.name}")
     model = write_onnx(graph)
     (split,) = (n for n in model.graph.node if n.op_type == "Split")
     assert len(split.output) == 3 and all(split.output)

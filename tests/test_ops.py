@@ -89,12 +89,12 @@ def test_kernel_and_types(case: Case) -> None:
     arrays = case.arrays()
     graph, node = case.graph(arrays)
     outputs = evaluate(graph, case.feeds(arrays))
-    got = [outputs[v.name] for v in node.outputs if v is not None]
-    for value, array in zip([v for v in node.outputs if v is not None], got, strict=True):
+    got = [outputs[v.name] for v in node.results]
+    for value, array in zip(node.results, got, strict=True):
         assert_type_holds(value.type, array)
     expected = expected_outputs(case, graph, arrays)
     if expected is not None:
-        for value, mine, theirs in zip([v for v in node.outputs if v is not None], got, expected, strict=False):
+        for value, mine, theirs in zip(node.results, got, expected, strict=False):
             assert_close(mine, np.asarray(theirs), value.name)
 
 

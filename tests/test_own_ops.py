@@ -39,9 +39,7 @@ def bytes_made(graph: Graph, since: int) -> int:
     for node in graph.nodes():
         if node.key < since or Trait.VIEW in opdef(node.op).traits:
             continue
-        for value in node.outputs:
-            if value is not None:
-                total += int(np.prod(value.type.static_shape)) * value.type.dtype.itemsize
+        total += sum(int(np.prod(v.type.static_shape)) * v.type.dtype.itemsize for v in node.results)
     return total
 
 

@@ -65,8 +65,8 @@ def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, Node]:
             if user is node:
                 graph.set_inputs(user, [before if v is fed else v for v in user.inputs],
                                  [before if v is fed else v for v in user.captures])
-    for value in node.outputs:
-        if value is not None and value.type.dtype.is_float and value.type.dtype.itemsize >= 4:
+    for value in node.results:
+        if value.type.dtype.is_float and value.type.dtype.itemsize >= 4:
             filler = b.Exp(b.Mul(value, 0.5))
             graph.add_output(b.Add(b.Mul(filler, value), b.Sub(value, filler)))
     return graph, node

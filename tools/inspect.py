@@ -80,8 +80,8 @@ def not_differentiable(graph: Graph) -> list[dict[str, str]]:
     found = []
     for _, node in graph.walk():
         definition = opdef(node.op)
-        floats = any(v is not None and v.type.dtype.is_float for v in node.inputs)
-        if not floats or not any(v is not None and v.type.dtype.is_float for v in node.outputs):
+        floats = any(v.type.dtype.is_float for v in node.operands)
+        if not floats or not any(v.type.dtype.is_float for v in node.results):
             continue
         if Trait.ZERO in definition.traits:
             found.append({"op": node.op, "where": node.label, "reason": "piecewise constant: its derivative is zero"})

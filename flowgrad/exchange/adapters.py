@@ -314,9 +314,8 @@ def scan_over_batch(b: ImportBuilder, call: ImportedNode, body: Graph) -> Sequen
     node = inner.add_node("Scan", formals, attributes, outputs=len(body.outputs), captures=captured,
                           subgraphs={"body": body})
     assert states <= len(node.outputs)
-    for value in node.outputs:
-        if value is not None:
-            outer.add_output(value)
+    for value in node.results:
+        outer.add_output(value)
     made = b.add_node("Scan", values, {"num_scan_inputs": len(values)}, outputs=len(body.outputs),
                       captures=call.captures, subgraphs={"body": outer})
     return made.outputs

@@ -210,7 +210,7 @@ class _Writer:
         """Write inputs, constants and nodes; all names of the scope are given before any subgraph is entered."""
         nodes = graph.nodes()
         constants = [v for v in graph.constants if v.uses or (top and v.producer.role != LITERAL)]
-        for value in (*constants, *(v for n in nodes for v in n.outputs if v is not None)):
+        for value in (*constants, *(v for n in nodes for v in n.results)):
             self.names.give(value)
         if top:
             for value in graph.inputs:
@@ -221,7 +221,7 @@ class _Writer:
         for node in nodes:
             self._node(proto, node)
             if top:
-                self._describe(proto, [v for v in node.outputs if v is not None and v not in outputs])
+                self._describe(proto, [v for v in node.results if v not in outputs])
 
     def _describe(self, proto: GraphProto, values: Iterable[Value]) -> None:
         for value in values:

@@ -164,8 +164,7 @@ def _may_use_blas(step: Step) -> bool:
     traits = step.record.definition.traits
     if step.open or Trait.ELEMENTWISE in traits or Trait.VIEW in traits:
         return False
-    values = [v for v in (*step.twin.inputs, *step.twin.outputs) if v is not None]
-    return any(_elements(v) >= BLAS_ELEMENTS for v in values)
+    return any(_elements(v) >= BLAS_ELEMENTS for v in (*step.twin.operands, *step.twin.results))
 
 
 def _elements(value: Value) -> int:

@@ -30,7 +30,7 @@ def takes_out(node: Node, definition: OpDef) -> bool:
         return False
     if node.outputs[0].type.dtype.kind == "string":
         return False
-    widened = any(v is not None and v.type.dtype.name in WIDENED for v in (*node.inputs, *node.outputs))
+    widened = any(v.type.dtype.name in WIDENED for v in (*node.operands, *node.results))
     return not widened or "to_dtype" in definition.special
 
 

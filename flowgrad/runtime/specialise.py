@@ -118,9 +118,9 @@ class Knowledge:
             value.symbolic = symbolic_value(node, value.type)
             if value.symbolic is not None and all(isinstance(x, int) for x in value.symbolic.flat):
                 return [_integers(value.symbolic, value.type)]
-        if any(v is not None and v.constant is None for v in node.inputs):
+        if any(v.constant is None for v in node.operands):
             return None
-        if sum(nbytes(v.type) for v in node.outputs if v is not None) > FOLDED_BYTES:
+        if sum(nbytes(v.type) for v in node.results) > FOLDED_BYTES:
             return None
         results = call_node(node, [None if v is None else v.constant for v in node.inputs], (), _NO_RANDOM)
         results += [None] * (len(node.outputs) - len(results))

@@ -300,7 +300,7 @@ def _contracted(terms: Sequence[str], result: str, x: Array, y: Array) -> Array:
 
 @einsum.types
 def _(node: Node) -> Type:
-    types = [v.type for v in node.inputs if v is not None]
+    types = [v.type for v in node.operands]
     if "..." in attr(node, "equation") and any(t.shape is None for t in types):
         return types[0].with_shape(None)
     terms, result = _labels(node)
@@ -315,7 +315,7 @@ def _labels(node: Node) -> tuple[list[str], str]:
     """Return the labels; an unknown rank is the number of labels (unless there are dots)."""
     equation = attr(node, "equation")
     terms = equation.replace(" ", "").partition("->")[0].split(",")
-    ranks = [v.type.rank for v in node.inputs if v is not None]
+    ranks = [v.type.rank for v in node.operands]
     return einsum_labels(equation, [len(t) if r is None else r for t, r in zip(terms, ranks, strict=True)])
 
 
@@ -325,7 +325,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 
     Labels that only this operand has are broadcast back; a diagonal is written to zeros.
     """
-    operands = [v for v in node.inputs if v is not None]
+    operands = node.operands
     if "..." in attr(node, "equation") and any(v.type.rank is None for v in operands):
         return refuse(unknown_ranks(node))
     terms, result = _labels(node)

@@ -359,8 +359,8 @@ def like_first(node: Node) -> Type:
 
 def broadcasted(node: Node) -> Type:
     """The output has the broadcast shape of all inputs and the dtype of the last."""
-    present = [v for v in node.inputs if v is not None]
-    return Type(present[-1].type.dtype, broadcast_shapes(*(v.type.shape for v in present)))
+    operands = node.operands
+    return Type(operands[-1].type.dtype, broadcast_shapes(*(v.type.shape for v in operands)))
 
 
 def broadcasted_bool(node: Node) -> Type:

@@ -280,7 +280,7 @@ def concat(*inputs: Array, axis: int, out: Array | None = None) -> Array:
 
 @concat.types
 def _(node: Node) -> Type:
-    types = [v.type for v in node.inputs if v is not None]
+    types = [v.type for v in node.operands]
     if not types:
         raise ValidationError("Concat needs an input", code="arity")
     ranked = [t.shape for t in types if t.shape is not None]
@@ -301,7 +301,7 @@ def _(node: Node) -> Type:
 @concat.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """The cotangents of the inputs are the pieces of y_bar."""
-    inputs = [v for v in node.inputs if v is not None]
+    inputs = node.operands
     if len(inputs) == 1:
         return (y_bar,)
     axis = attr(node, "axis")

@@ -95,14 +95,13 @@ def _smaller(graph: Graph, feeds: list[Feeds]) -> Iterator[tuple[Graph, list[Fee
         twin: Node = copy.dag.nodes[node.key]["entry"]
         for entry in copy.output_entries:
             copy.remove(entry)
-        for value in twin.outputs:
-            if value is not None:
-                copy.add_output(value)
+        for value in twin.results:
+            copy.add_output(value)
         yield _trimmed(copy, feeds)
 
 
 def _cut(graph: Graph, node: Node, feeds: list[Feeds]) -> tuple[Graph, list[Feeds]]:
-    values = [v for v in node.outputs if v is not None]
+    values = node.results
     fed = [dict(f) for f in feeds]
     arrays = [run_values(graph, {v: f[v.name] for v in graph.inputs}, values, np.random.default_rng(0)) for f in feeds]
     for index, value in enumerate(values):

@@ -76,7 +76,7 @@ def check_types(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | Non
             for dim, extent in zip(value.type.shape or (), given[value.name].shape, strict=True):
                 if isinstance(dim, Dim) and repr(dim) in dim.names():
                     env[repr(dim)] = extent
-        values = [v for n in graph.nodes() for v in n.outputs if v is not None]
+        values = [v for n in graph.nodes() for v in n.results]
         arrays = run_values(graph, {v: given[v.name] for v in graph.inputs}, values, np.random.default_rng(0))
         for value, array in zip(values, arrays, strict=True):
             _holds(value, array, env)
@@ -237,7 +237,7 @@ def _with_adjoint(graph: Graph, feeds: Sequence[Feeds]) -> tuple[Extended | None
 
 def _only_float64(graph: Graph) -> bool:
     """Return whether differences are meaningful: all floats are float64, and nothing jumps through integers."""
-    values = [v for n in graph.nodes() for v in (*n.inputs, *n.outputs) if v is not None]
+    values = [v for n in graph.nodes() for v in (*n.operands, *n.results)]
     return all(v.type.dtype.name == "float64" or not v.type.dtype.is_float for v in (*graph.inputs, *values))
 
 
@@ -416,7 +416,7 @@ def check_onnx_of_gradient(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -
 
 def _coarsest(graph: Graph) -> float:
     """Return the tolerance of the coarsest float type that a graph computes in."""
-    values = [v for n in graph.nodes() for v in (*n.inputs, *n.outputs) if v is not None]
+    values = [v for n in graph.nodes() for v in (*n.operands, *n.results)]
     if any(n.op in ORT_FLOAT32 for n in graph.nodes()):
         return max(TOLERANCE["float32"], *(TOLERANCE[v.type.dtype.name] for v in values if v.type.dtype.is_float))
     return max((TOLERANCE[v.type.dtype.name] for v in values if v.type.dtype.is_float), default=TOLERANCE["float64"])
@@ -467,7 +467,7 @@ def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
 
 def _meets_nothing(graph: Graph, feeds: Sequence[Feeds]) -> bool:
     """Return whether a value of the graph has no elements."""
-    values = [v for n in graph.nodes() for v in n.outputs if v is not None]
+    values = [v for n in graph.nodes() for v in n.results]
     return any(not a.size for given in feeds
                for a in run_values(graph, {v: given[v.name] for v in graph.inputs}, values, np.random.default_rng(0)))
 

@@ -12,6 +12,7 @@ from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.ops.control.loop_layout import Layout, changing_dims, invariant_bindings, layout_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, is_random, refuse
+from flowgrad.ir.reach import depend_on
 
 
 class Stream(NamedTuple):
@@ -364,15 +365,4 @@ class _WithTangents:
 
 def takes_in_place(b: DerivativeBuilder, node: Node, operands: Sequence[Value | None]) -> bool:
     """Return whether ``node`` can take ``operands`` without becoming its own ancestor."""
-    if b.independent:
-        return True
-    seen: set[Node] = set()
-    stack = [v.producer for v in operands if v is not None]
-    while stack:
-        current = stack.pop()
-        if current is node:
-            return False
-        if current not in seen:
-            seen.add(current)
-            stack.extend(v.producer for v in (*current.inputs, *current.captures) if v is not None)
-    return True
+    return b.independent or not depend_on([v for v in operands if v is not None], node)
