@@ -18,10 +18,6 @@ from flowgrad.ir.types import DType, dtype_of
 
 Kernel = Callable[..., Any]
 
-WIDENED = {"float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
-           "float4_e2m1fn", "float8_e8m0fnu"}
-"""Float types that kernels compute in float32; the result is rounded to the declared type."""
-
 
 def evaluate(
     graph: Graph,
@@ -105,20 +101,17 @@ def kernel_keywords(node: Node, definition: OpDef) -> dict[str, Any]:
 
 def bind_kernel(node: Node, definition: OpDef) -> Kernel:
     """Return the kernel of ``node``, computing in float32 where narrower floats go in (views keep their dtype)."""
-    narrow = any(v.type.dtype.name in WIDENED for v in node.operands)
+    narrow = any(v.type.dtype.is_narrow for v in node.operands)
     if not narrow or "subgraphs" in definition.special or "to_dtype" in definition.special:
         return definition.kernel
     kernel = definition.kernel
 
     def widened(*inputs: Array | None, **keywords: Any) -> Any:
-        wide = [a.astype(np.float32) if a is not None and _is_narrow(a.dtype) else a for a in inputs]
+        wide = [a.astype(np.float32) if a is not None and dtype_of(a.dtype).is_narrow else a for a in inputs]
         return kernel(*wide, **keywords)
 
     return widened
 
-
-def _is_narrow(dtype: np.dtype[Any]) -> bool:
-    return dtype_of(dtype).name in WIDENED
 
 
 def fitted(result: Any, dtype: DType) -> Array:

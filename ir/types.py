@@ -40,9 +40,14 @@ class DType:
         return int(self.numpy.itemsize)
 
     @property
+    def is_narrow(self) -> bool:
+        """True for floats of less than 32 bits, which nothing is computed in."""
+        return self.is_float and self.itemsize < 4
+
+    @property
     def wide(self) -> DType:
-        """The type in which kernels and statistics compute: float32 for narrower floats."""
-        return FLOAT32 if self.is_float and self.itemsize < 4 else self
+        """The type that is computed in: float32 for narrower floats."""
+        return FLOAT32 if self.is_narrow else self
 
     def __repr__(self) -> str:
         return self.short

@@ -58,7 +58,7 @@ def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, Node]:
     graph, node = case.graph(arrays)
     b = Builder(graph)
     for fed in list(graph.inputs):
-        if not fed.type.dtype.is_float or fed.type.dtype.itemsize < 4:
+        if not fed.type.dtype.is_float or fed.type.dtype.is_narrow:
             continue
         before = b.Add(fed, b.Mul(fed, 0.0))  # a planned buffer with the bits of the input
         for user in fed.users:
@@ -66,7 +66,7 @@ def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, Node]:
                 graph.set_inputs(user, [before if v is fed else v for v in user.inputs],
                                  [before if v is fed else v for v in user.captures])
     for value in node.results:
-        if value.type.dtype.is_float and value.type.dtype.itemsize >= 4:
+        if value.type.dtype.is_float and not value.type.dtype.is_narrow:
             filler = b.Exp(b.Mul(value, 0.5))
             graph.add_output(b.Add(b.Mul(filler, value), b.Sub(value, filler)))
     return graph, node

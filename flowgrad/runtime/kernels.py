@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.errors import RunError
-from flowgrad.ir.evaluate import WIDENED, bind_kernel, fitted
+from flowgrad.ir.evaluate import bind_kernel, fitted
 from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import REQUIRED, OpDef
@@ -30,7 +30,7 @@ def takes_out(node: Node, definition: OpDef) -> bool:
         return False
     if node.outputs[0].type.dtype.kind == "string":
         return False
-    widened = any(v.type.dtype.name in WIDENED for v in (*node.operands, *node.results))
+    widened = any(v.type.dtype.is_narrow for v in (*node.operands, *node.results))
     return not widened or "to_dtype" in definition.special
 
 
@@ -78,7 +78,7 @@ def bind(node: Node, definition: OpDef, threads: int) -> Bound:
 def _specialised(node: Node, definition: OpDef) -> Kernel | None:
     if definition.specialise_rule is None or not takes_out(node, definition):
         return None
-    return None if any(v.type.dtype.name in WIDENED for v in node.operands) else definition.specialise_rule(node)
+    return None if any(v.type.dtype.is_narrow for v in node.operands) else definition.specialise_rule(node)
 
 
 def _ufunc(node: Node, definition: OpDef) -> np.ufunc | None:

@@ -93,7 +93,7 @@ def _(node: Node) -> list[Type]:
 def _shares(b: Builder, node: Node) -> Value:
     """Return exp(y); not from y itself where its rounding would show, which grows with |y|."""
     x, y = node.input(0), node.output()
-    return b.Softmax(x, axis=attr(node, "axis")) if y.type.dtype.itemsize < 4 else b.Exp(y)
+    return b.Softmax(x, axis=attr(node, "axis")) if y.type.dtype.is_narrow else b.Exp(y)
 
 
 @log_softmax.adjoint
