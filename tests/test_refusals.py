@@ -309,6 +309,16 @@ def test_a_scatter_onto_one_place_twice_has_no_derivative(name: str, indices: li
         adjoint(graph, [(y, b.zeros_like(y))], [x, u])
 
 
+def test_a_recurrence_of_an_unknown_activation_refuses() -> None:
+    graph = Graph()
+    x = graph.add_input("x", Type(FLOAT32, (3, 2, 4)))
+    w, r = np.ones((1, 3, 4), np.float32), np.ones((1, 3, 3), np.float32)
+    graph.add_output(Builder(graph).add("RNN", [x, w, r], {"hidden_size": 3, "activations": ("Tang",)}, name="y"))
+    for way in FIRST:
+        with pytest.raises(NotDifferentiableError, match=r"(?s)%y = RNN\(.*no activation 'Tang'.*reached by x -> y"):
+            way(graph, ["x"])
+
+
 # ---- export of what is known too little of ------------------------------------------------------------------------------
 
 

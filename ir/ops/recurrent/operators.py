@@ -36,7 +36,7 @@ KINDS = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
 
 
 def cells_of(kind: Kind, options: dict[str, Any]) -> list[tuple[int, Cell]]:
-    """Return, per direction, whether it runs backward, and its cell. Raises ValidationError, UnsupportedError."""
+    """Return, per direction, whether it runs backward, and its cell. Raises ValidationError."""
     direction = options["direction"]
     if direction not in DIRECTIONS:
         raise ValidationError(f"no direction {direction!r}; known: {', '.join(DIRECTIONS)}", code="attribute")

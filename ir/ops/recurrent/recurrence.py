@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import UnsupportedError
+from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array
 
 Function = Callable[[Any, Any], Any]
@@ -97,15 +97,15 @@ _BY_NAME = {name.lower(): name for name in (*_PLAIN, *_SINGLE, *_DOUBLE)}
 def activations(names: Sequence[str], alphas: Sequence[float], betas: Sequence[float]) -> list[Function]:
     """Return the functions called ``names``; those with parameters take them in order from ``alphas`` and ``betas``.
 
-    Raises UnsupportedError for a name that the standard does not have.
+    Raises ValidationError for a name that the standard does not have.
     """
     left_alphas, left_betas = list(alphas), list(betas)
     found = []
     for given in names:
         name = _BY_NAME.get(given.lower())
         if name is None:
-            raise UnsupportedError(f"no activation {given!r}; known: {', '.join(sorted(_BY_NAME.values()))}",
-                                   code="activation")
+            raise ValidationError(f"no activation {given!r}; known: {', '.join(sorted(_BY_NAME.values()))}",
+                                  code="attribute")
         alpha, beta = _DOUBLE.get(name, (_SINGLE.get(name, 0.0), 0.0))
         if name not in _PLAIN and left_alphas:
             alpha = left_alphas.pop(0)
