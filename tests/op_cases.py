@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Array, Graph, Node, Value
@@ -138,6 +139,12 @@ def _type(array: Array, index: int, symbolic: bool) -> Type:
 def symbolic_type(array: Array, index: int) -> Type:
     """Return the type of an array, with named dims for its extents."""
     return type_of(array).with_shape(tuple(Dim.named(f"n{index}_{axis}") for axis in range(array.ndim)))
+
+
+def forms(cases: Sequence[Case]) -> list[Any]:
+    """Return parameters (case, symbolic): each case with known extents, then with symbolic ones where it can have them."""
+    return [pytest.param(case, symbolic, id=f"{case.id}-{'symbolic' if symbolic else 'static'}")
+            for symbolic in (False, True) for case in cases if case.symbolic or not symbolic]
 
 
 def all_cases() -> list[Case]:

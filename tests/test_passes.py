@@ -27,7 +27,7 @@ from flowgrad.passes.hooks import Dump, PrintAfter, PrintAfterChange, PrintBefor
 from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager, run_pass
 from flowgrad.passes.pipeline import format_pipeline, parse_pipeline
 from flowgrad.passes.registry import pass_
-from tests.op_cases import Case, all_cases
+from tests.op_cases import Case, all_cases, forms
 
 CASES = all_cases()
 IDS = [c.id for c in CASES]
@@ -58,12 +58,9 @@ def declare() -> Iterator[Callable[..., None]]:
 # ---- semantics ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize(("case", "symbolic"), forms(CASES))
 def test_every_pass_keeps_every_op(case: Case, symbolic: bool) -> None:
     """Alone on the case and its adjoint, together on the case; running twice equals running once."""
-    if symbolic and not case.symbolic:
-        pytest.skip("needs static shapes")
     arrays = case.arrays()
     graph, _ = case.graph(arrays, symbolic)
     feeds = case.feeds(arrays)

@@ -11,7 +11,7 @@ from flowgrad.ir.graph import Array, Graph, Node
 from flowgrad.ir.ops.registry import Trait, all_ops, opdef
 from flowgrad.runtime.kernels import bind, may_overwrite, takes_out
 from flowgrad.runtime.numpy_program import NumpyProgram
-from tests.op_cases import Case, all_cases
+from tests.op_cases import Case, all_cases, forms
 
 CASES = all_cases()
 SEED = 7
@@ -28,11 +28,8 @@ def assert_same(got: dict[str, Array], expected: dict[str, Array]) -> None:
             assert np.ascontiguousarray(mine).tobytes() == np.ascontiguousarray(array).tobytes(), (name, mine, array)
 
 
-@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
-@pytest.mark.parametrize("case", CASES, ids=[c.id for c in CASES])
+@pytest.mark.parametrize(("case", "symbolic"), forms(CASES))
 def test_program_equals_evaluator(case: Case, symbolic: bool) -> None:
-    if symbolic and not case.symbolic:
-        pytest.skip("needs static shapes")
     arrays = case.arrays()
     graph, _ = case.graph(arrays, symbolic)
     feeds = case.feeds(arrays)

@@ -46,25 +46,26 @@ def test_text_of_the_specification_prints_as_it_was_read() -> None:
     assert graph.origins[graph.value("y_mul").producer.origin].pass_name == "adjoint"
 
 
-@pytest.mark.parametrize("name", ir_graphs.SAMPLES)
-def test_samples_read_back(name: str) -> None:
-    graph = ir_graphs.SAMPLES[name]()
+def assert_reads_back(graph: Graph) -> str:
+    """The text of ``graph`` brings it back, and is returned."""
     verify(graph)
     text = format_graph(graph)
     again = parse_graph(text, large_constants(graph))
     verify(again)
     assert same_graph(graph, again) is None
     assert format_graph(again) == text
+    return text
+
+
+@pytest.mark.parametrize("name", ir_graphs.SAMPLES)
+def test_samples_read_back(name: str) -> None:
+    assert_reads_back(ir_graphs.SAMPLES[name]())
 
 
 @settings(deadline=None, max_examples=60)
 @given(ir_graphs.graphs())
 def test_random_graphs_read_back(graph: Graph) -> None:
-    verify(graph)
-    text = format_graph(graph)
-    again = parse_graph(text)
-    assert same_graph(graph, again) is None
-    assert format_graph(again) == text
+    text = assert_reads_back(graph)
     assert all(c == "\n" or c.isprintable() for c in text)
 
 
@@ -72,12 +73,7 @@ def test_random_graphs_read_back(graph: Graph) -> None:
 def test_every_operator_reads_back(case: Case) -> None:
     for symbolic in {False, case.symbolic}:
         graph, _ = case.graph(case.arrays(), symbolic)
-        verify(graph)
-        text = format_graph(graph)
-        again = parse_graph(text, large_constants(graph))
-        verify(again)
-        assert same_graph(graph, again) is None
-        assert format_graph(again) == text
+        assert_reads_back(graph)
 
 
 @pytest.mark.parametrize("array", ir_graphs.EVERY_DTYPE, ids=lambda a: f"{a.dtype}{list(a.shape)}")

@@ -9,10 +9,9 @@ rounding, and a gradient that takes another side there differs from another runt
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from flowgrad.ir.graph import INITIALIZER, Array, Graph, Node
 from flowgrad.model import Model, load
 from flowgrad.passes.differences import central_difference
 from flowgrad.runtime.engines import compile_graph
+from flowgrad.tools.notes import print_as_they_come
 from flowgrad.transforms.derivatives import vjp
 
 TOLERANCE = {"": 1e-3, "smooth ": 1e-4}
@@ -76,14 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in engines:
         if name not in ("numpy", "ort"):
             raise InputError(f"no engine {name!r}; engines: numpy, ort", code="name")
-    reports = []
-    for path in models(arguments.folder, arguments.models.split(",") if arguments.models else None):
-        report = check_model(path, engines)
-        reports.append(report)
-        if not arguments.json:
-            print(line(report), flush=True)
-    if arguments.json:
-        print(json.dumps([asdict(r) for r in reports]))
+    paths = models(arguments.folder, arguments.models.split(",") if arguments.models else None)
+    reports = print_as_they_come((check_model(path, engines) for path in paths), line, arguments.json)
     return 1 if any(r.wrong for r in reports) else 0
 
 

@@ -1,20 +1,37 @@
-"""What the command line says on stderr: notes, and progress for anything that takes more than a second."""
+"""What the command line says: reports on stdout; on stderr notes, and progress for what takes more than a second."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 from flowgrad.ir.errors import safe_text
+
+Report = TypeVar("Report", bound=Any)
 
 
 def note(text: str, quiet: bool = False) -> None:
     """Print a line on stderr."""
     if not quiet:
         print(safe_text(text, 2_000), file=sys.stderr)
+
+
+def print_as_they_come(reports: Iterable[Report], line: Callable[[Report], str], as_json: bool) -> list[Report]:
+    """Print a line for every report (dataclasses) as soon as it is made, or all as JSON at the end; return them."""
+    done: list[Report] = []
+    for report in reports:
+        done.append(report)
+        if not as_json:
+            print(line(report), flush=True)
+    if as_json:
+        print(json.dumps([asdict(r) for r in done]))
+    return done
 
 
 @contextlib.contextmanager

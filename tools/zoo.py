@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model, load
+from flowgrad.tools.notes import print_as_they_come
 from flowgrad.transforms.derivatives import vjp
 
 
@@ -46,15 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check; exit code 1 if a gradient is wrong."""
     folders = entries(Path(arguments.folder), arguments.entries.split(",") if arguments.entries else None)
-    verdicts = []
-    for folder in folders:
-        for engine in arguments.engines.split(","):
-            verdict = check_entry(folder, engine)
-            verdicts.append(verdict)
-            if not arguments.json:
-                print(line(verdict), flush=True)
-    if arguments.json:
-        print(json.dumps([asdict(v) for v in verdicts]))
+    found = (check_entry(folder, engine) for folder in folders for engine in arguments.engines.split(","))
+    verdicts = print_as_they_come(found, line, arguments.json)
     return 1 if any(v.status == "wrong" for v in verdicts) else 0
 
 

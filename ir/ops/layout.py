@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -184,31 +184,24 @@ def space_to_depth(input: Array, *, blocksize: int, mode: str = "DCR") -> Array:
     return moved.reshape(n, c * blocksize**2, h // blocksize, w // blocksize)
 
 
-def _blocks_shape(node: Node) -> tuple[DimLike, ...] | None:
-    shape = node.input(0).type.shape
-    if shape is not None and len(shape) != 4:
+def _blocks_type(node: Node, moved: Callable[[DimLike, DimLike, DimLike, int], Sequence[DimLike]]) -> Type:
+    """Return the type of the result: ``moved(channels, height, width, blocksize)`` are its last three extents."""
+    x = node.input(0).type
+    if x.shape is not None and len(x.shape) != 4:
         raise ValidationError(f"{node.op} takes tensors of rank 4", code="shape")
     if attr(node, "mode") not in ("DCR", "CRD"):
         raise ValidationError(f"{node.op} has no mode {attr(node, 'mode')!r}", code="attribute")
-    return shape
+    return x if x.shape is None else x.with_shape((x.shape[0], *moved(*x.shape[1:], attr(node, "blocksize"))))
 
 
 @depth_to_space.types
 def _(node: Node) -> Type:
-    shape, size = _blocks_shape(node), attr(node, "blocksize")
-    if shape is None:
-        return node.input(0).type
-    n, c, h, w = shape
-    return node.input(0).type.with_shape((n, c // size**2, h * size, w * size))
+    return _blocks_type(node, lambda c, h, w, size: (c // size**2, h * size, w * size))
 
 
 @space_to_depth.types
 def _(node: Node) -> Type:
-    shape, size = _blocks_shape(node), attr(node, "blocksize")
-    if shape is None:
-        return node.input(0).type
-    n, c, h, w = shape
-    return node.input(0).type.with_shape((n, c * size**2, h // size, w // size))
+    return _blocks_type(node, lambda c, h, w, size: (c * size**2, h // size, w // size))
 
 
 @depth_to_space.adjoint

@@ -212,6 +212,14 @@ def check_channels(node: Node, *slots: int) -> None:
                                   code="shape", where=node.label)
 
 
+def into(result: Array, out: Array | None) -> Array:
+    """Return ``result``, copied into the buffer ``out`` if there is one."""
+    if out is None or out is result:
+        return result
+    np.copyto(out, result)
+    return out
+
+
 def mean_of(x: Array, axes: tuple[int, ...], *, keepdims: bool = True, out: Array | None = None) -> Array:
     """Return the mean along ``axes``: NaN over nothing, and without the warning that ``np.mean`` gives there."""
     total: Array = np.asarray(np.sum(x, axis=axes, keepdims=keepdims, out=out))

@@ -12,6 +12,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
     expand_to,
+    into,
     known_dims,
     known_ints,
     known_length,
@@ -304,10 +305,7 @@ def reduce_log_sum_exp(
     top = np.where(np.isfinite(top), top, 0).astype(data.dtype, copy=False)
     total = np.log(np.sum(np.exp(data - top), axis=chosen, keepdims=True, dtype=data.dtype)) + top
     result = total if keepdims else np.squeeze(total, axis=chosen if chosen is not None else tuple(range(data.ndim)))
-    if out is None:
-        return np.asarray(result)
-    np.copyto(out, result)
-    return out
+    return into(np.asarray(result), out)
 
 
 def _exp_weights(b: Builder, node: Node) -> Value:
@@ -397,11 +395,7 @@ def cum_sum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0, out:
     if exclusive:
         result = np.roll(result, 1, at)
         np.moveaxis(result, at, 0)[:1] = 0
-    result = np.flip(result, at) if reverse else result
-    if out is None:
-        return result
-    np.copyto(out, result)
-    return out
+    return into(np.flip(result, at) if reverse else result, out)
 
 
 @cum_sum.types

@@ -15,6 +15,7 @@ from flowgrad.ir.ops.operands import (
     concatenated,
     extents,
     int_list,
+    into,
     inverse_of,
     joined,
     known_dims,
@@ -246,11 +247,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 @op("Expand", since=13, outputs=("output",), traits=VIEWS, extents=("shape",))
 def expand(input: Array, shape: Array, *, out: Array | None = None) -> Array:
     wanted = np.broadcast_shapes(input.shape, tuple(int_list(shape) or ()))
-    view = np.broadcast_to(input, wanted)
-    if out is None:
-        return view
-    np.copyto(out, view)
-    return out
+    return into(np.broadcast_to(input, wanted), out)
 
 
 @expand.types

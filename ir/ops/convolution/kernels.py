@@ -12,6 +12,7 @@ import numpy as np
 
 from flowgrad.ir.graph import Array
 from flowgrad.ir.ops.convolution.window import Window, image_part, needs_place, overlap, patches, place, tap_slices
+from flowgrad.ir.ops.operands import into
 
 SMALL_IMAGE = 512
 """Images with fewer output positions than this are put together: a narrow matrix product is a slow one."""
@@ -50,13 +51,6 @@ def _target(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[np.generi
     return np.empty(shape, dtype)
 
 
-def _handed(result: Array, out: Array | None) -> Array:
-    if out is None or out is result:
-        return result
-    np.copyto(out, result)
-    return out
-
-
 def convolve(
     x: Array, w: Array, bias: Array | None, window: Window, group: int,
     out: Array | None = None, work: Sequence[Array] | None = None,
@@ -66,18 +60,18 @@ def convolve(
     shape = (batch, outputs, *window.output)
     result = _target(out, shape, x.dtype)
     if result.size == 0:
-        return _handed(result, out)
+        return into(result, out)
     if window.is_pointwise and needs_no_columns(x, window):
         _pointwise(x, w, group, result)
         _add_bias(result, bias)
-        return _handed(result, out)
+        return into(result, out)
     shapes = scratch_shapes(batch, x.shape[1], outputs, window, group, x.shape[2:])
     placed, columns, product = _scratch(shapes, work, x.dtype)
     if placed is not None:
         placed.fill(0)
     if w.shape[1] == 1 and group == x.shape[1]:
         _depthwise(x, w, bias, window, result, placed, product)
-        return _handed(result, out)
+        return into(result, out)
     matrix = np.ascontiguousarray(w).reshape(group, outputs // group, -1)
     for part, block in _blocks(x, window, group, columns, placed):
         y = result[part]
@@ -88,7 +82,7 @@ def convolve(
             np.matmul(matrix, block, out=wide)
             np.copyto(y.reshape(y.shape[0], outputs, -1), wide.reshape(outputs, y.shape[0], -1).swapaxes(0, 1))
         _add_bias(y, bias)
-    return _handed(result, out)
+    return into(result, out)
 
 
 def needs_no_columns(x: Array, window: Window) -> bool:
@@ -186,7 +180,7 @@ def input_gradient(
     result = _target(out, (batch, channels, *sizes), y_bar.dtype)
     result.fill(0)
     if result.size == 0 or y_bar.size == 0:
-        return _handed(result, out)
+        return into(result, out)
     shapes = gradient_scratch_shapes(channels, window)
     column, image = (np.empty(s, y_bar.dtype) for s in shapes) if work is None else work
     matrix = np.ascontiguousarray(w.reshape(group, w.shape[0] // group, -1).swapaxes(1, 2))
@@ -196,7 +190,7 @@ def input_gradient(
         np.matmul(matrix, seen, out=column.reshape(group, -1, window.positions))
         _scatter(column, window, image)
         result[n][image_part(source)] = image[image_part(inside)]
-    return _handed(result, out)
+    return into(result, out)
 
 
 def gradient_scratch_shapes(channels: int, window: Window) -> list[tuple[int, ...]]:
@@ -220,14 +214,14 @@ def weight_gradient(
     result = _target(out, (outputs, inner, *window.kernel), x.dtype)
     if y_bar.size == 0 or x.size == 0:
         result.fill(0)
-        return _handed(result, out)
+        return into(result, out)
     shapes = scratch_shapes(batch, channels, outputs, window, group, x.shape[2:])
     placed, columns, product = _scratch(shapes, work, x.dtype)
     if placed is not None:
         placed.fill(0)
     if inner == 1 and outputs == channels:
         _depthwise_weights(x, y_bar, window, result, placed)
-        return _handed(result, out)
+        return into(result, out)
     total = result.reshape(group, outputs // group, -1)
     term = np.empty_like(total) if batch > 1 else total
     for part, block in _blocks(x, window, group, columns, placed):
@@ -240,7 +234,7 @@ def weight_gradient(
         np.matmul(left, block.swapaxes(1, 2), out=term if part.start else total)
         if part.start:
             total += term
-    return _handed(result, out)
+    return into(result, out)
 
 
 def _depthwise_weights(x: Array, y_bar: Array, window: Window, result: Array, placed: Array | None) -> None:

@@ -17,6 +17,7 @@ from flowgrad.ir.ops.operands import (
     expand_to,
     extents,
     int_list,
+    into,
     inverse_of,
     joined,
     known_dims,
@@ -59,16 +60,9 @@ def sum_to(x: Array, shape: Array, *, out: Array | None = None) -> Array:
     inner = [i + leading for i, n in enumerate(wanted) if n == 1 and x.shape[i + leading] != 1]
     axes = (*range(leading), *inner)
     if not axes:
-        return _copied(x, out)
+        return x.copy() if out is None else into(x, out)
     target = None if out is None else out.reshape((1,) * leading + out.shape)
     return np.asarray(np.sum(x, axis=axes, keepdims=True, dtype=x.dtype, out=target)).reshape(wanted)
-
-
-def _copied(x: Array, out: Array | None) -> Array:
-    if out is None:
-        return x.copy()
-    np.copyto(out, x)
-    return out
 
 
 @sum_to.types

@@ -12,7 +12,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import sum_of
+from flowgrad.ir.ops.operands import into, sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Kernel, OpDef, Trait, broadcasted, like_first, op
 from flowgrad.ir.types import BOOL, Dim, DimLike, Type
 
@@ -284,7 +284,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 
 def _chained(function: Any, xs: Sequence[Array], out: Array | None) -> Array:
     if len(xs) == 1:
-        return _copied(xs[0], out)
+        return into(xs[0], out)
     if out is not None and any(x.shape != out.shape for x in xs[:2]) and len(xs) > 2:
         # a partial result may have a smaller shape than the buffer: broadcast it into place first
         np.copyto(out, xs[0])
@@ -295,13 +295,6 @@ def _chained(function: Any, xs: Sequence[Array], out: Array | None) -> Array:
     for x in xs[2:]:
         total = function(total, x, out=out)
     return np.asarray(total)
-
-
-def _copied(x: Array, out: Array | None) -> Array:
-    if out is None:
-        return x
-    np.copyto(out, x)
-    return out
 
 
 # ---- comparison by size -------------------------------------------------------------------------------------------------
@@ -362,7 +355,7 @@ for _extremum in (maximum, minimum):
 
 @op("Clip", since=11, outputs=("output",), traits=(*BROADCASTS, Trait.SHAPE_ARITHMETIC), settings=("low", "high"))
 def clip(x: Array, low: Array | None = None, high: Array | None = None, *, out: Array | None = None) -> Array:
-    bounded = _copied(x, out) if low is None else maximum.kernel(x, low, out=out)
+    bounded = into(x, out) if low is None else maximum.kernel(x, low, out=out)
     return bounded if high is None else minimum.kernel(bounded, high, out=out)
 
 
@@ -431,7 +424,7 @@ def _(b: DerivativeBuilder, node: Node, condition_dot: None, x_dot: Value | None
 @op("Identity", outputs=("output",),
     traits=(Trait.ELEMENTWISE, Trait.LINEAR, Trait.VIEW, Trait.SHAPE_ARITHMETIC))
 def identity(x: Array, *, out: Array | None = None) -> Array:
-    return _copied(x, out)
+    return into(x, out)
 
 
 @identity.adjoint
