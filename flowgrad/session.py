@@ -73,5 +73,6 @@ def graph_of(source: Any) -> Graph:
 
 def _argument(name: str, value: Value) -> NodeArg:
     dtype = value.type.dtype.name
-    shape: list[int | str | None] = [d if isinstance(d, int) else repr(d) if isinstance(d, Dim) else None for d in value.type.shape or ()]
+    shape: list[int | str | None] = [d if isinstance(d, int) else repr(d) if isinstance(d, Dim) else None
+                                     for d in value.type.shape or ()]
     return NodeArg(name, f"tensor({_ONNX_NAMES.get(dtype, dtype)})", shape)

@@ -18,7 +18,7 @@ from flowgrad.ir.infer import symbolic_value
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.literals import SUBBYTE, little_endian
 from flowgrad.ir.ops.registry import opdef
-from flowgrad.ir.prescan import ITEM_DEPTH, prescan
+from flowgrad.ir.precheck import ITEM_DEPTH, precheck
 from flowgrad.ir.types import DimLike, DType, Type, dtype_of, parse_dim
 from flowgrad.ir.verify import verify
 from flowgrad.ir.weights import read_weights
@@ -78,7 +78,7 @@ def read_frame(data: memoryview, limits: Limits, *, check_digest: bool) -> Frame
     if not start + 15 <= head < len(data):
         raise _wrong("the head goes beyond the file")
     limits.check("header_bytes", head)
-    prescan(data, limits, filled=(3, ITEM_DEPTH))
+    precheck(data, limits, filled=(3, ITEM_DEPTH))
     if data[0] not in (0x86, 0x87) or bytes(data[-_DIGEST - len(_CLOSING) : -_DIGEST]) != _CLOSING:
         raise _wrong("there are other keys than there should be")
     if bytes(data[head : head + 8]) != b"\xa7tensors" or data[head + 8] != 0xDD:
@@ -135,7 +135,7 @@ class _Tensors:
 
 
 class _Reader:
-    """Builds the graphs of a frame that ``scan`` has accepted."""
+    """Builds the graphs of a frame that ``precheck`` has accepted."""
 
     def __init__(self, frame: Frame, limits: Limits, directory: Path | None) -> None:
         if "fallback" in msgpack.Unpacker.__module__:

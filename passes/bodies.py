@@ -135,7 +135,7 @@ class _Split:
             if self._is_forward(value) and not self._is_repeated(value):
                 crossing[value] = None
                 continue
-            if Trait.SHAPE_ONLY in opdef(node.op).traits and not self._is_at_hand(node.input(0)) and self._is_forward(node.input(0)):
+            if Trait.SHAPE_ONLY in opdef(node.op).traits and self._is_kept(node.input(0)):
                 shapes[node] = None
                 continue
             self.copied.add(node)
@@ -147,6 +147,9 @@ class _Split:
 
     def _is_at_hand(self, value: Value) -> bool:
         return value.producer.op == CONSTANT or value in self.at_hand
+
+    def _is_kept(self, value: Value) -> bool:
+        return not self._is_at_hand(value) and self._is_forward(value)
 
     def _is_forward(self, value: Value) -> bool:
         node = value.producer

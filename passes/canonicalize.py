@@ -60,7 +60,7 @@ def drop_zero_term(b: Builder, node: Node, x: Value) -> Any:
 
 
 @rewrite("Relu|Abs|Floor|Ceil|Round|Sign(%y)")
-def drop_repetition(b: RewriteBuilder, node: Node, y: Value) -> Any:
+def drop_idempotent(b: RewriteBuilder, node: Node, y: Value) -> Any:
     """f(f(x)) = f(x)."""
     return y if b.made_by(y, node.op) else no_match(f"{y.producer.op} is another op")
 

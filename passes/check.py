@@ -31,7 +31,7 @@ class CheckKind(Hook):
     The note of a step says what could not be checked.
     """
 
-    snapshot = True
+    needs_previous = True
 
     def __init__(self, feeds: Feeds | None = None, seed: int = 0) -> None:
         self.feeds = feeds

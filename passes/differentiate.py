@@ -84,8 +84,8 @@ def _floats(graph: Graph, wrt: Sequence[str] | None, of: Sequence[str] | None) -
     return xs, entries if of is None else {name: entries[name] for name in of}
 
 
-def _added_outputs(graph: Graph, names: Sequence[str], found: Sequence[Value | None], mark: str) -> dict[str, str]:
-    return {name: graph.add_output(value, graph.unique_output_name(f"{name}_{mark}")).name
+def _added_outputs(graph: Graph, names: Sequence[str], found: Sequence[Value | None], suffix: str) -> dict[str, str]:
+    return {name: graph.add_output(value, graph.unique_output_name(f"{name}_{suffix}")).name
             for name, value in zip(names, found, strict=True) if value is not None}
 
 

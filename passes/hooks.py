@@ -60,7 +60,7 @@ class PrintAfter(Hook):
 class PrintAfterChange(Hook):
     """Prints the graph after every pass that changed it, with ``diff`` as a unified diff."""
 
-    snapshot = True
+    needs_previous = True
 
     def __init__(self, diff: bool = False, write: Writer = to_stderr) -> None:
         self.diff = diff
@@ -142,7 +142,7 @@ class Reproducer(Hook):
     A graph whose constants are too large for text goes into a ``.msgpack`` file of the same name beside it.
     """
 
-    snapshot = True
+    needs_previous = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

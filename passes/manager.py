@@ -102,7 +102,7 @@ class PassManager:
     def _run_stage(self, index: int, stage: Stage, graph: Graph, hooks: Sequence[Hook]) -> Step:
         for hook in hooks:
             hook.before(stage, graph)
-        previous = graph.copy() if any(h.snapshot for h in hooks) else None
+        previous = graph.copy() if any(h.needs_previous for h in hooks) else None
         versions, nodes = fingerprint(graph), len(graph)
         recorder = Recorder(verbose=self.verbose)
         started = time.perf_counter()

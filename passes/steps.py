@@ -41,10 +41,10 @@ class Step:
 class Hook:
     """Callbacks around passes; a hook overrides what it needs.
 
-    ``snapshot`` asks for ``previous``, a copy of the graph as it was before the pass.
+    ``needs_previous`` asks for ``previous``, a copy of the graph as it was before the pass.
     """
 
-    snapshot = False
+    needs_previous = False
 
     def before(self, stage: Stage, graph: Graph) -> None:
         """Look at the graph before a pass."""

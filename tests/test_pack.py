@@ -29,7 +29,7 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.pack import graph_digest, is_packed, load, pack, save, unpack
-from flowgrad.ir.prescan import prescan
+from flowgrad.ir.precheck import precheck
 from flowgrad.ir.text import format_graph, large_constants, parse_graph
 from flowgrad.ir.types import FLOAT32, Type
 from tests import ir_graphs
@@ -218,7 +218,7 @@ def nested(depth: int) -> bytes:
 ])
 def test_the_scan_refuses(message: bytes, reason: str) -> None:
     with pytest.raises((LoadError, LimitError), match=reason):
-        prescan(message, Limits())
+        precheck(message, Limits())
 
 
 @pytest.mark.parametrize("value", [
@@ -227,11 +227,11 @@ def test_the_scan_refuses(message: bytes, reason: str) -> None:
 ])
 def test_the_scan_accepts_what_msgpack_writes(value: object) -> None:
     data = msgpack.packb(value)
-    prescan(data, Limits())
-    prescan(memoryview(data), Limits())
+    precheck(data, Limits())
+    precheck(memoryview(data), Limits())
     for length in range(0, len(data), max(1, len(data) // 50)):
         with pytest.raises(LoadError):
-            prescan(data[:length], Limits())
+            precheck(data[:length], Limits())
 
 
 @pytest.mark.parametrize("message", [
@@ -241,7 +241,7 @@ def test_the_scan_accepts_what_msgpack_writes(value: object) -> None:
 def test_bombs_are_scanned_without_memory(message: bytes) -> None:
     tracemalloc.start()
     try:
-        prescan(message, Limits())
+        precheck(message, Limits())
     except (LoadError, LimitError):
         pass
     finally:

@@ -72,7 +72,7 @@ def test_every_pass_keeps_every_op(case: Case, symbolic: bool) -> None:
 
 
 def has_plain_form(graph: Graph) -> bool:
-    """Return whether the rank of everything is known: some own ops have no plain form otherwise."""
+    """Return whether the rank of everything is known: some ops of the flowgrad domain have no plain form otherwise."""
     return all(v is None or v.type.rank is not None for n in graph.nodes() for v in (*n.inputs, *n.outputs))
 
 

@@ -201,7 +201,7 @@ REASONS = {"refuses": "the moon is full", "raises": "Lunar needs the rank of %x,
 
 @pytest.fixture(params=sorted(REASONS))
 def lunar(request: pytest.FixtureRequest) -> Any:
-    """An op of the own domain whose expansion refuses, or asks for a rank that is not known; yields the reason."""
+    """An op of the flowgrad domain whose expansion refuses, or asks for a rank that is not known; yields the reason."""
     with scoped():
         definition: OpDef = op("Lunar", domain=FLOWGRAD)(lambda x: x)
         definition.types(like_first)

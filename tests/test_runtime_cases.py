@@ -69,10 +69,10 @@ def _surrounded(case: Case, arrays: list[Array | None]) -> tuple[Graph, Node]:
     return graph, node
 
 
-FAST = [c for c in CASES if opdef(c.op).ufunc is not None or opdef(c.op).specialise_rule is not None]
+SPECIALISED = [c for c in CASES if opdef(c.op).ufunc is not None or opdef(c.op).specialise_rule is not None]
 
 
-@pytest.mark.parametrize("case", FAST, ids=[c.id for c in FAST])
+@pytest.mark.parametrize("case", SPECIALISED, ids=[c.id for c in SPECIALISED])
 def test_fast_kernels_are_the_kernels(case: Case) -> None:
     arrays = case.arrays()
     graph, node = case.graph(arrays)

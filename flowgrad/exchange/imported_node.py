@@ -78,10 +78,10 @@ class ImportBuilder(Builder):
             name = self.graph.unique_name(base)
         return name
 
-    def name_results(self, results: Sequence[Value | None], names: Sequence[str], mark: int) -> list[Value | None]:
+    def name_results(self, results: Sequence[Value | None], names: Sequence[str], since: int) -> list[Value | None]:
         """Give the values that stand for a node's outputs the names of the file.
 
-        Those that nodes with a key from ``mark`` on produce are renamed; others pass through an Identity.
+        Those that nodes with a key from ``since`` on produce are renamed; others pass through an Identity.
         """
         named: list[Value | None] = []
         for index, name in enumerate(names):
@@ -90,7 +90,7 @@ class ImportBuilder(Builder):
                 raise ValidationError(f"no output {index} for {name!r}", code="output", where=name)
             if not name or value is None:
                 named.append(None)
-            elif value.producer.op in ENTRIES or value.producer.key < mark or value in named:
+            elif value.producer.op in ENTRIES or value.producer.key < since or value in named:
                 named.append(self.add("Identity", [value], name=name))
             else:
                 self.graph.rename(value, name)

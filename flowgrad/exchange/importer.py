@@ -295,16 +295,16 @@ class Importer:
     def _emit(self, frame: Frame, call: ImportedNode) -> Sequence[Value | None]:
         b = frame.b
         b.prefix = call.label
-        mark = b.graph._next_key
+        since = b.graph._next_key
         if call.subregions:
             self._close(frame, call)
             if scans_batches(call):
-                return b.name_results(scan_over_batch(b, call, call.subgraphs["body"]), call.outputs, mark)
+                return b.name_results(scan_over_batch(b, call, call.subgraphs["body"]), call.outputs, since)
         for version, adapter in ADAPTERS.get((call.domain, call.op), ()):
             if call.version < version:
                 results = adapter(b, call)
                 if results is not None:
-                    return b.name_results(results, call.outputs, mark)
+                    return b.name_results(results, call.outputs, since)
         return self._add(b, call)
 
     def _add(self, b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:

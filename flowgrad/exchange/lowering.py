@@ -1,4 +1,4 @@
-"""From the representation to plain ONNX operators: own operators and residual outputs become formulas."""
+"""From the representation to plain ONNX operators: those of the flowgrad domain and residual outputs become formulas."""
 
 from __future__ import annotations
 

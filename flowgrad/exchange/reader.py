@@ -15,7 +15,7 @@ from flowgrad import ir
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import Key, check_calls, domain_of
 from flowgrad.exchange.importer import Function, Importer
-from flowgrad.exchange.prescan import prescan
+from flowgrad.exchange.precheck import precheck
 from flowgrad.exchange.scopes import RegionReader
 from flowgrad.ir.errors import LoadError, ResourceError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph
@@ -61,7 +61,7 @@ def _parsed(data: bytes, limits: Limits) -> ModelProto:
     limits.check("file_bytes", len(data))
     if not data:
         raise LoadError("the file is empty", code="empty")
-    prescan(data, limits)
+    precheck(data, limits)
     try:
         model: ModelProto = ModelProto.FromString(data)
         return model

@@ -63,8 +63,9 @@ class RegionReader:
         With ``hoists``, initializers of subgraphs move to ``self.hoisted``, small integers apart: no derivative can
         ask for those, and shapes depend on them.
         """
-        if depth > min(SUBGRAPH_DEPTH, self.limits.depth):
-            raise LimitError(f"subgraphs are nested more than {min(SUBGRAPH_DEPTH, self.limits.depth)} deep", code="depth", where=proto.name)
+        most = min(SUBGRAPH_DEPTH, self.limits.depth)
+        if depth > most:
+            raise LimitError(f"subgraphs are nested more than {most} deep", code="depth", where=proto.name)
         infos = [*proto.value_info, *proto.output, *proto.input]
         region = Region(
             proto.name, list(proto.node), [i.name for i in proto.input], [o.name for o in proto.output],

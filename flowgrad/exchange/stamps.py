@@ -41,7 +41,8 @@ class Stamps:
 
 def _form(node: Node) -> tuple[Any, ...]:
     attributes = tuple(sorted((k, v if isinstance(v, str) else _is_default(node, k)) for k, v in node.attributes.items()))
-    return (node.op, attributes, tuple(v and v.type.dtype for v in node.inputs), tuple(v and v.type.dtype for v in node.outputs))
+    inputs, outputs = (tuple(v and v.type.dtype for v in values) for values in (node.inputs, node.outputs))
+    return node.op, attributes, inputs, outputs
 
 
 def _is_default(node: Node, name: str) -> bool:

@@ -109,8 +109,8 @@ class Segment:
     @property
     def retained_bytes(self) -> int:
         """Bytes of memory kept for the next run, here and in what follows."""
-        own = len(self._frames) * self.layout.arena_bytes
-        return own + sum(s.retained_bytes for s in list(self._following.values()))
+        here = len(self._frames) * self.layout.arena_bytes
+        return here + sum(s.retained_bytes for s in list(self._following.values()))
 
     def forget_frames(self) -> None:
         """Give up the memory kept for the next run, here and in what follows."""

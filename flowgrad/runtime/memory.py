@@ -107,7 +107,7 @@ def rounded(size: int) -> int:
 
 
 def plan(steps: Sequence[Step], outputs: Sequence[int], later: frozenset[int]) -> Layout:
-    """Lay out the values of ``steps``: ``outputs`` are the graph's (with repetition), ``later`` serves later segments."""
+    """Lay out the values of ``steps``: ``outputs`` are the graph's (some twice), ``later`` serves later segments."""
     layout = Layout()
     last = _last_uses(steps, outputs, later, layout)
     _choose_places(steps, outputs, layout)

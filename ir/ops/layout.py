@@ -153,9 +153,9 @@ def _repeated_bar(b: Builder, node: Node, y_bar: Value) -> Any:
     for i, axis in enumerate(where):
         if known is not None and not known[i] and not known[i + count]:
             continue
-        own = b.ints([known[i], known[i + count]]) if known is not None else b.Concat(
+        ends = b.ints([known[i], known[i + count]]) if known is not None else b.Concat(
             slice_axis(b, pads, i, i + 1), slice_axis(b, pads, i + count, i + count + 1), axis=0)
-        sources = b.Pad(ramp(b, b.extent(x, axis)), own, mode=attr(node, "mode"))
+        sources = b.Pad(ramp(b, b.extent(x, axis)), ends, mode=attr(node, "mode"))
         rank = len(x.shape)
         shape = joined(b, [*extents(b, y_bar, 0, axis), b.extent(x, axis), *extents(b, y_bar, axis + 1, rank)])
         y_bar = b.GatherGrad(shape, y_bar, sources, axis=axis)

@@ -332,7 +332,8 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return [_operand_bar(b, y_bar, operands, terms, result, k) for k in range(len(operands))]
 
 
-def _operand_bar(b: DerivativeBuilder, y_bar: Value, operands: Sequence[Value], terms: Sequence[str], result: str, k: int) -> Value:
+def _operand_bar(b: DerivativeBuilder, y_bar: Value, operands: Sequence[Value], terms: Sequence[str], result: str, k: int
+                 ) -> Value:
     x, term = operands[k], terms[k]
     others = [(v, t) for i, (v, t) in enumerate(zip(operands, terms, strict=True)) if i != k]
     known = set(result).union(*(t for _, t in others))

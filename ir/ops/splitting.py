@@ -29,10 +29,10 @@ def along(rank: int, axis: int, span: tuple[int, int]) -> Cut:
 
 def part(shape: Sequence[int], rank: int, axis: int, span: tuple[int, int], extent: int) -> Cut:
     """Return the part of a broadcast operand that the span of the result's axis needs; None for all of it."""
-    own = axis - rank + len(shape)
-    if own < 0 or shape[own] != extent:
+    at = axis - rank + len(shape)
+    if at < 0 or shape[at] != extent:
         return None
-    return (*(slice(None),) * own, slice(*span))
+    return (*(slice(None),) * at, slice(*span))
 
 
 def elementwise_cuts(operands: Sequence[Sequence[int]], shape: Sequence[int]) -> list[tuple[Cut, ...]]:

@@ -1,4 +1,4 @@
-"""Rows for the own operators."""
+"""Rows for the operators of the flowgrad domain that undo broadcasting, slicing and gathering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m flowgrad.tools.maintenance.bench``: gradients of small networks timed beside PyTorch, interleaved in one process."""
+"""``python -m flowgrad.tools.maintenance.bench``: gradients of small networks timed beside PyTorch, in one process."""
 
 from __future__ import annotations
 

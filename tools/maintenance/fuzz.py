@@ -182,7 +182,8 @@ def fuzz_one(seed: int, most: int, names: Sequence[str], summary: Summary, *, sh
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fuzz and return 1 if anything failed."""
-    parser = argparse.ArgumentParser(prog="python -m flowgrad.tools.maintenance.fuzz", description="Check random graphs in every way.")
+    parser = argparse.ArgumentParser(prog="python -m flowgrad.tools.maintenance.fuzz",
+                                     description="Check random graphs in every way.")
     parser.add_argument("--graphs", type=int, default=1000, help="how many (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first graph (default 0)")
     parser.add_argument("--minutes", type=float, default=5.0, help="stop after this time (default 5)")

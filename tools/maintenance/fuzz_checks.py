@@ -279,7 +279,7 @@ def check_second(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | No
 
 def check_transforms(graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> str | None:
     """The vjp of a model, compiled, gives the gradients; in float64 everything is the same up to rounding."""
-    if not smooth or not any(v.type.dtype.is_float for v in graph.inputs) or not any(v.type.dtype.is_float for v in graph.outputs):
+    if not smooth or not all(any(v.type.dtype.is_float for v in values) for values in (graph.inputs, graph.outputs)):
         return "no gradient"
     model = Model(graph)
     try:

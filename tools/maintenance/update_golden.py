@@ -13,7 +13,7 @@ from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.passes.manager import PassManager
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "golden"
-MARK = "# ----\n"
+SEPARATOR = "# ----\n"
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Golden:
 
 def read_golden(path: Path) -> Golden:
     """Read a golden test: ``# pipeline: ...``, a graph, ``# ----``, a graph. Raises LoadError."""
-    before, mark, expected = path.read_text(encoding="utf-8").partition(MARK)
+    before, separator, expected = path.read_text(encoding="utf-8").partition(SEPARATOR)
     lines = before.splitlines(keepends=True)
     pipelines = [n for n, line in enumerate(lines) if line.startswith("# pipeline:")]
     if len(pipelines) != 1:
         raise LoadError(f"{path.name} needs one line '# pipeline: ...'", code="golden", where=str(path))
     at = pipelines[0] + 1
     return Golden(path, "".join(lines[:at]), lines[at - 1].partition(":")[2].strip(), "".join(lines[at:]),
-                  expected if mark else "")
+                  expected if separator else "")
 
 
 def main(names: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def main(names: Sequence[str] | None = None) -> int:
             continue
         golden = read_golden(path)
         before = format_graph(golden.graph())
-        text = f"{golden.head}{before}{MARK}{golden.got()}"
+        text = f"{golden.head}{before}{SEPARATOR}{golden.got()}"
         if text != path.read_text(encoding="utf-8"):
             path.write_text(text, encoding="utf-8")
             print(f"updated {path.name}")

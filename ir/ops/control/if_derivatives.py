@@ -231,8 +231,8 @@ def _add_tangents(branch: BodyTangent, count: int, asked: Sequence[int]) -> None
         graph.add_output(y_dot, graph.unique_output_name(f"{entry.name}_dot"))
 
 
-def _in_place(b: DerivativeBuilder, node: Node, graphs: dict[str, Graph], captures: Sequence[Value], count: int, asked: Sequence[int]
-              ) -> list[Value]:
+def _in_place(b: DerivativeBuilder, node: Node, graphs: dict[str, Graph], captures: Sequence[Value], count: int,
+              asked: Sequence[int]) -> list[Value]:
     graph = b.graph
     graph.set_subgraphs(node, graphs, captures)
     made = []

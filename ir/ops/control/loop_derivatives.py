@@ -66,7 +66,8 @@ def _output(node: Node, index: int) -> Value | None:
 class _BackwardScan:
     """The backward Scan of one Loop or Scan node, being made."""
 
-    def __init__(self, b: DerivativeBuilder, node: Node, layout: Layout, found: BodyAdjoint, y_bars: Sequence[Value | None]) -> None:
+    def __init__(self, b: DerivativeBuilder, node: Node, layout: Layout, found: BodyAdjoint,
+                 y_bars: Sequence[Value | None]) -> None:
         self.b, self.node, self.layout, self.found = b, node, layout, found
         self.y_bars = y_bars
         self.graph = found.backward

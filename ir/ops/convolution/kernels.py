@@ -28,7 +28,8 @@ def images_at_once(batch: int, rows: int, positions: int) -> int:
     return max(1, min(batch, COLUMNS // max(1, rows * positions)))
 
 
-def scratch_shapes(batch: int, channels: int, outputs: int, window: Window, group: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+def scratch_shapes(batch: int, channels: int, outputs: int, window: Window, group: int, sizes: Sequence[int]
+                   ) -> list[tuple[int, ...]]:
     """Return the shapes of the scratch arrays of ``convolve``: placed images, columns, product."""
     rows = channels // group * window.taps
     count = images_at_once(batch, rows, window.positions)
@@ -39,7 +40,8 @@ def scratch_shapes(batch: int, channels: int, outputs: int, window: Window, grou
     return [placed, (rows * group, count * window.positions), product]
 
 
-def _scratch(shapes: Sequence[tuple[int, ...]], work: Sequence[Array] | None, dtype: np.dtype[np.generic]) -> list[Array | None]:
+def _scratch(shapes: Sequence[tuple[int, ...]], work: Sequence[Array] | None, dtype: np.dtype[np.generic]
+             ) -> list[Array | None]:
     if work is not None:
         return [buffer if buffer.size else None for buffer in work]
     return [np.empty(shape, dtype) if shape != (0,) else None for shape in shapes]

@@ -1,4 +1,4 @@
-"""Convolution, transposed convolution, and the two derivatives of convolution as own operators.
+"""Convolution, transposed convolution, and the two derivatives of convolution as operators too.
 
 Conv, ConvInputGrad and ConvWeightGrad are the three contractions of one trilinear form in (x, w, y_bar), so each is
 the adjoint of the others and derivatives of any order stay among them.

@@ -372,7 +372,8 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 
 
 @clip.tangent
-def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, low_dot: Value | None = None, high_dot: Value | None = None) -> Any:
+def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, low_dot: Value | None = None,
+      high_dot: Value | None = None) -> Any:
     """y_dot = x_dot inside, the tangent of the active bound outside."""
     inside, below, above = _clip_regions(b, node)
     parts = [y if region is None else select(b, region, y)

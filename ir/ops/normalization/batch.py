@@ -187,7 +187,8 @@ def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
                         sum_of_present(b, scale_dot, slope), sum_of_present(b, b_dot, shift))]
 
 
-def _affine_dot(b: DerivativeBuilder, node: Node, hat: Value, direct: Value | None, slope: Value | None, shift: Value | None) -> Value:
+def _affine_dot(b: DerivativeBuilder, node: Node, hat: Value, direct: Value | None, slope: Value | None,
+                shift: Value | None) -> Value:
     """Return direct + x^ * slope + shift in the type of the output."""
     x = node.input(0)
     rank = len(x.shape)

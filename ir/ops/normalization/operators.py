@@ -27,8 +27,8 @@ from flowgrad.ir.types import DType, Type, dtype_of
 def stash(node: Node) -> DType:
     """Return the type that statistics are computed in: what stash_type says, and never less than the data has."""
     asked = dtype_of(int(attr(node, "stash_type")))
-    own = node.input(0).type.dtype
-    return own if own.itemsize > asked.itemsize else asked
+    given = node.input(0).type.dtype
+    return given if given.itemsize > asked.itemsize else asked
 
 
 def _layer_axes(node: Node) -> list[int]:

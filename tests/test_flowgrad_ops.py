@@ -1,4 +1,4 @@
-"""The operators of the own domain: their expansions, and that many reads of one value cost linear memory."""
+"""The operators of the flowgrad domain: their expansions, and that many reads of one value cost linear memory."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _ARRAYS = {0xDC: 2, 0xDD: 4}
 _MAPS = {0xDE: 2, 0xDF: 4}
 
 
-def prescan(data: Any, limits: Limits, *, filled: tuple[int, ...] = ()) -> None:
+def precheck(data: Any, limits: Limits, *, filled: tuple[int, ...] = ()) -> None:
     """Check that ``data`` (bytes or a memoryview of bytes) is exactly one msgpack message within ``limits``.
 
     Containers at the depths ``filled`` must not be empty: so a file full of empty ones ends at the first.

@@ -1,4 +1,4 @@
-"""A scan of the bytes of an ONNX file that counts before protobuf builds anything."""
+"""A look through the bytes of an ONNX file that counts before protobuf builds anything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _fields(descriptor: Descriptor) -> dict[int, _Field]:
             for f in descriptor.fields}
 
 
-def prescan(data: bytes, limits: Limits) -> None:
+def precheck(data: bytes, limits: Limits) -> None:
     """Walk the wire form of a ModelProto once, without recursion.
 
     Raises LoadError where it is damaged or text is not UTF-8, LimitError where messages, nodes, names, text or
