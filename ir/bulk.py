@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 import gc
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from flowgrad.ir.process_state import Held
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_lock = threading.Lock()
-_running = 0
-_was_enabled = False
+_collector: Held[bool] = Held(gc.isenabled, lambda _: gc.disable(), lambda enabled: gc.enable() if enabled else None)
 
 
 def bulk(function: Function) -> Function:
@@ -24,27 +23,6 @@ def bulk(function: Function) -> Function:
 
     @functools.wraps(function)
     def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        _enter()
-        try:
-            return function(*arguments, **keywords)
-        finally:
-            _leave()
+        return _collector.during(function, *arguments, **keywords)
 
     return wrapped  # type: ignore[return-value]
-
-
-def _enter() -> None:
-    global _running, _was_enabled
-    with _lock:
-        if _running == 0:
-            _was_enabled = gc.isenabled()
-            gc.disable()
-        _running += 1
-
-
-def _leave() -> None:
-    global _running
-    with _lock:
-        _running -= 1
-        if _running == 0 and _was_enabled:
-            gc.enable()

@@ -13,6 +13,7 @@ from flowgrad.ir.graph import CONSTANT, Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.control.loop_layout import Subgraph
 from flowgrad.ir.ops.registry import OpDef, opdef
+from flowgrad.ir.process_state import quiet
 from flowgrad.ir.reach import needed_nodes
 from flowgrad.ir.types import DType, dtype_of
 
@@ -65,6 +66,7 @@ def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Valu
     return [arrays[v] for v in wanted]
 
 
+@quiet
 def call_node(
     node: Node, inputs: Sequence[Array | None], captures: Sequence[Array], rng: np.random.Generator
 ) -> list[Array | None]:
@@ -76,10 +78,9 @@ def call_node(
     if "rng" in definition.special:
         keywords["rng"] = rng
     try:
-        with np.errstate(all="ignore"):
-            result = bind_kernel(node, definition)(*inputs, **keywords)
-            results = list(result) if isinstance(result, (tuple, list)) else [result]
-            return [None if v is None else fitted(r, v.type.dtype) for v, r in zip(node.outputs, results, strict=False)]
+        result = bind_kernel(node, definition)(*inputs, **keywords)
+        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        return [None if v is None else fitted(r, v.type.dtype) for v, r in zip(node.outputs, results, strict=False)]
     except FlowgradError:
         raise
     except MemoryError as error:

@@ -13,6 +13,7 @@ import numpy as np
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array
 from flowgrad.ir.names import quote, unquote
+from flowgrad.ir.process_state import quiet
 from flowgrad.ir.types import BOOL, FLOAT32, INT64, DType, dtype_of
 
 BARE = (INT64, FLOAT32, BOOL)
@@ -155,9 +156,9 @@ def _complex_array(texts: Sequence[str], dtype: DType) -> Array:
     return _float_array(parts, _PART[dtype.name]).view(dtype.numpy)
 
 
+@quiet
 def _float_array(texts: Sequence[str], dtype: np.dtype[Any]) -> Array:
-    with np.errstate(all="ignore"):
-        result = np.array([0.0 if t.startswith("0x") else float(t) for t in texts], np.float64).astype(dtype)
+    result = np.array([0.0 if t.startswith("0x") else float(t) for t in texts], np.float64).astype(dtype)
     for index, text in enumerate(texts):
         if text.startswith("0x"):
             result[index : index + 1] = _from_bits(text, dtype)

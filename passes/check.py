@@ -10,6 +10,7 @@ from flowgrad.ir.errors import FlowgradError, NotDifferentiableError, PassError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value, same_array
 from flowgrad.ir.ops.registry import is_random
+from flowgrad.ir.process_state import quiet
 from flowgrad.ir.types import Dim
 from flowgrad.passes.differentiate import with_adjoint
 from flowgrad.passes.registry import Kind
@@ -137,11 +138,11 @@ def _wide(array: Array) -> Array:
     return array if array.dtype.kind == "c" else array.astype(np.float64)
 
 
+@quiet
 def _distance(old: Array, new: Array) -> float:
     if old.dtype == object:
         return float("nan")
-    with np.errstate(all="ignore"):
-        gap = np.abs(_wide(old) - _wide(new))
+    gap = np.abs(_wide(old) - _wide(new))
     return float(np.nanmax(gap)) if gap.size and not np.isnan(gap).all() else float("nan")
 
 

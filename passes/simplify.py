@@ -9,6 +9,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.registry import attr
+from flowgrad.ir.process_state import quiet
 from flowgrad.passes.canonicalize import unchanged
 from flowgrad.passes.canonicalize_shapes import permutation
 from flowgrad.passes.edits import is_literal
@@ -41,8 +42,7 @@ def join_factors(b: Builder, x: Value, c: Value, d: Value) -> Any:
         return no_match("the factors are not literals of one element")
     if c.type.rank or d.type.rank or x.constant is not None:
         return no_match("a factor adds axes")
-    with np.errstate(all="ignore"):
-        product = np.multiply(c.constant, d.constant)  # type: ignore[arg-type]
+    product = quiet(np.multiply)(c.constant, d.constant)  # type: ignore[arg-type]
     if not np.isfinite(product) or product == 0:
         return no_match("the product of the factors overflows or vanishes")
     return b.Mul(x, b.graph.add_constant(np.asarray(product, c.type.dtype.numpy)))

@@ -11,6 +11,7 @@ from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.ops.control.loop_layout import slice_type
+from flowgrad.ir.process_state import quiet
 from flowgrad.ir.types import FLOAT32, Dim, Type
 
 Adapter = Callable[[ImportBuilder, ImportedNode], Sequence[Value | None] | None]
@@ -131,8 +132,7 @@ def bounds_to_inputs(b: ImportBuilder, call: ImportedNode) -> None:
     dtype = call.input(0).type.dtype
     for index, (name, default) in enumerate((("min", -largest), ("max", largest)), 1):
         bound = call.take(name, default)
-        with np.errstate(over="ignore"):
-            scalar = np.asarray(bound, dtype.numpy)
+        scalar = quiet(np.asarray)(bound, dtype.numpy)
         if np.isfinite(scalar.astype(np.float64)):
             call.set_input(index, b.graph.add_constant(scalar))
 
