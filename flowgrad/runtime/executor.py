@@ -16,6 +16,7 @@ from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import Trait
+from flowgrad.ir.process_state import quiet
 from flowgrad.ir.types import Type
 from flowgrad.runtime.codegen import CHUNK, FILENAME, Code, Writer, frame_chunks
 from flowgrad.runtime.dynamic_calls import Context, SubgraphCalls
@@ -23,7 +24,7 @@ from flowgrad.runtime.flat_graph import ABSENT, KEYED_ELEMENTS, FlatGraph, const
 from flowgrad.runtime.kernels import Several, bind
 from flowgrad.runtime.memory import Frame, Layout, Place, is_view, plan
 from flowgrad.runtime.specialise import Knowledge, Step
-from flowgrad.runtime.threads import available_threads, enter_blas_limit, leave_blas_limit
+from flowgrad.runtime.threads import available_threads, renew_lock_in_children, single_threaded_blas
 
 KEPT_KEYS = 16
 """Specialisations that an executor keeps, and continuations that a segment keeps."""
@@ -92,6 +93,12 @@ class Segment:
                 found.update(zip((n for n in step.record.outputs if n != ABSENT), results, strict=True))
         return found
 
+    def run(self, context: Context, frame: Frame, slots: list[Any]) -> None:
+        """Run the generated code on the memory of ``frame``, from slots and into slots."""
+        arena = frame.arena
+        for function, buffers in zip(self.code.functions, frame.chunks, strict=True):
+            function(context, buffers, slots, arena)
+
     def take_frame(self) -> Frame:
         """Return memory for one run: one given back earlier, or a new one."""
         try:
@@ -102,7 +109,7 @@ class Segment:
             return frame
 
     def give_frame(self, frame: Frame) -> None:
-        """Keep the memory of a finished run for the next one."""
+        """Keep the memory of a run that came to its end for the next one."""
         if len(self._frames) < self.executor.frames:
             self._frames.append(frame)
 
@@ -200,32 +207,29 @@ class Specialisation:
         slots[: len(arrays)] = arrays
         used: list[tuple[Segment, Frame]] = []
         segment = self.first
-        limited = False
         try:
             while True:
-                if segment.needs_blas and not limited:
-                    enter_blas_limit()
-                    limited = True
                 frame = segment.take_frame()
                 used.append((segment, frame))
-                arena = frame.arena
-                for function, buffers in zip(segment.code.functions, frame.chunks, strict=True):
-                    function(context, buffers, slots, arena)
+                if segment.needs_blas:
+                    single_threaded_blas.during(segment.run, context, frame, slots)
+                else:
+                    segment.run(context, frame, slots)
                 if segment.knowledge is None:
                     break
                 segment = segment.following(slots)
                 slots += [None] * (len(self.slots) - len(slots))
-            return self._finish([s for s, _ in used], slots)
+            results = self._finish([s for s, _ in used], slots)
         except Exception as error:
             explained = segment.explain(error)
             if explained is None:
                 raise
             raise explained from error
-        finally:
-            if limited:
-                leave_blas_limit()
-            for owner, frame in used:
-                owner.give_frame(frame)
+        # Reached only by a run that came to its end: after an interrupt threads of the pool may still be writing into
+        # a frame, which then belongs to nobody.
+        for owner, frame in used:
+            owner.give_frame(frame)
+        return results
 
     def _finish(self, segments: Sequence[Segment], slots: list[Any]) -> list[Array]:
         """Return the outputs, copied where something else could see their memory."""
@@ -280,6 +284,7 @@ class Executor:
         self.defaults = list(flat.parameters.values())
         self.frames = max(threads, available_threads())
         self.lock = threading.RLock()
+        renew_lock_in_children(self)
         self.calls = SubgraphCalls(self._sub_executor, limits)
         self._flat_graphs: dict[int, tuple[Graph, FlatGraph]] = {}
         self._kept: OrderedDict[Key, Specialisation] = OrderedDict()
@@ -287,6 +292,14 @@ class Executor:
         self._keyed = () if share else tuple(self.given.index(n) for n in shape_inputs(flat) if n in self.given)
         self._values_seen: set[Key] = set()
         self.misses = 0
+
+    @quiet
+    def run(self, context: Context, arrays: list[Array]) -> list[Array]:
+        """Run on checked arrays for the inputs, then the parameters, and return the outputs."""
+        try:
+            return self.specialisation(arrays[: len(self.given)]).run(context, arrays)
+        except MemoryError as error:
+            raise ResourceError(f"out of memory: {error}", code="memory") from error
 
     def call(self, context: Context, arrays: Sequence[Any]) -> list[Array]:
         """Run as a subgraph: arrays for the inputs that are not known, of any shape that fits."""
@@ -337,6 +350,7 @@ class Executor:
         values = [a if i in self._keyed and a.size <= KEYED_ELEMENTS else None for i, a in enumerate(arrays)]
         return self.specialise([a.shape for a in arrays], values)
 
+    @quiet
     def specialise(self, shapes: Sequence[tuple[int, ...]], values: Sequence[Array | None]) -> Specialisation:
         """Return a new specialisation, kept nowhere. ``values`` gives those of shape inputs."""
         self.misses += 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.errors import InputError, ResourceError, suggestion
+from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits, limits_or_default
@@ -79,14 +79,8 @@ class NumpyProgram:
         Outputs are fresh arrays. Raises InputError for a wrong name, dtype or shape, RunError where a node fails,
         LimitError and ResourceError for too much memory.
         """
-        arrays = self._arrays(feeds)
         context = Context(self.seed if seed is None else seed)
-        try:
-            with np.errstate(all="ignore"):
-                specialisation = self._executor.specialisation(arrays[: len(self._names)])
-                results = specialisation.run(context, arrays)
-        except MemoryError as error:
-            raise ResourceError(f"out of memory: {error}", code="memory") from error
+        results = self._executor.run(context, self._arrays(feeds))
         return dict(zip(self._output_names, results, strict=True))
 
     def plan(self, shapes: Mapping[str, Sequence[int]]) -> Plan:
@@ -104,8 +98,7 @@ class NumpyProgram:
                 raise InputError(f"the shape of input {name!r} is needed: {type_!r}", code="missing")
             full[name] = tuple(int(n) for n in shapes[name]) if name in shapes else type_.static_shape
         self._signature.check_shapes(full)
-        with np.errstate(all="ignore"):
-            first = self._executor.specialise(list(full.values()), [None] * len(full)).first
+        first = self._executor.specialise(list(full.values()), [None] * len(full)).first
         layout = first.layout
         return Plan(layout.peak_bytes, layout.arena_bytes, len(first.steps), not first.open)
 

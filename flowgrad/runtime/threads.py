@@ -1,8 +1,8 @@
 """The one thread pool, and the limit it puts on BLAS.
 
 Work is cut into pieces of fixed size, whatever the number of threads, so that results are the same bits for any
-number. BLAS runs at one thread below: the limit is process-wide, so it is counted; only runs that contain products
-large enough for BLAS to thread take it (about 2 us), small programs never touch it.
+number. BLAS runs at one thread below: the limit is process-wide, so it is held (``Held``); only code that contains
+products large enough for BLAS to thread takes it (about 3 us), small programs never touch it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
+
+from flowgrad.ir.process_state import Held
 
 
 def available_threads() -> int:
@@ -28,41 +30,49 @@ def available_threads() -> int:
 class _Job:
     """Pieces of work that several threads take one by one."""
 
-    def __init__(self, task: Callable[[int], None], pieces: int, helpers: int) -> None:
+    def __init__(self, task: Callable[[int], None], pieces: int) -> None:
         self.task, self.pieces = task, pieces
-        self.next = itertools.count().__next__
-        self.finished = threading.Semaphore(0)
-        self.helpers = helpers
         self.error: BaseException | None = None
+        self.stopped = False
+        self.finished = threading.Lock()  # free once the last piece has been done
+        self.finished.acquire()
+        self._take = itertools.count().__next__
+        self._count = itertools.count(1).__next__
 
-    def work(self) -> None:
-        while (piece := self.next()) < self.pieces:
-            if self.error is not None:
-                return
+    def work(self, kept: type[BaseException]) -> None:
+        """Do pieces until none is left; an error of class ``kept`` is for the caller of ``Pool.each`` to raise."""
+        while (piece := self._take()) < self.pieces:
             try:
-                self.task(piece)
-            except BaseException as error:  # handed to the caller by ``Pool.each``
-                self.error = error
+                if not self.stopped:
+                    self.task(piece)
+            except kept as error:
+                self.error, self.stopped = error, True
+            if self._count() == self.pieces:
+                self.finished.release()
 
-    def help(self) -> None:
-        try:
-            self.work()
-        finally:
-            self.finished.release()
+
+def _nothing(_: int) -> None:
+    """Do the piece of a job that is over."""
 
 
 class Pool:
-    """Daemon threads that help callers through their pieces; grows to what is asked for, never shrinks."""
+    """Daemon threads that help callers through their pieces; grows to what is asked for, never shrinks.
+
+    A caller does all pieces that nobody takes and waits only for those that somebody is at, so nothing stands still
+    for want of threads, however calls nest.
+    """
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come back here
         self._count = 0
 
     def each(self, task: Callable[[int], None], pieces: int, threads: int) -> None:
         """Call ``task(i)`` for i in range(pieces) on up to ``threads`` threads, the caller's among them.
 
-        Returns when all pieces are done; the first error is raised here. Calls may nest.
+        Returns when all pieces are done; an error of one is raised here, once no other is being worked on. What is no
+        Exception, such as an interrupt of the caller, is raised at once: helpers may then still be inside ``task``, and
+        what they write to must never be used again.
         """
         helpers = min(threads, pieces) - 1
         if helpers < 1:
@@ -70,119 +80,93 @@ class Pool:
                 task(piece)
             return
         self._grow(helpers)
-        job = _Job(task, pieces, helpers)
-        for _ in range(helpers):
-            self._jobs.put(job)
-        job.work()
-        for _ in range(helpers):
-            while not job.finished.acquire(blocking=False):
-                self._lend_hand(job)
-        if job.error is not None:
-            raise job.error
-
-    def _lend_hand(self, job: _Job) -> None:
-        # A waiting caller takes queued help requests (its own, stale by now, or those of others), so that a pool
-        # full of waiting callers cannot stand still.
+        job = _Job(task, pieces)
         try:
-            other = self._jobs.get_nowait()
-        except queue.Empty:
+            for _ in range(helpers):
+                self._jobs.put(job)
+            job.work(Exception)
             job.finished.acquire()
-            job.finished.release()
-            return
-        other.help()
+            if job.error is not None:
+                raise job.error
+        finally:
+            job.stopped = True
+            job.task, job.error = _nothing, None  # requests that nobody has taken yet must not keep memory
 
     def _grow(self, helpers: int) -> None:
         if self._count >= helpers:
             return
         with self._lock:
             while self._count < helpers:
-                threading.Thread(target=self._serve, name=f"flowgrad-{self._count}", daemon=True).start()
+                try:
+                    threading.Thread(target=self._serve, name=f"flowgrad-{self._count}", daemon=True).start()
+                except (MemoryError, RuntimeError):  # the system has no more threads: the work is done by fewer
+                    return
                 self._count += 1
 
     def _serve(self) -> None:
         jobs = self._jobs
         np.seterr(all="ignore")  # as around a run; the setting belongs to the thread
         while True:
-            jobs.get().help()
+            job = jobs.get()
+            job.work(BaseException)
+            del job  # what it holds is not needed while there is nothing to do
 
 
 pool = Pool()
 
 
-def _forget_threads() -> None:
-    """Start afresh in a forked child: the parent's threads do not exist there."""
-    pool.__init__()  # type: ignore[misc]
-    _blas.after_fork()
+def _blas_threads() -> list[tuple[Any, int]]:
+    from threadpoolctl import ThreadpoolController
+
+    global _libraries
+    if _libraries is None:
+        _libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    return [(library, library.get_num_threads()) for library in _libraries]
 
 
-class _BlasLimit:
-    """Holds BLAS at one thread while at least one holder is inside."""
+def _limit_blas(before: list[tuple[Any, int]]) -> None:
+    for library, count in before:
+        if count != 1:
+            _set_threads(library, 1)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holders = 0
-        self._libraries: list[Any] | None = None
-        self._restore: list[tuple[Any, int]] = []
 
-    def enter(self) -> None:
-        with self._lock:
-            self._holders += 1
-            if self._holders > 1:
-                return
-            if self._libraries is None:
-                self._libraries = _blas_libraries()
-            self._restore = [(library, library.get_num_threads()) for library in self._libraries]
-            for library, count in self._restore:
-                if count != 1:
-                    _set_threads(library, 1)
-
-    def leave(self) -> None:
-        with self._lock:
-            if not self._holders:  # entered before a fork, left in the child
-                return
-            self._holders -= 1
-            if self._holders:
-                return
-            for library, count in self._restore:
-                if count != 1:
-                    _set_threads(library, count)
-            self._restore = []
-
-    def after_fork(self) -> None:
-        held = self._restore if self._holders else []
-        self._lock = threading.Lock()
-        self._holders = 0
-        self._restore = []
-        for library, count in held:
+def _restore_blas(before: list[tuple[Any, int]]) -> None:
+    for library, count in before:
+        if count != 1:
             _set_threads(library, count)
 
 
 def _set_threads(library: Any, count: int) -> None:
-    # From threadpoolctl 3.8 on, the public method does nothing in any thread but the first that called it; the count
-    # of holders makes sure here that threads do not fight.
+    # From threadpoolctl 3.8 on, the public method does nothing in any thread but the first that called it; ``Held``
+    # makes sure here that threads do not fight.
     getattr(library, "_real_set_num_threads", library.set_num_threads)(count)
 
 
-def _blas_libraries() -> list[Any]:
-    from threadpoolctl import ThreadpoolController
-
-    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
-
-
-_blas = _BlasLimit()
-enter_blas_limit = _blas.enter
-leave_blas_limit = _blas.leave
+_libraries: list[Any] | None = None
+single_threaded_blas = Held(_blas_threads, _limit_blas, _restore_blas)
+"""Holds BLAS at one thread, process-wide, until the last call has ended."""
 
 
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """Hold BLAS at one thread, process-wide, until the last holder has left."""
-    _blas.enter()
-    try:
-        yield
-    finally:
-        _blas.leave()
+class Locked(Protocol):
+    """Something with a lock of its own."""
+
+    lock: threading.RLock
+
+
+_locked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def renew_lock_in_children(owner: Locked) -> None:
+    """Give ``owner`` a new lock in every forked child: whoever holds the old one does not exist there."""
+    _locked.add(owner)
+
+
+def _forked() -> None:
+    """Start afresh in a forked child: the parent's threads do not exist there."""
+    pool.__init__()  # type: ignore[misc]
+    for owner in list(_locked):
+        owner.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+    os.register_at_fork(after_in_child=_forked)
