@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flowgrad.ir.errors import FlowgradError, suggestion
 
@@ -15,6 +16,14 @@ Undo = Callable[[], None]
 
 LISTED = 30
 """An error about an unknown name lists what there is if it is no more than this."""
+
+_loading = threading.RLock()
+"""Held by the thread that imports what a registry has of its own."""
+
+if hasattr(os, "register_at_fork"):  # a module half imported at the fork would never be ready in the child
+    os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+
+_registries: list[Registry[Any]] = []
 
 _JOURNAL: ContextVar[list[Undo] | None] = ContextVar("journal", default=None)
 
@@ -25,6 +34,8 @@ def scoped() -> Iterator[None]:
 
     Scopes nest, and belong to the thread (or task) that enters them.
     """
+    for registry in _registries:  # what the project registers itself is not the block's, whoever imports it
+        registry.load_own()
     journal: list[Undo] = []
     token = _JOURNAL.set(journal)
     try:
@@ -62,13 +73,13 @@ class Registry(Generic[T]):
         self.kind = kind
         self.error = error
         self._load: Callable[[], None] | None = load  # None: done
-        self._own: Callable[[], None] | None = load  # None: begun
-        self._loading = threading.RLock()
+        self._begun = self._cut_short = False
         self.entries: dict[str, T] = {}
+        _registries.append(self)
 
     def add(self, name: str, thing: T) -> None:
         """Register ``thing``. Raises the registry's error if the name is taken."""
-        if name in self.entries:
+        if name in self.entries and not (self._begun and self._cut_short):
             raise self.error(f"there is {self.kind} {name!r} already; register inside flowgrad.scoped() what is not to stay",
                              code=self.kind.split()[-1])
         self.entries[name] = thing
@@ -80,8 +91,7 @@ class Registry(Generic[T]):
 
     def find(self, name: str) -> T | None:
         """Return what is called ``name``, or None."""
-        if self._load is not None:
-            self._load_own()
+        self.load_own()
         return self.entries.get(name)
 
     def get(self, name: str) -> T:
@@ -98,18 +108,20 @@ class Registry(Generic[T]):
 
     def all(self) -> dict[str, T]:
         """Return everything by name, in alphabetical order."""
-        if self._load is not None:
-            self._load_own()
+        self.load_own()
         return dict(sorted(self.entries.items()))
 
-    def _load_own(self) -> None:
-        with self._loading:
-            load, self._own = self._own, None  # what is loaded may look things up
-            if load is not None:
-                try:
-                    with outside_scopes():
-                        load()
-                except BaseException:
-                    self._own = load  # tried again at the next use, which fails as clearly
-                    raise
+    def load_own(self) -> None:
+        """Import what the project itself registers, once."""
+        if self._load is None:
+            return
+        with _loading:
+            if self._load is None or self._begun:  # what is loaded may look things up
+                return
+            try:
+                self._begun = True
+                with outside_scopes():
+                    self._load()
                 self._load = None
+            finally:  # what was cut short is tried again at the next use, and registers again
+                self._begun, self._cut_short = False, self._load is not None
