@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from flowgrad.ir.errors import InputError, LoadError, suggestion
+from flowgrad.ir.errors import InputError, LoadError, SaveError, safe_text, suggestion
 from flowgrad.ir.files import read_file
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.limits import Limits, limits_or_default
@@ -191,7 +191,12 @@ class Model:
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the msgpack form; the old file, if any, stays whole until the new one is. Raises SaveError."""
+        """Write the msgpack form; the old file, if any, stays whole until the new one is. Raises SaveError.
+
+        A path that ends in ``.onnx`` is refused: that form is written by ``to_onnx``.
+        """
+        if Path(path).suffix.lower() == ".onnx":
+            raise SaveError(f"save writes the msgpack form, not {os.fspath(path)!r}: use to_onnx for that", code="form")
         from flowgrad.ir.pack import save
 
         save(self.graph, Path(path))
@@ -224,7 +229,9 @@ def load(source: Any, *, limits: Limits | None = None) -> Model:
             with path.open("rb") as file:
                 head = file.read(64)
         except OSError as error:
-            raise LoadError(f"cannot read {os.fspath(source)!r}: {error.strerror}", code="file") from error
+            shown = safe_text(os.fspath(source), 100)
+            hint = "; text of a graph is loaded as bytes, text.encode()" if "graph @" in shown else ""
+            raise LoadError(f"cannot read {shown!r}: {error.strerror}{hint}", code="file") from error
         return Model(_load_file(path, head, limits))
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)

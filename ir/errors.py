@@ -99,5 +99,7 @@ def _is_safe(character: str) -> bool:
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    folded = name.casefold()
+    close = [n for n in names if n.casefold() == folded][:1] or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {safe_text(repr(close[0]))}?" if close else ""

@@ -125,7 +125,7 @@ class _Reverse:
             listing = "; ".join(f"{n.op} at {n.label!r}" for n in blocked[:10])
             raise NotDifferentiableError(
                 f"every path from {names_of(self.wrt)} to {names_of([y for y, _ in self.seeds])} crosses integer or "
-                f"piecewise-constant operators ({listing}): the derivative is zero. zero='allow' gives zeros.",
+                f"piecewise-constant operators ({listing}): the derivative is zero. zero='allow' (--zero allow) gives zeros.",
                 code="zero",
             )
 

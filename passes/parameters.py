@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flowgrad.ir.graph import CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node, Value
-from flowgrad.ir.ops.registry import opdef
+from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.reach import dependents
 
 LITERAL_NAME = re.compile(
-    r"(?:.*[/.])?(?:(?:_?val|value|const|constant|const_fold_opt_|scalar\w*|tensor|zeros|ones|full|eps|epsilon|threshold\w*)"
+    r"(?:.*[/.])?(?:(?:_?val|value|const|constant|const_fold_opt_|scalar\w*|tensor|zeros?|ones?|two|three|half|minus_one|full|eps|epsilon|threshold\w*)"
     r"(?:_?cast)?[_\d]*(?:_output_\d+|_value_\d+)?|onnx::\w+|\d+|[xy]|const\w*)(?::\d+)?", re.IGNORECASE)
 """The names that exporters give to the numbers of formulas: ``val_12``, ``/Constant_output_0``, ``onnx::Mul_3``, ``mul/y:0``.
 
@@ -93,9 +93,11 @@ def _frontier(graph: Graph, order: Sequence[Node], fed: set[Value]) -> Iterable[
 
 
 def _uses(node: Node) -> list[tuple[Value, _Use]]:
-    settings = opdef(node.op).settings
+    """Return the float operands of a node; what only comparisons and steps take is a setting too."""
+    definition = opdef(node.op)
+    steps = Trait.ZERO in definition.traits
     operands = [*enumerate(node.inputs), *((-1, v) for v in node.captures)]
-    return [(v, _Use(node, slot in settings)) for slot, v in operands if v is not None and v.type.dtype.is_float]
+    return [(v, _Use(node, steps or slot in definition.settings)) for slot, v in operands if v is not None and v.type.dtype.is_float]
 
 
 def _judge(value: Value, use: _Use) -> Candidate:

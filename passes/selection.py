@@ -26,8 +26,8 @@ Names = str | Sequence[str]
 Of = str | Pick | Sequence[str | Pick]
 
 
-def find_value(graph: Graph, name: str) -> Value:
-    """Return the output, value or node's first output called ``name``.
+def find_value(graph: Graph, name: str, words: Sequence[str] = ()) -> Value:
+    """Return the output, value or node's first output called ``name``; ``words`` may be suggested as well.
 
     Raises InputError, with a suggestion, if there is none or if a node name is not unique.
     """
@@ -45,7 +45,7 @@ def find_value(graph: Graph, name: str) -> Value:
         return nodes[0].output()
     if nodes:
         raise InputError(f"{len(nodes)} nodes are called {name!r}; name one of their outputs instead", code="name")
-    known = [*(e.name for e in graph.output_entries), *graph.values, *(n.name for n in graph.nodes() if n.name)]
+    known = [*words, *(e.name for e in graph.output_entries), *graph.values, *(n.name for n in graph.nodes() if n.name)]
     raise InputError(f"no output, value or node {name!r} in {graph.name!r}{suggestion(name, known)}", code="name")
 
 
@@ -76,7 +76,7 @@ def _matches(graph: Graph, item: str) -> list[Value]:
     if item == "params":
         return parameters(graph)
     if not any(c in item for c in "*?["):
-        return [find_value(graph, item)]
+        return [find_value(graph, item, words=("inputs", "params"))]
     named = [v for v in (*graph.inputs, *graph.constants) if v.name and v.type.dtype.is_float]
     found = [v for v in named if fnmatch.fnmatchcase(v.name, item)]
     found = found or [v for n, v in graph.values.items() if v.type.dtype.is_float and fnmatch.fnmatchcase(n, item)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.ir.errors import InputError
+from flowgrad.ir.errors import InputError, LoadError, SaveError
 
 TEXT = b"graph @g (%a: f32[2], %b: f32[2]) -> (%y: f32[]) { %m: f32[2] = Mul(%a, %b) %y: f32[] = ReduceSum(%m) {keepdims=0} }"
 A, B = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
@@ -39,6 +40,12 @@ WRONG: list[tuple[Callable[[fg.Model], Any], str]] = [
     (lambda m: fg.vjp(m, A), r"take names, not ndarray: a transform makes a model, and feeds go to that"),  # type: ignore[arg-type]
     (lambda m: fg.jvp(m, wrt=A), r"take names, not ndarray"),  # type: ignore[arg-type]
     (lambda m: fg.grad(m, "y", "a", keep=3), r"take names, not int"),  # type: ignore[arg-type]
+    (lambda m: fg.grad(m, "y", "A"), "did you mean 'a'"),
+    (lambda m: fg.grad(m, "y", "param"), "did you mean 'params'"),
+    (lambda m: m({"A": A, "b": B}), "did you mean 'a'"),
+    (lambda m: fg.grad(m, "y", "a", zero="bogus"), "zero is 'error' or 'allow', got 'bogus'"),  # type: ignore[arg-type]
+    (lambda m: fg.override_adjoint(m, fg.guided), "needs op= or names="),
+    (lambda m: fg.override_adjoint(m, "guided", op="Mul"), "an adjoint rule is a function"),  # type: ignore[arg-type]
 ]
 
 
@@ -46,3 +53,15 @@ WRONG: list[tuple[Callable[[fg.Model], Any], str]] = [
 def test_a_wrong_call_names_the_right_one(model: fg.Model, call: Callable[[fg.Model], Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(model)
+
+
+def test_a_msgpack_file_is_not_called_onnx(model: fg.Model, tmp_path: Path) -> None:
+    with pytest.raises(SaveError, match="use to_onnx"):
+        model.save(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_printed_text_taken_for_a_path_is_explained(model: fg.Model) -> None:
+    with pytest.raises(LoadError, match="loaded as bytes"):
+        fg.load(str(model))
+    assert fg.load(str(model).encode()).outputs == model.outputs

@@ -110,10 +110,19 @@ def test_a_thousand_outputs_without_inputs_are_looked_through_once() -> None:
     ("logit_scale", True), ("layer.0.temperature", True), ("alpha", True), ("encoder/scale:0", True), ("gamma_1", True),
     ("val_12", False), ("scalar_tensor_default_3", False), ("/gelu/Constant_output_0", False), ("onnx::Mul_37", False),
     ("const_fold_opt__41", False), ("model/dense/mul/y:0", False), ("Const_2:0", False), ("128", False), ("zeros", False),
-    ("threshold_cast", False), ("x.val_1", False), ("value_embedding.scale", True), ("constants.c", True),
+    ("threshold_cast", False), ("minus_one", False), ("two", False), ("half", False), ("x.val_1", False), ("value_embedding.scale", True), ("constants.c", True),
 ])
 def test_scalars_with_the_names_of_literals_are_literals(name: str, counts: bool) -> None:
     text = f'graph @g (%a: f32[3]) -> (%out: f32[3]) initializers (%"{name}": f32[] = 2.0) {{ %out: f32[3] = Mul(%a, %"{name}") }}'
     assert included(text) == ([name] if counts else [])
     if not counts:
         assert "exporters" in reasons(text)[name]
+
+
+def test_what_only_comparisons_take_is_a_setting() -> None:
+    text = """
+    graph @g (%x: f32[3]) -> (%y: f32[3]) initializers (%bound: f32[3] = [0.1,0.2,0.3])
+    { %c: bool[3] = Greater(%x, %bound) %y: f32[3] = Where(%c, %x, 0.0) }
+    """
+    assert included(text) == []
+    assert reasons(text)["bound"].startswith("a setting of Greater")

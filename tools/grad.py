@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--no-value", action="store_true", help="leave the value itself out")
     how = parser.add_argument_group("how")
     how.add_argument("--passes", metavar="STR", help='pipeline to run on the result ("" for none)')
+    what.add_argument("--zero", choices=("error", "allow"), default="error",
+                      help="a derivative that is zero by piecewise constancy: an error, or zeros")
     how.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
 
 
@@ -54,5 +56,5 @@ def _differentiated(model: Model, arguments: argparse.Namespace) -> Model:
     wrt = arguments.wrt.split(",")
     keep = arguments.keep.split(",") if arguments.keep else ()
     if arguments.vjp:
-        return vjp(model, arguments.of.split(",") if arguments.of else None, wrt, keep)
-    return (grad if arguments.no_value else value_and_grad)(model, arguments.of, wrt, keep)
+        return vjp(model, arguments.of.split(",") if arguments.of else None, wrt, keep, zero=arguments.zero)
+    return (grad if arguments.no_value else value_and_grad)(model, arguments.of, wrt, keep, zero=arguments.zero)

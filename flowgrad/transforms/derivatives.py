@@ -170,6 +170,8 @@ class _Task:
 
     def gradients(self, seeds: Sequence[tuple[str, Value, Value]], wrt: Sequence[Value], zero: Zero) -> None:
         """Run the adjoint and add one output for each of ``wrt``."""
+        if zero not in ("error", "allow"):
+            raise InputError(f"zero is 'error' or 'allow', got {zero!r}", code="option")
         for value in (*(y for _, y, _ in seeds), *wrt):
             self.graph.pin(value)
         found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero,

@@ -56,6 +56,10 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
     your own. The override lives in the Model, not in files: differentiate first, then save. Tangents are refused there.
     Raises InputError if nothing matches.
     """
+    if not callable(rule):
+        raise InputError(f"an adjoint rule is a function rule(b, node, *y_bars), not {type(rule).__name__}", code="type")
+    if not op and not names:
+        raise InputError("override_adjoint needs op= or names=: whose adjoint to override", code="name")
     graph = model.graph.copy()
     chosen = [find_value(graph, n) for n in as_list(names)]
     chosen += [n.output() for n in graph.nodes() if op and n.op == op]

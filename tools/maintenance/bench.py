@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark as a program of its own."""
-    parser = argparse.ArgumentParser(prog="flowgrad-bench", description="Time gradients beside PyTorch.")
+    parser = argparse.ArgumentParser(prog="python -m flowgrad.tools.maintenance.bench", description="Time gradients beside PyTorch.")
     add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     return run(parser.parse_args(argv))
