@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,6 +13,7 @@ import numpy as np
 from flowgrad.ir.errors import InputError, LoadError, SaveError, safe_text, suggestion
 from flowgrad.ir.files import read_file
 from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
@@ -101,7 +101,7 @@ class Model:
         """Name, dtype and shape of every output."""
         return [info_of(n.input(0), n.name) for n in self.graph.output_entries]
 
-    @cached_property
+    @kept
     def params(self) -> list[ValueInfo]:
         """Every parameter candidate with the reason why ``wrt="params"`` includes it or not."""
         return [info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph)]
@@ -142,7 +142,7 @@ class Model:
                              f"this order; got {len(feeds)} positional arguments", code="feeds")
         return dict(zip(names, feeds, strict=False))
 
-    @cached_property
+    @kept
     def _program(self) -> Program:
         return self.compile()
 
