@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from flowgrad.ir.errors import InputError, LoadError, SaveError, safe_text, suggestion
-from flowgrad.ir.files import read_file
+from flowgrad.ir.files import open_file, read_file
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, limits_or_default
@@ -226,7 +226,7 @@ def load(source: Any, *, limits: Limits | None = None) -> Model:
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 head = file.read(64)
         except OSError as error:
             shown = safe_text(os.fspath(source), 100)

@@ -20,6 +20,7 @@ from flowgrad.ir.limits import Limits
 
 ALIGNMENT = 64
 _PIECE = 1 << 26
+_STREAMED = 1 << 20
 
 
 def read_file(path: Path, limits: Limits, *, follow: bool = True) -> memoryview:
@@ -61,19 +62,49 @@ def map_file(path: Path) -> memoryview:
         os.close(descriptor)
 
 
-def _opened(path: Path, follow: bool) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+def open_file(path: Path) -> BinaryIO:
+    """Return a regular file open for reading, at once: a pipe is not waited for.
+
+    Raises OSError as ``open`` does, LoadError if it is no regular file.
+    """
+    descriptor = _descriptor(path)
     try:
-        return os.open(path, flags)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise LoadError(f"cannot open the file: {reason}", code="file", where=str(path)) from error
+        _size(descriptor, path)
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_stream(stream: BinaryIO, limits: Limits, where: str) -> bytes:
+    """Return what is left in ``stream``. Raises LimitError once more has come than a file may hold."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := stream.read(_STREAMED):
+        size += len(piece)
+        limits.check("file_bytes", size, where)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _descriptor(path: Path, flags: int = 0) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    except ValueError as error:  # a null character
+        raise OSError(errno.EINVAL, str(error)) from error
+
+
+def _opened(path: Path, follow: bool) -> int:
+    try:
+        return _descriptor(path, 0 if follow else os.O_NOFOLLOW)
+    except OSError as error:
+        raise LoadError(f"cannot open the file: {error.strerror}", code="file", where=str(path)) from error
 
 
 def _size(descriptor: int, path: Path) -> int:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise LoadError("not a regular file", code="file", where=str(path))
+        raise LoadError(f"not a regular file but {_kind(status.st_mode)}", code="file", where=str(path))
     return status.st_size
 
 
@@ -141,8 +172,12 @@ def _check_destination(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise _save_error(path, error) from error
     if not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "no regular file"
-        raise SaveError(f"the destination is {kind}", code="destination", where=str(path))
+        raise SaveError(f"the destination is {_kind(mode)}", code="destination", where=str(path))
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _save_error(path: Path, error: Exception) -> SaveError:

@@ -14,14 +14,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flowgrad.ir.errors import InputError, LoadError
-from flowgrad.ir.files import new_file, write_text
+from flowgrad.ir.files import new_file, open_file, read_stream, write_text
 from flowgrad.ir.graph import Array
+from flowgrad.ir.limits import Limits
 from flowgrad.model import Model, load
 
 
 def load_graph(source: str) -> Model:
     """Load GRAPH: a ``.msgpack``, ``.onnx`` or text file, or ``-`` for standard input."""
-    return load(sys.stdin.buffer.read()) if source == "-" else load(source)
+    return load(read_stream(sys.stdin.buffer, Limits.default(), "standard input")) if source == "-" else load(source)
 
 
 def save_graph(model: Model, target: str, opset: int | None = None) -> str:
@@ -70,7 +71,7 @@ def read_arrays(items: Iterable[str]) -> dict[str, Array]:
 
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as stream, zipfile.ZipFile(stream) as archive:
             return {info.filename.removesuffix(".npy"): _read_member(archive, info, path) for info in archive.infolist()}
     except (OSError, zipfile.BadZipFile) as error:
         raise LoadError(f"cannot read {os.fspath(path)!r}: {error}", code="npz") from error
@@ -83,8 +84,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
 
 def _read_npy_file(path: Path) -> Array:
     try:
-        with path.open("rb") as stream:
-            return _read_npy(stream, path.stat().st_size, str(path))
+        with open_file(path) as stream:
+            return _read_npy(stream, os.fstat(stream.fileno()).st_size, str(path))
     except OSError as error:
         raise LoadError(f"cannot read {os.fspath(path)!r}: {error.strerror}", code="npy") from error
 
