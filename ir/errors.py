@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import unicodedata
 from collections.abc import Iterable
 
 MESSAGE_LIMIT = 2_000
+
+MOST_KNOWN = 2_000
+"""How many names a suggestion is looked for among: the search takes far longer than what failed."""
 
 
 class FlowgradError(Exception):
@@ -99,7 +103,7 @@ def _is_safe(character: str) -> bool:
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
-    names = list(known)
+    names = list(itertools.islice(known, MOST_KNOWN)) if len(name) < 200 else []
     folded = name.casefold()
     close = [n for n in names if n.casefold() == folded][:1] or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {safe_text(repr(close[0]))}?" if close else ""

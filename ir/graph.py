@@ -11,6 +11,7 @@ import numpy as np
 
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
+from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.node import CONSTANT as CONSTANT
 from flowgrad.ir.node import ENTRIES as ENTRIES
 from flowgrad.ir.node import INITIALIZER as INITIALIZER
@@ -28,7 +29,7 @@ from flowgrad.ir.node import Value as Value
 from flowgrad.ir.node import frozen
 from flowgrad.ir.node import same_array as same_array
 from flowgrad.ir.node import symbolic_of as symbolic_of
-from flowgrad.ir.types import UNKNOWN, Dim, Type, type_of
+from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, type_of
 
 
 class Graph:
@@ -36,11 +37,13 @@ class Graph:
 
     All editing goes through the methods below; each bumps ``version``. ``dag`` is the networkx graph: its keys are
     integers, ``dag.nodes[key]["entry"]`` is the Node, an edge's key is the slot it feeds (captures count -1, -2, ...)
-    and its data holds the value. ``pinned`` holds the names of values that survive every pass.
+    and its data holds the value. ``pinned`` holds the names of values that survive every pass. ``limits`` are those that
+    it was read with (else the default ones): every type in it keeps to them, and so do passes and transforms.
     """
 
-    def __init__(self, name: str = "graph") -> None:
+    def __init__(self, name: str = "graph", limits: Limits | None = None) -> None:
         self.name = name
+        self.limits = limits_or_default(limits)
         self.dag: nx.MultiDiGraph[int] = nx.MultiDiGraph()
         self.version = 0
         self.metadata: dict[str, str] = {}
@@ -168,11 +171,29 @@ class Graph:
         numbers = [int(n[2:]) for d in dims for n in d.names() if n[:2] == "_d" and n[2:].isdecimal() and len(n) < 20]
         self._next_dim = max(numbers, default=self._next_dim)
 
-    def resolve(self, type_: Type) -> Type:
-        """Return ``type_`` with a fresh named dim for every UNKNOWN extent."""
-        if type_.shape is None or all(d is not UNKNOWN for d in type_.shape):
+    def resolve(self, type_: Type, where: str = "") -> Type:
+        """Return ``type_`` with a fresh named dim for every extent that is UNKNOWN, or too large an expression.
+
+        Raises LimitError for a rank or an extent beyond the limits, ValidationError for a negative extent.
+        """
+        shape, limits = type_.shape, self.limits
+        if shape is None:
             return type_
-        return Type(type_.dtype, tuple(self.fresh_dim() if d is UNKNOWN else d for d in type_.shape))
+        if len(shape) > limits.rank:
+            limits.check("rank", len(shape), where)
+        is_plain = True
+        for dim in shape:
+            if isinstance(dim, int):
+                if not 0 <= dim <= limits.dim:
+                    _check_extent(dim, limits, where)
+            elif dim is UNKNOWN or dim.size > limits.dim_terms:
+                is_plain = False
+        return type_ if is_plain else Type(type_.dtype, tuple([self._named(d) for d in shape]))
+
+    def _named(self, dim: DimLike) -> DimLike:
+        if isinstance(dim, int) or (dim is not UNKNOWN and dim.size <= self.limits.dim_terms):
+            return dim
+        return self.fresh_dim()
 
     def new_origin(self, pass_name: str, nodes: Iterable[Node]) -> int:
         """Record that ``pass_name`` makes nodes out of ``nodes``; returns the id to give them."""
@@ -185,6 +206,7 @@ class Graph:
     def add_input(self, name: str, type_: Type) -> Value:
         """Add a graph input. Raises ValidationError if the name is taken."""
         self._check_free(name)
+        type_ = self.resolve(type_, name)
         node = self._add_entry(INPUT)
         value = self._add_value(name, type_, node, 0)
         node.outputs = (value,)
@@ -243,11 +265,12 @@ class Graph:
             self._check_free(taken)
         if len(names) > 1 and len(set(names)) < len(names):
             raise ValidationError(f"two outputs of {op} have the same name", code="name", where=names[0])
+        named = [o and (o[0], self.resolve(o[1], f"%{o[0]} = {op}")) for o in outputs]
         node = self._add_entry(op)
         node.attributes = dict(attributes or {})
         node.subgraphs = dict(subgraphs or {})
         node.origin, node.name = origin, name
-        node.outputs = tuple(o and self._add_value(o[0], self.resolve(o[1]), node, i) for i, o in enumerate(outputs))
+        node.outputs = tuple([o and self._add_value(o[0], o[1], node, i) for i, o in enumerate(named)])
         self._connect(node, tuple(inputs), tuple(captures))
         return node
 
@@ -275,7 +298,7 @@ class Graph:
         """See to it that no fresh dim gets a name that a type from elsewhere brings along."""
         for dim in type_.shape or ():
             for name in dim.names() if isinstance(dim, Dim) else ():
-                if name.startswith("_d") and name[2:].isdigit():
+                if name.startswith("_d") and name[2:].isdecimal() and len(name) < 20:
                     self._next_dim = max(self._next_dim, int(name[2:]))
 
     # ---- editing ----------------------------------------------------------------------------------------------------
@@ -315,7 +338,7 @@ class Graph:
         outputs = list(node.outputs) + [None] * (index + 1 - len(node.outputs))
         if outputs[index] is not None:
             raise ValidationError(f"{node.op} has an output {index} already", code="output", where=node.label)
-        value = self._add_value(name, self.resolve(type_), node, index)
+        value = self._add_value(name, self.resolve(type_, name), node, index)
         outputs[index] = value
         node.outputs = tuple(outputs)
         self.version += 1
@@ -360,7 +383,7 @@ class Graph:
 
     def set_type(self, value: Value, type_: Type) -> None:
         """Give a value a (more precise) type."""
-        type_ = self.resolve(type_)
+        type_ = self.resolve(type_, value.name)
         if type_ != value.type:
             value.type = type_
             self.version += 1
@@ -433,7 +456,7 @@ class Graph:
         arranged: list[Value | None] = []
         for index, given in enumerate(outputs):
             if isinstance(given, tuple):
-                arranged.append(self._add_value(given[0], self.resolve(given[1]), node, index))
+                arranged.append(self._add_value(given[0], self.resolve(given[1], given[0]), node, index))
                 continue
             if given is not None:
                 given.index = index
@@ -482,7 +505,7 @@ class Graph:
     @bulk
     def copy(self) -> Graph:
         """Return an independent copy with the same keys, names and origins; constant arrays are shared."""
-        other = Graph(self.name)
+        other = Graph(self.name, self.limits)
         other.metadata = dict(self.metadata)
         other.origins = list(self.origins)
         other.pinned = dict(self.pinned)
@@ -524,3 +547,9 @@ def _twin(graph: Graph, node: Node, mapping: dict[int, Value]) -> Node:
         outputs.append(copied)
     twin.outputs = tuple(outputs)
     return twin
+
+
+def _check_extent(dim: int, limits: Limits, where: str) -> None:
+    limits.check("dim", dim, where)
+    if dim < 0:
+        raise ValidationError(f"the extent {dim} is negative", code="shape", where=where)

@@ -13,6 +13,11 @@ from flowgrad.ir.graph import SYMBOLIC_ELEMENTS, Array, Node, Value
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
 from flowgrad.ir.types import Dim, Type, is_dim
 
+SYMBOLIC_WORK = 2**13
+"""Elements times size of their expressions that a kernel may compute on symbolically."""
+
+_INT64 = 2**63
+
 
 def draft(
     op: str,
@@ -77,20 +82,57 @@ def describe(node: Node) -> str:
 
 
 def symbolic_value(node: Node, type_: Type) -> Array | None:
-    """Return the symbolic value of the first output, or None where it has none."""
-    if not type_.dtype.is_integer or (type_.rank or 0) > 1:
-        return None
-    if type_.is_static and math.prod(type_.static_shape) > SYMBOLIC_ELEMENTS:
+    """Return the symbolic value of the first output, which has the inferred type ``type_``; None where it has none."""
+    if not _may_be_symbolic(type_):
         return None
     definition = opdef(node.op)
     if definition.value_rule is not None:
-        return definition.value_rule(node)  # type: ignore[no-any-return]
+        return _value_by_rule(definition, node)
+    operands = _operands(node, definition)
+    return None if operands is None else run_symbolic(definition, node, operands, type_)
+
+
+def stored_symbolic_value(node: Node) -> Array | None:
+    """Return the symbolic value of a node from a file, whose declared types nobody has checked yet.
+
+    Kernels run on what is inferred alone: a file may declare four elements for what makes a billion.
+    """
+    first = node.outputs[0] if node.outputs else None
+    if first is None or not _may_be_symbolic(first.type):
+        return None
+    definition = opdef(node.op)
+    if definition.value_rule is not None:
+        return _value_by_rule(definition, node)
+    if _operands(node, definition) is None:
+        return None
+    try:
+        inferred = infer(node)
+    except FlowgradError:
+        return None  # for verification to report
+    return symbolic_value(node, inferred[0]) if inferred and inferred[0] is not None else None
+
+
+def _may_be_symbolic(type_: Type) -> bool:
+    if not type_.dtype.is_integer or (type_.rank or 0) > 1:
+        return False
+    return not type_.is_static or math.prod(type_.static_shape) <= SYMBOLIC_ELEMENTS
+
+
+def _value_by_rule(definition: OpDef, node: Node) -> Array | None:
+    try:
+        return _bounded(definition.value_rule(node))  # type: ignore[misc]  # asked for where there is one
+    except (ArithmeticError, LookupError, TypeError, ValueError, ValidationError):
+        return None  # attributes or types that do not fit: verification reports them
+
+
+def _operands(node: Node, definition: OpDef) -> list[Array | None] | None:
+    """Return the symbolic values of all inputs if the op can compute on them."""
     if Trait.SHAPE_ARITHMETIC not in definition.traits:
         return None
     operands = [_operand(v) for v in node.inputs]
     if any(o is None and v is not None for o, v in zip(operands, node.inputs, strict=True)):
         return None
-    return run_symbolic(definition, node, operands)
+    return operands
 
 
 def _operand(value: Value | None) -> Array | None:
@@ -102,8 +144,11 @@ def _operand(value: Value | None) -> Array | None:
     return constant if constant is not None and constant.dtype.kind in "iub" else None
 
 
-def run_symbolic(definition: OpDef, node: Node, operands: Sequence[Array | None]) -> Array | None:
-    """Run a kernel on object arrays; None where it meets a question that only the run can answer."""
+def run_symbolic(definition: OpDef, node: Node, operands: Sequence[Array | None], type_: Type) -> Array | None:
+    """Run a kernel on object arrays; None where it meets a question that only the run can answer, or much work."""
+    count = math.prod(type_.static_shape) if type_.is_static else 1
+    if count * sum(_largest(o) for o in operands if o is not None) > SYMBOLIC_WORK:
+        return None
     keywords = {name: definition.attribute(node, name) for name in definition.attributes}
     # plain numbers as plain integers: an index of dtype object would be refused
     operands = [o if o is None or o.dtype != object or _has_symbols(o) else o.astype(np.int64) for o in operands]
@@ -112,10 +157,22 @@ def run_symbolic(definition: OpDef, node: Node, operands: Sequence[Array | None]
     except (ArithmeticError, RunError, TypeError, ValueError, ValidationError):
         return None  # an index or divisor is a symbol: the value is not known before the run
     result = np.asarray(result[0] if isinstance(result, (tuple, list)) else result)
-    if result.size > SYMBOLIC_ELEMENTS or result.ndim > 1:
+    return _bounded(result if result.dtype == object else np.array(result.tolist(), dtype=object).reshape(result.shape))
+
+
+def _bounded(symbolic: Array | None) -> Array | None:
+    """Return a symbolic value if it is small, and every entry of it an int64 or a dim."""
+    if symbolic is None or symbolic.size > SYMBOLIC_ELEMENTS or symbolic.ndim > 1:
         return None
-    symbolic = result if result.dtype == object else np.array(result.tolist(), dtype=object).reshape(result.shape)
-    return symbolic if all(is_dim(x) for x in symbolic.flat) else None
+    fits = all(is_dim(x) and (isinstance(x, Dim) or -_INT64 <= x < _INT64) for x in symbolic.flat)
+    return symbolic if fits else None
+
+
+def _largest(array: Array) -> int:
+    """Return the largest size of an entry; a plain integer counts 1."""
+    if array.dtype != object:
+        return 1
+    return max((x.size for x in array.flat if isinstance(x, Dim)), default=1)
 
 
 def _has_symbols(array: Array) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -10,6 +11,9 @@ from flowgrad.ir.errors import InputError, LimitError
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 _MOST = 2**63 - 1
+
+DIM_TERMS = 256
+"""How many terms and names an extent may be made of at most; no limits allow more."""
 
 
 def _half_of_memory() -> int:
@@ -33,6 +37,7 @@ class Limits:
     string_bytes: int = 64 * _MIB
     rank: int = 32
     dim: int = 2**48
+    dim_terms: int = DIM_TERMS
     tensor_bytes: int = 8 * _GIB
     live_bytes: int = field(default_factory=_half_of_memory)
     expanded_nodes: int = 2_000_000
@@ -48,6 +53,7 @@ class Limits:
                 raise InputError(f"the limit {entry.name} must be a number of at least 0, got {given!r}", code="limit")
 
     @staticmethod
+    @functools.cache
     def default() -> Limits:
         """Return the limits that hold where the caller gives none."""
         return Limits()
@@ -57,7 +63,7 @@ class Limits:
         """Return limits for files from strangers."""
         return Limits(
             file_bytes=64 * _MIB, header_bytes=8 * _MIB, nodes=100_000, values=200_000, attributes=100,
-            name_bytes=_KIB, string_bytes=8 * _MIB, rank=16, dim=2**31, tensor_bytes=256 * _MIB,
+            name_bytes=_KIB, string_bytes=8 * _MIB, rank=16, dim=2**31, dim_terms=64, tensor_bytes=256 * _MIB,
             live_bytes=min(_GIB, _half_of_memory()), expanded_nodes=200_000, depth=16, function_depth=16,
             loop_steps=100_000, wall_seconds=60.0,
         )
@@ -76,6 +82,12 @@ class Limits:
                 value, float) else "more than 10^30"
             raise LimitError(f"{name} is {shown}, the limit is {limit:,}; raise it with Limits({name}=...)",
                              code=name, where=where)
+
+
+def check_scratch(nbytes: int, what: str) -> None:
+    """Raise LimitError if a kernel is about to take more memory of its own than a tensor may have by default."""
+    if nbytes > Limits.default().tensor_bytes:
+        Limits.default().check("tensor_bytes", nbytes, what)
 
 
 def limits_or_default(limits: Limits | None) -> Limits:

@@ -12,12 +12,12 @@ import numpy as np
 from flowgrad.ir import OPSET
 from flowgrad.ir.errors import FlowgradError, LimitError, LoadError, ValidationError, safe_text, suggestion
 from flowgrad.ir.graph import INITIALIZER, INLINE_ELEMENTS, LITERAL, PARAMETER, Array, Graph, Origin, Value
-from flowgrad.ir.infer import symbolic_value
+from flowgrad.ir.infer import stored_symbolic_value
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.literals import array_of, bare_dtype, digest_of
 from flowgrad.ir.names import QUOTED, unquote, unquote_bytes
 from flowgrad.ir.ops.registry import opdef
-from flowgrad.ir.types import FLOAT64, DimLike, DType, Shape, Type, dtype_of, parse_dim
+from flowgrad.ir.types import FLOAT64, Dim, DimLike, DType, Shape, Type, dtype_of, parse_dim
 
 ROLES = {"params": PARAMETER, "initializers": INITIALIZER, "literals": LITERAL}
 
@@ -125,6 +125,11 @@ class _Reader:
         index = self.at if token is None else token
         return _place(self.text, self.tokens[index][2] if index < len(self.tokens) else len(self.text))
 
+    def within(self, limit: str, value: int, token: int | None = None) -> None:
+        """Check a limit. The place of a token costs a look through the text, hence only for the error."""
+        if value > getattr(self.limits, limit):
+            self.limits.check(limit, value, self.place(token))
+
     def error(self, message: str, token: int | None = None) -> LoadError:
         """Return a LoadError at a token (default: the next one)."""
         return LoadError(message, code="text", where=self.place(token))
@@ -179,14 +184,15 @@ class _Reader:
     def shape(self, text: str) -> Shape:
         """Return the extents of a comma-separated list."""
         parts = _split_dims(text)
-        where = self.place(self.at - 1)
-        self.limits.check("rank", len(parts), where)
+        self.within("rank", len(parts), self.at - 1)
         dims = tuple(_extent(part) for part in parts)
         for dim in dims:
-            if isinstance(dim, int):
-                if dim < 0:
-                    raise ValidationError(f"the extent {dim} is negative", code="shape")
-                self.limits.check("dim", dim, where)
+            if isinstance(dim, Dim):
+                self.within("dim_terms", dim.size, self.at - 1)
+                continue
+            if dim < 0:
+                raise ValidationError(f"the extent {dim} is negative", code="shape")
+            self.within("dim", dim, self.at - 1)
         return dims
 
     # ---- graphs ---------------------------------------------------------------------------------------------------------
@@ -194,9 +200,9 @@ class _Reader:
     def graph(self, is_top: bool = False) -> Graph:
         """Read a graph."""
         self.depth += 1
-        self.limits.check("depth", self.depth, self.place())
+        self.within("depth", self.depth)
         self.expect("graph")
-        scope = _Scope(Graph(self.name("at", "the name of the graph, such as @main")))
+        scope = _Scope(Graph(self.name("at", "the name of the graph, such as @main"), self.limits))
         self.listed(lambda: self.input(scope))
         self.expect("->")
         self.listed(lambda: self.output(scope))
@@ -284,8 +290,7 @@ class _Reader:
         """Read one node with its subgraphs."""
         start = self.at
         self.nodes += 1
-        if self.nodes > self.limits.nodes:
-            self.limits.check("nodes", self.nodes, self.place())
+        self.within("nodes", self.nodes)
         outputs = self.outputs()
         self.expect("=")
         op = self.word("an operator")
@@ -307,7 +312,7 @@ class _Reader:
         node.metadata = metadata
         first = node.outputs[0] if node.outputs else None
         if first is not None and first.type.dtype.is_integer:
-            first.symbolic = symbolic_value(node, first.type)
+            first.symbolic = stored_symbolic_value(node)
         self.at = after
 
     def outputs(self) -> list[tuple[str, Type] | None]:
@@ -328,8 +333,7 @@ class _Reader:
     def counted(self, type_: Type) -> Type:
         """Return ``type_``, having counted one value more."""
         self.values += 1
-        if self.values > self.limits.values:
-            self.limits.check("values", self.values, self.place())
+        self.within("values", self.values)
         return type_
 
     def operand(self, scope: _Scope) -> Value | None:
@@ -391,7 +395,7 @@ class _Reader:
         """Make sure that a key is new."""
         if key in found:
             raise self.error(f"{key!r} is given twice", self.at - 1)
-        self.limits.check("attributes", len(found) + 1, self.place())
+        self.within("attributes", len(found) + 1)
 
     def placed(self, action: Callable[[], Any]) -> None:
         """Do something to the graph; an error gets the place of the token before."""
@@ -488,7 +492,7 @@ class _Reader:
         while True:
             if self.accept("["):
                 level += 1
-                self.limits.check("rank", level + 1, self.place())
+                self.within("rank", level + 1)
                 if level == len(counts):
                     counts.append(0)
                     shape.append(-1)

@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
-from flowgrad.ir.errors import InputError, ValidationError
+from flowgrad.ir.errors import InputError, LimitError, ValidationError, safe_text
+from flowgrad.ir.limits import DIM_TERMS
 from flowgrad.ir.names import QUOTED, quote, unquote
 
 
@@ -114,8 +115,10 @@ def dtype_of(what: object) -> DType:
 
 # ---- dims -------------------------------------------------------------------------------------------------------------
 
-MOST_TERMS = 10_000
-"""A dim with more terms than this is an attack or a mistake, and refused."""
+MOST_NESTED = 32
+"""How deep floor divisions may lie in each other."""
+
+_INT64 = 2**63
 
 Atom = str | tuple["DimLike", "DimLike"]  # a named dim, or a floor division
 Monomial = tuple[Atom, ...]
@@ -125,15 +128,32 @@ class Dim:
     """An integer expression over named dims in canonical form: a sum of integer multiples of products of atoms.
 
     An atom is a name or a floor division of two expressions. Two expressions that are equal as polynomials are
-    equal, hash alike and print alike. Instances are never plain integers: arithmetic returns ``int`` where it can.
+    equal, hash alike and print alike. Instances are never plain integers: arithmetic returns ``int`` where it can, and
+    UNKNOWN where the result would be too large an expression (``size`` above DIM_TERMS, ``depth`` above MOST_NESTED,
+    a coefficient beyond int64), so that its cost is bounded whatever it is given.
+
+    ``size`` counts terms and atoms, those within floor divisions too; ``depth`` is that of the divisions.
     """
 
-    __slots__ = ("_hash", "terms")
+    __slots__ = ("_hash", "_names", "_text", "depth", "size", "terms")
     terms: tuple[tuple[Monomial, int], ...]
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
         self.terms = terms
         self._hash = hash(terms)
+        self._names: frozenset[str] | None = None
+        self._text = ""
+        self.size, self.depth = len(terms), 0
+        for monomial, _ in terms:
+            self.size += len(monomial)
+            for atom in monomial:
+                if atom.__class__ is not str:
+                    self._count(atom)  # type: ignore[arg-type]  # what is no name is a division
+
+    def _count(self, division: tuple[DimLike, DimLike]) -> None:
+        parts = [part for part in division if isinstance(part, Dim)]
+        self.size += sum(part.size for part in parts)
+        self.depth = max(self.depth, 1 + max(part.depth for part in parts))
 
     @staticmethod
     def named(name: str) -> Dim:
@@ -144,7 +164,7 @@ class Dim:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Dim) and self.terms == other.terms
+        return isinstance(other, Dim) and self._hash == other._hash and self.terms == other.terms
 
     def __add__(self, other: object) -> DimLike:
         if not is_dim(other):
@@ -168,8 +188,8 @@ class Dim:
         if not is_dim(other):
             return NotImplemented
         terms = _terms(other)
-        if len(self.terms) * len(terms) > MOST_TERMS:
-            raise ValidationError(f"a product of dims has more than {MOST_TERMS} terms", code="dim")
+        if len(self.terms) * len(terms) > DIM_TERMS:
+            return UNKNOWN
         products = ((m + n, c * d) for m, c in self.terms for n, d in terms)
         return _from_terms(tuple((tuple(sorted(m, key=_atom_key)), c) for m, c in products))
 
@@ -193,24 +213,21 @@ class Dim:
 
     def substitute(self, env: Mapping[str, DimLike]) -> DimLike:
         """Return the expression with the names in ``env`` replaced."""
-        total: DimLike = 0
-        for monomial, coefficient in self.terms:
-            product: DimLike = coefficient
-            for atom in monomial:
-                product = product * _substitute_atom(atom, env)
-            total = total + product
-        return total
+        return dim_sum([dim_product([coefficient, *(_substitute_atom(atom, env) for atom in monomial)])
+                        for monomial, coefficient in self.terms])
 
     def names(self) -> frozenset[str]:
         """Return the named dims that occur."""
-        found: set[str] = set()
-        for monomial, _ in self.terms:
-            for atom in monomial:
-                if isinstance(atom, str):
-                    found.add(atom)
-                else:
-                    found.update(*(d.names() for d in atom if isinstance(d, Dim)))
-        return frozenset(found)
+        if self._names is None:
+            found: set[str] = set()
+            for monomial, _ in self.terms:
+                for atom in monomial:
+                    if isinstance(atom, str):
+                        found.add(atom)
+                    else:
+                        found.update(*(d.names() for d in atom if isinstance(d, Dim)))
+            self._names = frozenset(found)
+        return self._names
 
     @property
     def is_nonnegative(self) -> bool:
@@ -218,18 +235,35 @@ class Dim:
         return all(c >= 0 and all(_atom_nonnegative(a) for a in m) for m, c in self.terms)
 
     def __repr__(self) -> str:
-        text = ""
-        for monomial, coefficient in self.terms:
-            alone = len(monomial) == 1 and coefficient == 1
-            factors = [_atom_text(a) if alone or isinstance(a, str) else f"({_atom_text(a)})" for a in monomial]
-            if not factors or abs(coefficient) != 1:
-                factors.insert(0, str(abs(coefficient)))
-            sign = "-" if coefficient < 0 else "+" if text else ""
-            text += sign + "*".join(factors)
-        return text
+        if not self._text:
+            parts: list[str] = []
+            for monomial, coefficient in self.terms:
+                parts.append("-" if coefficient < 0 else "+" if parts else "")
+                parts.append(_term_text(monomial, coefficient))
+            self._text = "".join(parts)
+        return self._text
 
 
 DimLike = int | Dim
+
+
+class _Unknown:
+    """What a type rule returns for an extent that it cannot express; the graph puts a fresh named dim in its place.
+
+    Whatever is computed from it is unknown again.
+    """
+
+    def _stay(self, *_: object) -> Any:
+        return self
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __neg__ = _stay
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _stay
+
+    def __repr__(self) -> str:
+        return "?"
+
+
+UNKNOWN: Dim = _Unknown()  # type: ignore[assignment]  # stands where a dim is not known yet
 
 
 def is_dim(value: object) -> TypeGuard[DimLike]:
@@ -250,13 +284,24 @@ def _from_terms(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
     kept = {m: c for m, c in collected.items() if c}
     if not kept:
         return 0
-    if set(kept) == {()}:
+    if len(kept) == 1 and () in kept:
         return kept[()]
-    return Dim(tuple(sorted(kept.items(), key=lambda item: (-len(item[0]), [_atom_key(a) for a in item[0]]))))
+    if len(kept) > DIM_TERMS:
+        return UNKNOWN
+    return _bounded(sorted(kept.items(), key=lambda item: (-len(item[0]), [_atom_key(a) for a in item[0]])))
+
+
+def _bounded(terms: Sequence[tuple[Monomial, int]]) -> Dim:
+    """Return the dim of canonical terms, or UNKNOWN if it is too large an expression."""
+    dim = Dim(tuple(terms))
+    small = dim.size <= DIM_TERMS and dim.depth <= MOST_NESTED and all(-_INT64 <= c < _INT64 for _, c in terms)
+    return dim if small else UNKNOWN
 
 
 def floor_div(a: Any, b: Any) -> DimLike:
     """Return the canonical form of ``a // b`` (towards minus infinity)."""
+    if _Unknown in (a.__class__, b.__class__):
+        return UNKNOWN
     if not isinstance(a, Dim) and not isinstance(b, Dim):
         return int(a) // int(b)
     if not isinstance(b, Dim):
@@ -266,7 +311,7 @@ def floor_div(a: Any, b: Any) -> DimLike:
         rest = _from_terms(tuple((m, c) for m, c in a.terms if c % b))
         whole = _from_terms(tuple((m, c // int(b)) for m, c in exact))
         if isinstance(rest, Dim):
-            return whole + Dim(((((rest, int(b)),), 1),))
+            return whole + _bounded([(((rest, int(b)),), 1)])
         return whole + rest // int(b)
     if a == b:
         return 1
@@ -274,7 +319,7 @@ def floor_div(a: Any, b: Any) -> DimLike:
         return 0
     if isinstance(a, Dim) and len(b.terms) == 1 and (quotient := _divide_by_monomial(a, b)) is not None:
         return quotient
-    return Dim(((((a, b),), 1),))
+    return _bounded([(((a, b),), 1)])
 
 
 def _divide_by_monomial(a: Dim, b: Dim) -> DimLike | None:
@@ -303,6 +348,15 @@ def _product(values: Iterable[int]) -> int:
 
 def _atom_key(atom: Atom) -> tuple[int, str]:
     return (0, atom) if isinstance(atom, str) else (1, _atom_text(atom))
+
+
+def _term_text(monomial: Monomial, coefficient: int) -> str:
+    """Return a term without its sign."""
+    alone = len(monomial) == 1 and coefficient == 1
+    factors = [_atom_text(a) if alone or isinstance(a, str) else f"({_atom_text(a)})" for a in monomial]
+    if not factors or abs(coefficient) != 1:
+        factors.insert(0, str(abs(coefficient)))
+    return "*".join(factors)
 
 
 def _atom_text(atom: Atom) -> str:
@@ -344,24 +398,37 @@ def _atom_nonnegative(atom: Atom) -> bool:
 _DIM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _DIM_TOKEN = re.compile(r"\s*(?:(?P<int>[0-9]{1,40})|(?P<name>[A-Za-z_][A-Za-z0-9_.]*)"
                         rf"|(?P<quoted>{QUOTED})|(?P<op>//|[-+*()]))")
+_MOST_TOKENS = 8 * DIM_TERMS
 
 
 def parse_dim(text: str) -> DimLike:
-    """Parse what ``repr`` of a dim prints: names, integers, ``+ - * //`` and parentheses."""
+    """Parse what ``repr`` of a dim prints: names, integers, ``+ - * //`` and parentheses.
+
+    Raises ValidationError for anything else, LimitError for an expression that is larger than any dim may be.
+    """
     tokens = _dim_tokens(text)
     value, rest = _parse_sum(tokens, 0)
     if rest != len(tokens):
         raise ValidationError(f"cannot read the dim {text!r}", code="dim")
+    if value is UNKNOWN:
+        raise _too_large(text)
     return value
+
+
+def _too_large(text: str) -> LimitError:
+    return LimitError(f"the dim {safe_text(text, 40)} has more than {DIM_TERMS} terms and names, or "
+                      f"divisions nested more than {MOST_NESTED} deep", code="dim_terms")
 
 
 def _dim_tokens(text: str) -> list[tuple[str, str]]:
     tokens: list[tuple[str, str]] = []
-    at = 0
-    while at < len(text.rstrip()):
+    at, end = 0, len(text.rstrip())
+    while at < end:
         match = _DIM_TOKEN.match(text, at)
-        if match is None or len(tokens) > 10_000:
+        if match is None:
             raise ValidationError(f"cannot read the dim {text!r}", code="dim")
+        if len(tokens) > _MOST_TOKENS:
+            raise _too_large(text)
         kind = str(match.lastgroup)
         body = match.group(kind)
         tokens.append(("name", unquote(body)) if kind == "quoted" else (kind, body))
@@ -372,12 +439,12 @@ def _dim_tokens(text: str) -> list[tuple[str, str]]:
 def _parse_sum(tokens: list[tuple[str, str]], at: int, depth: int = 0) -> tuple[DimLike, int]:
     negative = at < len(tokens) and tokens[at] == ("op", "-")
     value, at = _parse_product(tokens, at + negative, depth)
-    value = -value if negative else value
+    parts = [-value if negative else value]
     while at < len(tokens) and tokens[at] in (("op", "+"), ("op", "-")):
         right, after = _parse_product(tokens, at + 1, depth)
-        value = value + right if tokens[at][1] == "+" else value - right
+        parts.append(right if tokens[at][1] == "+" else -right)
         at = after
-    return value, at
+    return dim_sum(parts), at
 
 
 def _parse_product(tokens: list[tuple[str, str]], at: int, depth: int) -> tuple[DimLike, int]:
@@ -451,6 +518,13 @@ class Type:
         return f"{self.dtype.short}[{','.join(repr(d) for d in self.shape)}]"
 
 
+def dim_sum(dims: Sequence[DimLike]) -> DimLike:
+    """Return the sum of dims, in time linear in their number."""
+    if any(d is UNKNOWN for d in dims):
+        return UNKNOWN
+    return dims[0] if len(dims) == 1 else _from_terms(term for d in dims for term in _terms(d))
+
+
 def dim_product(dims: Iterable[DimLike]) -> DimLike:
     """Return the product of dims."""
     total: DimLike = 1
@@ -462,16 +536,6 @@ def dim_product(dims: Iterable[DimLike]) -> DimLike:
 def type_of(array: np.ndarray[Any, Any]) -> Type:
     """Return the static type of an array."""
     return Type(dtype_of(array.dtype), tuple(array.shape))
-
-
-class _Unknown:
-    """What a type rule returns for an extent that it cannot express; the graph puts a fresh named dim in its place."""
-
-    def __repr__(self) -> str:
-        return "?"
-
-
-UNKNOWN: Dim = _Unknown()  # type: ignore[assignment]  # stands where a dim is not known yet
 
 
 def broadcast_dims(a: DimLike, b: DimLike) -> DimLike:

@@ -14,12 +14,12 @@ import numpy as np
 from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
 from flowgrad.ir.files import ALIGNMENT
 from flowgrad.ir.graph import INITIALIZER, INLINE_ELEMENTS, LITERAL, PARAMETER, Array, Graph, Origin, Value
-from flowgrad.ir.infer import symbolic_value
+from flowgrad.ir.infer import stored_symbolic_value
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.literals import SUBBYTE, little_endian
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.precheck import ITEM_DEPTH, precheck
-from flowgrad.ir.types import DimLike, DType, Type, dtype_of, parse_dim
+from flowgrad.ir.types import Dim, DimLike, DType, Type, dtype_of, parse_dim
 from flowgrad.ir.verify import verify
 from flowgrad.ir.weights import read_weights
 
@@ -205,7 +205,7 @@ class _Reader:
         """Read one graph."""
         _need(self.stream.read_map_header() == len(GRAPH_KEYS), "a graph has other keys")
         self.key("name")
-        graph = Graph(self.text(self.stream.unpack()))
+        graph = Graph(self.text(self.stream.unpack()), self.limits)
         self.key("metadata")
         graph.metadata = self.metadata(self.stream.unpack())
         types = [self.type(self.stream.unpack()) for _ in self.table("types")]
@@ -253,8 +253,10 @@ class _Reader:
         """Return an extent."""
         if isinstance(given, str):
             if given not in self.dims:
-                self.dims[given] = parse_dim(given)
-                _need(not isinstance(self.dims[given], int) and repr(self.dims[given]) == given, "an extent is not canonical")
+                dim = parse_dim(given)
+                _need(isinstance(dim, Dim) and repr(dim) == given, "an extent is not canonical")
+                self.limits.check("dim_terms", dim.size)  # type: ignore[union-attr]  # an integer was refused
+                self.dims[given] = dim
             return self.dims[given]
         _need(type(given) is int and given >= 0, "an extent is no integer")
         self.limits.check("dim", given)
@@ -325,7 +327,7 @@ class _Reader:
         values.extend(node.results)
         first = node.outputs[0] if node.outputs else None
         if first is not None and first.type.dtype.is_integer:
-            first.symbolic = symbolic_value(node, first.type)
+            first.symbolic = stored_symbolic_value(node)
 
     def output(self, types: list[Type], name: Any, type_: Any) -> tuple[str, Type] | None:
         """Return name and type of an output."""

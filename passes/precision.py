@@ -25,7 +25,7 @@ def converted(graph: Graph, dtype: str | DType) -> Graph:
 
 
 def _convert(graph: Graph, target: DType, is_outermost: bool) -> Graph:
-    result = Graph(graph.name)
+    result = Graph(graph.name, graph.limits)
     result.metadata, result.origins, result._next_dim = dict(graph.metadata), list(graph.origins), graph._next_dim
     known: dict[Value, Value] = {}
     for value in graph.inputs:

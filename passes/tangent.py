@@ -182,7 +182,7 @@ def transposed(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> lis
 
 def _isolated(graph: Graph, node: Node) -> tuple[Graph, Node, dict[Value, Value]]:
     """Return a graph that holds a twin of ``node`` alone, the twin, and its values mapped to the originals."""
-    scratch = Graph("transposition")
+    scratch = Graph("transposition", graph.limits)
     scratch._next_dim = graph._next_dim
     copies: dict[Value, Value] = {}
     for x in dict.fromkeys(node.operands):

@@ -384,7 +384,7 @@ def _bomb_doubling() -> tuple[Graph, dict[str, Array]]:
     graph = Graph()
     b = Builder(graph)
     y = graph.add_input("x", Type(FLOAT32, (1,)))
-    for _ in range(64):
+    for _ in range(40):
         y = b.Concat(y, y, axis=0)
     graph.add_output(y, "y")
     return graph, {"x": np.ones(1, np.float32)}

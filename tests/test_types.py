@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from flowgrad.ir.errors import InputError, ValidationError
+from flowgrad.ir.errors import InputError, LimitError, ValidationError
+from flowgrad.ir.limits import DIM_TERMS
 from flowgrad.ir.types import (
     FLOAT32,
     INT64,
@@ -21,6 +22,8 @@ from flowgrad.ir.types import (
     broadcast_dims,
     broadcast_shapes,
     ceil_div,
+    dim_product,
+    dim_sum,
     dtype_of,
     floor_div,
     is_dim,
@@ -138,15 +141,47 @@ def test_names_are_found_everywhere() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "N+", "N N", "(N", "N//0", "é", "N**2", '"a', "1.5", "(" * 70 + "N" + ")" * 70,
-                                  "9" * 41, "+".join(["N"] * 6000), "N)"])
+                                  "9" * 41, "N)"])
 def test_what_is_no_dim_is_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         parse_dim(text)
 
 
-def test_products_that_explode_are_refused() -> None:
-    with pytest.raises(ValidationError, match="terms"):
-        parse_dim("*".join(f"(a{i}+b{i})" for i in range(40)))
+@pytest.mark.parametrize("text", [
+    "*".join(f"(a{i}+b{i})" for i in range(40)), "+".join(["N"] * 6000), "+".join(f"a{i}" for i in range(5000)),
+    "*".join(["N"] * 300), "N*" + "*".join(["9" * 19] * 5), "(" * 60 + "N" + "//2+1)" * 60,
+], ids=["product", "sum", "names", "power", "coefficient", "division"])
+def test_dims_that_explode_are_refused(text: str) -> None:
+    with pytest.raises(LimitError, match="terms") as caught:
+        parse_dim(text)
+    assert caught.value.code == "dim_terms"
+
+
+def test_arithmetic_that_explodes_ends_in_an_unknown_extent() -> None:
+    square = nested = outer = N
+    for step in range(60):
+        square = square * square  # type: ignore[assignment]
+        nested = (nested + 1) // 2 + (nested + 1) // 3  # type: ignore[assignment]
+        outer = outer * (Dim.named(f"a{step}") + 1)  # type: ignore[assignment]
+    assert square is nested is outer is UNKNOWN
+    assert dim_sum([Dim.named(f"a{i}") for i in range(DIM_TERMS + 1)]) is UNKNOWN
+    assert dim_product([N] * DIM_TERMS) is UNKNOWN
+    assert (N * 2**62) * 2 is UNKNOWN
+
+
+def test_what_is_computed_from_an_unknown_extent_is_unknown() -> None:
+    assert all(d is UNKNOWN for d in (UNKNOWN + 1, 1 + UNKNOWN, UNKNOWN - N, N - UNKNOWN, UNKNOWN * N, N * UNKNOWN,
+                                      -UNKNOWN, UNKNOWN // 2, N // UNKNOWN, UNKNOWN % 2, 7 % UNKNOWN,
+                                      floor_div(UNKNOWN, 2), ceil_div(3, UNKNOWN), dim_sum([1, UNKNOWN])))
+    with pytest.raises(TypeError):
+        assert UNKNOWN < 1  # type: ignore[operator]
+
+
+def test_size_and_depth_of_a_dim() -> None:
+    assert (N.size, N.depth) == (2, 0)
+    halves = N // 2 + (M * N + 1) // 3
+    assert isinstance(halves, Dim) and halves.depth == 1
+    assert halves.size == 2 * 2 + N.size + (M * N + 1).size == 10  # type: ignore[union-attr]
 
 
 def test_division_by_a_dim_that_turns_out_zero_is_refused() -> None:

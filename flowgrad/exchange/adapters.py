@@ -302,7 +302,7 @@ def scan_over_batch(b: ImportBuilder, call: ImportedNode, body: Graph) -> Sequen
     count = int(call.attributes["num_scan_inputs"])
     values = [v for v in call.inputs if v is not None]
     states = len(values) - count
-    outer = Graph(f"{call.label}_batch")
+    outer = Graph(f"{call.label}_batch", b.graph.limits)
     outer._next_dim = max(b.graph._next_dim, body._next_dim)
     inner = ImportBuilder(outer, set())
     formals = [outer.add_input(inner.fresh(f"{v.name}_item"), v.type.with_shape(v.shape[1:])) for v in values]

@@ -149,7 +149,7 @@ class Importer:
 
     def main(self, proto: onnx.GraphProto, region: Region, opsets: Mapping[str, int]) -> Graph:
         """Return the graph of the model's main graph."""
-        graph = Graph(proto.name or "graph")
+        graph = Graph(proto.name or "graph", self.limits)
         reserved = {*region.inputs, *region.initializers, *region.outputs, *(o for n in region.nodes for o in n.output)}
         frame = Frame(region, ImportBuilder(graph, reserved), opsets)
         self._skip_fresh_dims(graph, proto)
@@ -203,7 +203,12 @@ class Importer:
             return UNKNOWN if dim.dim_value < 0 else int(dim.dim_value)
         if dim.dim_param in _NO_NAME:
             return UNKNOWN
-        return parse_dim(dim.dim_param) if self.own_names else Dim.named(dim.dim_param)
+        if not self.own_names:
+            return Dim.named(dim.dim_param)
+        parsed = parse_dim(dim.dim_param)
+        if isinstance(parsed, Dim):
+            self.limits.check("dim_terms", parsed.size)
+        return parsed
 
     # ---- nodes -----------------------------------------------------------------------------------------------------------
 
@@ -431,7 +436,7 @@ class Importer:
         self, frame: Frame, call: ImportedNode, sub: Region, formals: Sequence[Type],
         sources: Sequence[tuple[str | HoistKey, Value]],
     ) -> Graph:
-        graph = Graph(sub.name or f"{call.label}_body")
+        graph = Graph(sub.name or f"{call.label}_body", self.limits)
         graph._next_dim = frame.b.graph._next_dim
         reserved = {*sub.inputs, *sub.initializers, *sub.outputs, *(o for n in sub.nodes for o in n.output)}
         inner = Frame(sub, ImportBuilder(graph, reserved), frame.opsets, attributes=frame.attributes)

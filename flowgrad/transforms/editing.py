@@ -110,7 +110,7 @@ def unbatch(model: Model, axis: int = 0) -> Model:
 
     Inputs of rank 0 stay as they are. Raises InputError if an output does not have the axis, or a fixed extent there.
     """
-    graph = Graph(model.graph.name)
+    graph = Graph(model.graph.name, model.graph.limits)
     graph.metadata = dict(model.graph.metadata)
     b = Builder(graph)
     mapping: dict[Value, Value] = {}

@@ -33,14 +33,22 @@ def known_ints(value: Value | None) -> list[int] | None:
     return [int(d) for d in dims]  # type: ignore[arg-type]
 
 
+MOST_ENTRIES = 2**16
+"""More entries than any list of axes, extents or pieces has: what declares more would have rules make room for them."""
+
+
 def known_length(value: Value) -> int | None:
-    """Return the number of entries of an integer vector, or None."""
+    """Return the number of entries of an integer vector, or None. ValidationError if it is no list of a tensor's facts."""
     shape = value.type.shape
     if shape is None:
         return None
     if not shape:
         return 1
-    return shape[0] if isinstance(shape[0], int) else None
+    if not isinstance(shape[0], int):
+        return None
+    if shape[0] > MOST_ENTRIES:
+        raise ValidationError(f"{value!r} is too long to list axes, extents or pieces", code="shape", where=value.name)
+    return shape[0]
 
 
 def normal_axis(axis: int, rank: int) -> int:

@@ -258,7 +258,7 @@ def _(node: Node) -> Type:
     count = known_length(node.input(1))
     if count is None or x.shape is None:
         return x.with_shape(None)
-    return x.with_shape(broadcast_shapes(x.shape, (UNKNOWN,) * count))
+    return x.with_shape(broadcast_shapes(x.shape, unknown_shape(count)))
 
 
 @expand.adjoint
@@ -319,13 +319,13 @@ def split(
     return np.split(input, np.cumsum(sizes)[:-1], axis)
 
 
-MOST_PIECES = 2**20
-"""More pieces than any graph has outputs: what asks for more is damaged."""
+MOST_SPARE = 2**12
+"""More pieces that are no outputs than any graph has: what asks for more is damaged."""
 
 
 def _checked_pieces(pieces: int, outputs: int) -> int:
     """Return the number of pieces; ValidationError if it is absurd or less than the outputs."""
-    if not max(outputs, 1) <= pieces <= MOST_PIECES:
+    if not max(outputs, 1) <= pieces <= outputs + MOST_SPARE:
         raise ValidationError(f"Split into {pieces:,} pieces has {outputs} outputs", code="attribute")
     return pieces
 

@@ -16,6 +16,9 @@ from flowgrad.ir.ops.registry import attr
 FAR = 2**62
 """An end that no axis reaches."""
 
+LISTED = 2**16
+"""Up to so many numbers a range is a constant, else a node."""
+
 
 def vector_tail(b: Builder, x: Value) -> Value:
     """Return the spatial extents of ``x`` as an int64 vector."""
@@ -203,7 +206,7 @@ def _entry(b: Builder, vector: Value, axis: int) -> Value:
 
 def _range(b: Builder, length: Value) -> Value:
     known = known_ints(length)
-    if known is not None:
+    if known is not None and known[0] <= LISTED:
         return b.value(np.arange(known[0], dtype=np.int64))
     return ramp(b, length)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convolution.expansions import Slide, average_gradient, shape_tail, vector_tail, window_counts
 from flowgrad.ir.ops.convolution.window import (
@@ -25,9 +26,12 @@ from flowgrad.ir.ops.convolution.window import (
 )
 from flowgrad.ir.ops.operands import known_ints, mean_of
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op
-from flowgrad.ir.types import INT64, Shape, Type
+from flowgrad.ir.types import INT64, Type
 
 GEOMETRY = ("auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides")
+
+MOST_TAPS = 2**20
+"""Kernels and derivatives take the taps of a window one by one."""
 
 
 def geometry(node: Node) -> dict[str, Any]:
@@ -37,11 +41,19 @@ def geometry(node: Node) -> dict[str, Any]:
 
 def pooled_type(node: Node) -> Type:
     """Return the type of a pooling node's output: batch and channels stay, the image shrinks."""
-    x = node.input(0)
+    x, kernel = node.input(0), _checked_kernel(node)
     if x.type.shape is None:
         return x.type
-    kernel: Shape = tuple(attr(node, "kernel_shape"))
     return x.type.with_shape((*x.shape[:2], *output_shape(node, x.shape[2:], kernel)))
+
+
+def _checked_kernel(node: Node) -> tuple[int, ...]:
+    """Return the kernel's extents; ValidationError if a run could not list its taps."""
+    kernel = tuple(int(n) for n in attr(node, "kernel_shape"))
+    if min(kernel, default=1) < 1 or math.prod(kernel) > MOST_TAPS:
+        raise ValidationError(f"a kernel of {list(kernel)} has no taps, or more than {MOST_TAPS:,}", code="attribute",
+                              where=node.label)
+    return kernel
 
 
 def _result(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -255,6 +267,7 @@ def average_pool_grad(
 
 @average_pool_grad.types
 def _(node: Node) -> Type:
+    _checked_kernel(node)
     return Type(node.input(0).type.dtype, shape_in(node.input(1)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.limits import check_scratch
+from flowgrad.ir.ops.operands import known_length, unknown_shape
 from flowgrad.ir.ops.registry import attr
 from flowgrad.ir.types import UNKNOWN, DimLike, Shape, ceil_div
 
@@ -156,8 +159,7 @@ def shape_in(value: Value) -> Shape | None:
     """Return the shape that a shape operand holds: UNKNOWN extents where only the run can tell, None for its rank."""
     if value.symbolic is not None:
         return tuple(value.symbolic.tolist())
-    length = value.type.shape[0] if value.type.shape else None
-    return (UNKNOWN,) * length if isinstance(length, int) else None
+    return unknown_shape(known_length(value) if value.type.shape else None)
 
 
 # ---- arrays -------------------------------------------------------------------------------------------------------------
@@ -173,6 +175,7 @@ def place(x: Array, window: Window, buffer: Array | None, fill: float = 0.0) -> 
     if not any(window.begin) and all(s <= n for s, n in zip(span, sizes, strict=True)):
         return np.asarray(x[image_part([slice(0, s) for s in span])])
     if buffer is None:
+        check_scratch(math.prod((*x.shape[:2], *span)) * x.itemsize, f"an image of {list(x.shape)} in its pads")
         buffer = np.full((*x.shape[:2], *span), fill, x.dtype)
     target = buffer[: x.shape[0]]
     inside, source = overlap(sizes, window)

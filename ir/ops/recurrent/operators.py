@@ -220,7 +220,7 @@ class _Expansion:
     def _scan(self, cell: Cell, gates: Value, mask: Value | None, initial: Sequence[Value], weights: Sequence[Value],
               backward: int) -> list[Value]:
         """Return Y [T, B, H] of one direction, then its final states."""
-        body = Graph(f"{self.node.label}_step")
+        body = Graph(f"{self.node.label}_step", self.b.graph.limits)
         body._next_dim = self.b.graph._next_dim
         inner = Builder(body, prefix="step")
         batch = gates.shape[1]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.graph import Array
+from flowgrad.ir.limits import check_scratch
 
 CUBIC_REACH, LINEAR_REACH = 2, 1
 
@@ -111,6 +112,7 @@ def _cubic(d: Array, a: float) -> Array:
 
 def matrix(axis: Axis, how: Sampling) -> Array:
     """Return the interpolation as a matrix (made, size) in float64."""
+    check_scratch(8 * axis.made * axis.size, f"an interpolation matrix of {axis.made} x {axis.size}")
     at, weights, _ = taps(axis, how)
     dense = np.zeros((axis.made, axis.size))
     np.add.at(dense, (np.arange(axis.made)[:, None], at), weights)

@@ -1,0 +1,282 @@
+"""Small files that ask for much: loading, transforms and runs end soon, in a result or a typed error."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import flowgrad as fg
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import FlowgradError, InputError, LimitError, LoadError, ValidationError, suggestion
+from flowgrad.ir.graph import Graph
+from flowgrad.ir.limits import DIM_TERMS, Limits
+from flowgrad.ir.pack import pack
+from flowgrad.ir.parse import parse_graph
+from flowgrad.ir.text import format_graph
+from flowgrad.ir.types import FLOAT32, INT64, UNKNOWN, Dim, Type
+from flowgrad.ir.unpack import unpack
+from flowgrad.ir.verify import verify
+from flowgrad.model import Model, load
+from tests.onnx_models import model
+
+SECONDS, BYTES = 6.0, 50_000_000
+"""Counting memory makes everything several times slower; what is guarded against takes minutes."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports() -> None:
+    """Import what is imported late, which is not what the tests measure."""
+    loaded = load(model([helper.make_node("Tanh", ["x"], ["y"])], {"x": (2,)}, ["y"]))
+    fg.vjp(loaded)(x=np.ones(2, np.float32), y_grad=np.ones(2, np.float32))
+    loaded.to_onnx()
+
+
+@contextmanager
+def cheap() -> Iterator[None]:
+    """Fail if the block takes more processor time or memory than a small file may."""
+    tracemalloc.start()
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert seconds < SECONDS and peak < BYTES, f"{seconds:.1f} s, {peak / 1e6:.0f} MB"
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    started = time.process_time()
+    action()
+    return time.process_time() - started
+
+
+def read(text: str, limits: Limits | None = None) -> Model:
+    return load(text.encode(), limits=limits)
+
+
+# ---- symbolic extents -----------------------------------------------------------------------------------------------------
+
+
+def squares(steps: int) -> onnx.ModelProto:
+    nodes = [helper.make_node("Shape", ["x"], ["s0"])]
+    nodes += [helper.make_node("Mul", [f"s{i}", f"s{i}"], [f"s{i + 1}"]) for i in range(steps)]
+    nodes.append(helper.make_node("Expand", ["one", f"s{steps}"], ["y"]))
+    return model(nodes, {"x": ("N",)}, ["y"], initializers={"one": np.ones(1, np.float32)})
+
+
+def divisions(steps: int) -> onnx.ModelProto:
+    nodes = []
+    for i in range(steps):
+        x = "x" if i == 0 else f"c{i}"
+        nodes += [helper.make_node("MaxPool", [x], [f"{p}{i}"], kernel_shape=[1], strides=[s]) for p, s in (("a", 2), ("b", 3))]
+        nodes.append(helper.make_node("Concat", [f"a{i}", f"b{i}"], [f"c{i + 1}"], axis=2))
+    return model(nodes, {"x": (1, 1, "N")}, [f"c{steps}"])
+
+
+def products(steps: int) -> onnx.ModelProto:
+    names = [f"x{i}" for i in range(steps)]
+    nodes = [helper.make_node("Concat", [n, "one"], [f"{n}_more"], axis=0) for n in names]
+    nodes.append(helper.make_node("Identity", ["x0_more"], ["y0"]))
+    for i in range(1, steps):
+        nodes += [helper.make_node("Unsqueeze", [f"y{i - 1}", "last"], [f"u{i}"]),
+                  helper.make_node("Mul", [f"u{i}", f"x{i}_more"], [f"m{i}"]),
+                  helper.make_node("Reshape", [f"m{i}", "flat"], [f"y{i}"])]
+    constants = {"one": np.ones(1, np.float32), "flat": np.array([-1]), "last": np.array([1])}
+    return model(nodes, {n: (f"N{i}",) for i, n in enumerate(names)}, [f"y{steps - 1}"], initializers=constants)
+
+
+def sums(steps: int) -> onnx.ModelProto:
+    names = [f"x{i}" for i in range(steps)]
+    return model([helper.make_node("Concat", names, ["y"], axis=0)], {n: (f"N{i}",) for i, n in enumerate(names)}, ["y"])
+
+
+@pytest.mark.parametrize(("proto", "extent"), [(squares(40), 0), (divisions(20), 3), (products(24), 0), (sums(500), 0)],
+                         ids=["squares", "divisions", "products", "sums"])
+def test_extents_that_explode_get_a_name(proto: onnx.ModelProto, extent: int) -> None:
+    with cheap():
+        loaded = load(proto)
+        again = unpack(pack(loaded.graph))
+        assert format_graph(parse_graph(format_graph(again))) == format_graph(loaded.graph)
+        loaded.to_onnx()
+        last = again.outputs[0].shape[-1]
+        assert isinstance(last, Dim) and last.size <= DIM_TERMS and any(n.startswith("_d") for n in last.names())
+        feeds = {v.name: np.ones([d if isinstance(d, int) else extent for d in v.shape], np.float32) for v in again.inputs}
+        (y,) = loaded(feeds).values()
+    expected = extent
+    for _ in range(20):
+        expected = -(-expected // 2) + -(-expected // 3)
+    assert y.size in (expected, 1)
+
+
+def test_derivatives_of_extents_that_explode() -> None:
+    with cheap():
+        gradient = fg.vjp(load(divisions(12)))
+        gradient.to_onnx()
+        assert unpack(pack(gradient.graph)).outputs
+
+
+@pytest.mark.parametrize("dim", ["+".join(f"N{i}" for i in range(5_000)), "*".join(f"(N{i}+M{i})" for i in range(100)),
+                                 "(" * 50 + "N" + "//2+1)" * 50], ids=["sum", "product", "division"])
+def test_declared_extents_that_explode_are_refused(dim: str) -> None:
+    with cheap(), pytest.raises(LimitError) as caught:
+        read(f"graph @g (%x: f32[{dim}]) -> (%x: f32[{dim}]) {{ }}")
+    assert caught.value.code == "dim_terms"
+    proto = model([helper.make_node("Relu", ["x"], ["y"])], {"x": (dim,)}, ["y"])
+    proto.producer_name = "flowgrad"
+    with cheap(), pytest.raises(LimitError):
+        load(proto)
+
+
+def test_the_terms_of_a_declared_extent_are_limited() -> None:
+    text = "graph @g (%x: f32[M+N]) -> (%x: f32[M+N]) { }"
+    packed = pack(read(text, Limits(dim_terms=4)).graph)
+    assert unpack(packed, Limits(dim_terms=4)).inputs[0].shape == (Dim.named("M") + Dim.named("N"),)
+    for source in (text.encode(), packed):
+        with pytest.raises(LimitError, match="dim_terms is 4, the limit is 3"):
+            load(source, limits=Limits(dim_terms=3))
+
+
+def test_the_terms_of_an_inferred_extent_are_limited() -> None:
+    graph = Graph("g", Limits(dim_terms=3))
+    b = Builder(graph)
+    x, y = (graph.add_input(n, Type(FLOAT32, (Dim.named(n.upper()),))) for n in "xy")
+    joined = b.Concat(x, y, axis=0)
+    assert repr(joined.shape[0]) == "_d1"
+    assert repr(Builder(Graph("h")).graph.resolve(Type(FLOAT32, (UNKNOWN, Dim.named("N")))).shape) == "(_d1, N)"
+
+
+# ---- extents and ranks beyond the limits --------------------------------------------------------------------------------
+
+
+def test_inferred_extents_keep_to_the_limits() -> None:
+    nodes = [helper.make_node("Concat", [f"c{i}", f"c{i}"], [f"c{i + 1}"], axis=0) for i in range(62)]
+    proto = model(nodes, {"c0": (2,)}, ["c62"])
+    with cheap(), pytest.raises(LimitError, match="dim is") as caught:
+        load(proto)
+    assert "Concat" in caught.value.where
+    graph = Graph("g", Limits(dim=10, rank=2))
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT32, (5,)))
+    twice = b.Concat(x, x, axis=0)
+    refused: list[tuple[str, Callable[[], object]]] = [
+        ("dim", lambda: b.Concat(twice, x, axis=0)), ("rank", lambda: b.Unsqueeze(b.Unsqueeze(x, [0]), [0])),
+        ("dim", lambda: graph.add_input("z", Type(FLOAT32, (11,)))),
+    ]
+    for name, action in refused:
+        with pytest.raises(LimitError) as caught:
+            action()
+        assert caught.value.code == name
+    verify(graph)
+
+
+def test_extents_are_not_negative() -> None:
+    with pytest.raises(ValidationError, match="negative"):
+        Builder(Graph("g")).ConstantOfShape(np.array([3, -1]))
+
+
+def test_what_is_built_keeps_to_the_limits_of_the_file() -> None:
+    """A model read under limits can be saved and read again under them, and so can its derivatives."""
+    limits = Limits.strict()
+    gradient = fg.vjp(load(model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 3)}, ["y"]), limits=limits))
+    assert gradient.graph.limits is gradient.optimized().graph.limits is limits
+    assert gradient.astype("float64").graph.limits is limits
+    assert load(pack(gradient.graph), limits=limits).graph.limits is limits
+    assert load(str(gradient).encode(), limits=limits).graph.limits is limits
+
+
+@pytest.mark.parametrize("node", [
+    "Expand(%x, %s)", "Reshape(%x, %s)", "ConstantOfShape(%s)", "Squeeze(%x, %s)", "Unsqueeze(%x, %s)", "Slice(%x, %s, %s)",
+    "Split(%x, %s)", "ReduceSum(%x, %s)", "Pad(%x, %s)", "Tile(%x, %s)", "AveragePoolGrad(%x, %s) {kernel_shape = [1]}",
+    "ResizeGrad(%x, %s)", "Transpose(%x) {perm = [1099511627776]}", "Split(%x) {num_outputs = 1099511627776}",
+])
+def test_operands_longer_than_any_rank_are_refused(node: str) -> None:
+    text = f"graph @g (%x: f32[2], %s: i64[1099511627776]) -> (%y: f32[*]) {{ %y: f32[*] = {node} }}"
+    with cheap():
+        if node.split("(")[0] in ("Pad", "ReduceSum", "Tile"):  # their rules make no room for the entries
+            read(text).to_onnx()
+            return
+        with pytest.raises(FlowgradError):
+            read(text)
+
+
+# ---- what is declared small, and large in truth -------------------------------------------------------------------------
+
+
+LARGE = ["Tile([1], [400000000])", "Range(0, 4000000000, 1)", "ConstantOfShape([4000000000]) {value = i64[1] [7]}",
+         "Expand([1], [4000000000])", "Expand([[[1]]], [1, 1, 4000000000])", "Reshape([1, 2, 3], [1, 3, 1])"]
+
+
+@pytest.mark.parametrize("node", LARGE)
+def test_declared_types_are_not_believed(node: str) -> None:
+    """Integers are computed while a file is read, since shapes depend on them."""
+    text = f"graph @g () -> (%y: i64[4]) {{ %y: i64[4] = {node} }}"
+    with cheap(), pytest.raises((ValidationError, LoadError)):
+        read(text)
+    with cheap():
+        try:
+            packed = pack(parse_graph(text))
+        except FlowgradError:
+            return
+    with cheap(), pytest.raises(ValidationError):
+        unpack(packed)
+
+
+def test_symbolic_values_stay_small() -> None:
+    """A thousand entries of a hundred terms each are no shape."""
+    graph = Graph("g")
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT32, tuple(Dim.named(f"N{i}") for i in range(30))))
+    with cheap():
+        total = b.ReduceProd(b.Shape(x), keepdims=1)
+        for i in range(30):
+            total = b.Add(total, b.Shape(x, start=i, end=i + 1))
+        wide = b.Tile(total, [1000])
+        for _ in range(300):
+            wide = b.Mul(wide, b.Tile(total, [1000]))
+    assert wide.symbolic is None
+    big = b.Concat(b.Shape(x, start=0, end=1), [2**40], axis=0)
+    assert b.Mul(big, [1, 2**22]).symbolic is not None
+    assert b.Mul(b.Mul(big, [1, 2**22]), big).symbolic is None  # beyond int64, where a run wraps round
+
+
+# ---- linear reading --------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_read_in_linear_time() -> None:
+    """Neither lists, nor subgraphs, nor attributes, nor types ask for their line again and again."""
+    rows = ",".join(["[1,2]"] * 20_000)
+    listed = f"graph @g () -> (%w: i64[20000,2])\n literals (%w: i64[20000,2] = [{rows}])\n {{ }}"
+    assert parse_graph(listed).constants[0].type == Type(INT64, (20_000, 2))
+    assert seconds_of(lambda: parse_graph(listed)) < 1
+    body = "\n".join(f"%v{i}: f32[{i}] = ConstantOfShape([{i}])" for i in range(5_000))
+    assert seconds_of(lambda: parse_graph(f"graph @g () -> (%v0: f32[0])\n {{ {body} }}")) < 2
+
+
+def test_errors_about_names_are_quick() -> None:
+    names = [f"a_rather_long_name_of_a_value_{i}" for i in range(20_000)]
+    with pytest.raises(InputError, match="did you mean"):
+        raise InputError(suggestion("a_rather_long_name_of_a_value", names))
+    assert seconds_of(lambda: suggestion("a_rather_long_name_of_a_value", names)) < 1
+    assert suggestion("a" * 5_000, ["a" * 4_999]) == ""
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
+@pytest.mark.parametrize("attributes", [{"kernel_shape": [2**32, 2]}, {"kernel_shape": [2**20, 2**20], "pads": [2**20] * 4},
+                                        {"kernel_shape": [0, 2]}], ids=["long", "wide", "empty"])
+def test_kernels_without_a_bound_are_refused(op: str, attributes: dict[str, list[int]]) -> None:
+    mode = "NOTSET" if "pads" in attributes else "SAME_LOWER"
+    given: dict[str, Any] = {**attributes, "auto_pad": mode}
+    proto = model([helper.make_node(op, ["x"], ["y"], **given)], {"x": (1, 3, 32, 32)}, ["y"])
+    with cheap(), pytest.raises(ValidationError, match="taps"):
+        load(proto)
