@@ -50,6 +50,10 @@ def read_golden(path: Path) -> Golden:
 def main(names: Sequence[str] | None = None) -> int:
     """Rewrite the golden tests called ``names`` (default: all); print what changed."""
     chosen = list(sys.argv[1:] if names is None else names)
+    unknown = sorted(set(chosen) - {path.stem for path in FOLDER.glob("*.ir")})
+    if unknown:
+        print(f"no golden test {unknown[0]!r} in {FOLDER}", file=sys.stderr)
+        return 2
     for path in sorted(FOLDER.glob("*.ir")):
         if chosen and path.stem not in chosen:
             continue
