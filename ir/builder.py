@@ -180,7 +180,7 @@ class Builder:
         """Return the optional or residual output ``name`` of a forward node, adding it if it is not there yet."""
         definition = opdef(node.op)
         index = definition.outputs.index(name)
-        if index < len(node.outputs) and (present := node.outputs[index]) is not None:
+        if (present := node.optional_output(index)) is not None:
             return present
         type_ = _asked(node, index)
         return self.graph.set_output(node, index, self.graph.unique_name(f"{node.label}_{name.lower()}"), type_)

@@ -119,17 +119,25 @@ class Node:
 
     def output(self, index: int = 0) -> Value:
         """Return an output that must be present."""
-        value = self.outputs[index] if index < len(self.outputs) else None
+        value = self.optional_output(index)
         if value is None:
             raise ValidationError(f"{self.op} has no output {index}", code="output", where=self.label)
         return value
 
     def input(self, index: int) -> Value:
         """Return an input that must be present."""
-        value = self.inputs[index] if index < len(self.inputs) else None
+        value = self.optional(index)
         if value is None:
             raise ValidationError(f"{self.op} has no input {index}", code="input", where=self.label)
         return value
+
+    def optional(self, index: int) -> Value | None:
+        """Return an input, or None where it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def optional_output(self, index: int) -> Value | None:
+        """Return an output, or None where it is absent."""
+        return self.outputs[index] if index < len(self.outputs) else None
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.label}>"

@@ -23,7 +23,7 @@ def prune_subgraphs(graph: Graph, node: Node) -> None:
 
 
 def _is_used(graph: Graph, node: Node, index: int) -> bool:
-    value = node.outputs[index] if index < len(node.outputs) else None
+    value = node.optional_output(index)
     return value is not None and (bool(value.uses) or value.name in graph.pinned)
 
 

@@ -102,7 +102,7 @@ def _unshifted(b: RewriteBuilder, x: Value, axis: int) -> Value:
     z, top = difference.input(0), b.made_by(difference.input(1), "ReduceMax")
     if top is None or top.input(0) is not z or not attr(top, "keepdims") or z.type.rank is None:
         return x
-    axes = known_ints(top.inputs[1] if len(top.inputs) > 1 else None)
+    axes = known_ints(top.optional(1))
     return z if axes is not None and [a % z.type.rank for a in axes] == [axis % z.type.rank] else x
 
 

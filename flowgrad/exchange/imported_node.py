@@ -40,7 +40,7 @@ class ImportedNode:
 
     def input(self, index: int) -> Value:
         """Return an input that must be present; ValidationError otherwise."""
-        value = self.inputs[index] if index < len(self.inputs) else None
+        value = self.optional(index)
         if value is None:
             raise ValidationError(f"{self.op} needs its input {index}", code="arity", where=self.label)
         return value

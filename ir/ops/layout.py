@@ -118,7 +118,7 @@ def _(node: Node) -> Type:
 
 def _pad_axes(node: Node) -> list[int] | None:
     """Return the padded axes, or None if they are known only at run time."""
-    axes = node.inputs[3] if len(node.inputs) > 3 else None
+    axes = node.optional(3)
     rank = len(node.input(0).shape)
     known = list(range(rank)) if axes is None else known_ints(axes)
     return None if known is None else normal_axes(known, rank)
@@ -128,7 +128,7 @@ def _pad_axes(node: Node) -> list[int] | None:
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar without the pads; the other modes add what was repeated to where it came from."""
     x = node.input(0)
-    _, pads, constant, axes = [*node.inputs, None, None][:4]
+    pads, constant, axes = map(node.optional, (1, 2, 3))
     if attr(node, "mode") != "constant":
         return _repeated_bar(b, node, y_bar), NO_GRADIENT, NO_GRADIENT, NO_GRADIENT
     known = known_ints(pads)

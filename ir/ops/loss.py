@@ -51,7 +51,7 @@ def _loss_type(node: Node) -> Type:
 @negative_log_likelihood_loss.expansion
 def _(b: Builder, node: Node) -> Any:
     """loss = -w[t] x[t], 0 where t is ignored; the mean divides by the sum of the weights used."""
-    x, target, weight = node.input(0), node.input(1), node.inputs[2] if len(node.inputs) > 2 else None
+    x, target, weight = node.input(0), node.input(1), node.optional(2)
     ignore_index, reduction = attr(node, "ignore_index"), attr(node, "reduction")
     ignored = None if ignore_index is None else b.Equal(target, b.scalar(ignore_index, target.type.dtype))
     classes = target if ignored is None else b.Where(ignored, b.scalar(0, target.type.dtype), target)

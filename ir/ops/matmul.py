@@ -12,7 +12,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import joined, ramp, sum_of_present, unknown_ranks
+from flowgrad.ir.ops.operands import joined, moved_first, ramp, sum_of_present, unknown_ranks
 from flowgrad.ir.ops.registry import NO_GRADIENT, Cut, Kernel, Trait, attr, op, refuse
 from flowgrad.ir.ops.splitting import PRODUCTS, along, part, spans
 from flowgrad.ir.types import FLOAT32, FLOAT64, UNKNOWN, DimLike, Type, broadcast_dims, broadcast_shapes, merge_dims
@@ -93,8 +93,7 @@ def _left_bar(b: DerivativeBuilder, x: Value, w: Value, bar: Value) -> Value:
     if x.type.rank == w.type.rank == 2:
         return b.Gemm(bar, w, transB=1)
     if x.type.rank == 2:  # the batch axes of w are summed: one product instead of one a batch
-        last = len(w.shape) - 1
-        moved = [last - 1, *range(last - 1), last]
+        moved = moved_first([len(w.shape) - 2], len(w.shape))
         bar_rows = b.Flatten(b.Transpose(bar, perm=moved), axis=1)
         w_rows = b.Flatten(b.Transpose(w, perm=moved), axis=1)
         return b.Gemm(bar_rows, w_rows, transB=1)

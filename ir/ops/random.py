@@ -65,7 +65,7 @@ def _(b: DerivativeBuilder, node: Node, data_dot: Value | None, ratio_dot: Value
 
 
 def _dropped(b: DerivativeBuilder, node: Node, v: Value) -> Value:
-    data, ratio, training = [*node.inputs, None, None][:3]
+    ratio, training = node.optional(1), node.optional(2)
     if training is None or (training.constant is not None and not training.constant.reshape(())):
         return v
     dtype = v.type.dtype

@@ -40,7 +40,7 @@ def reduced_axes(axes: Array | None, noop_with_empty_axes: int) -> Axes:
 
 def reduced_type(node: Node) -> Type:
     """The shape of the first input with the axes of the second removed, or 1 with ``keepdims``."""
-    x, axes = node.input(0).type, node.inputs[1] if len(node.inputs) > 1 else None
+    x, axes = node.input(0).type, node.optional(1)
     if x.shape is None:
         return x
     rank, keep, noop = len(x.shape), attr(node, "keepdims"), attr(node, "noop_with_empty_axes")
@@ -59,7 +59,7 @@ def reduced_type(node: Node) -> Type:
 
 def restored(b: Builder, node: Node, value: Value) -> Value:
     """Return ``value``, of the shape of the output, with the reduced axes put back as extents of 1."""
-    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    axes = node.optional(1)
     if attr(node, "keepdims") or axes is None or known_ints(axes) == []:
         return value  # without axes all or none are reduced: a scalar broadcasts
     return b.Unsqueeze(value, axes)

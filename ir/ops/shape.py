@@ -166,7 +166,7 @@ def squeeze(data: Array, axes: Array | None = None) -> Array:
 
 @squeeze.types
 def _(node: Node) -> Type:
-    x, axes = node.input(0).type, node.inputs[1] if len(node.inputs) > 1 else None
+    x, axes = node.input(0).type, node.optional(1)
     if x.shape is None:
         return x
     if axes is None:
@@ -184,7 +184,7 @@ def _(node: Node) -> Type:
 @squeeze.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar in the shape of x."""
-    axes = known_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = known_ints(node.optional(1))
     x_bar = b.Unsqueeze(y_bar, axes) if axes else reshape_to(b, y_bar, node.input(0))
     return x_bar, NO_GRADIENT
 
@@ -353,8 +353,8 @@ def piece_types(node: Node) -> list[Type]:
 def _split_sizes(node: Node) -> list[Any]:
     """Return the extents of all pieces, of which the last ones may be no outputs; UNKNOWN if only the run can tell."""
     outputs = len(node.outputs)
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        known, length = known_dims(node.inputs[1]), known_length(node.inputs[1])
+    if (sizes := node.optional(1)) is not None:
+        known, length = known_dims(sizes), known_length(sizes)
         if known is not None and len(known) < outputs:
             raise ValidationError(f"Split into {len(known)} pieces has {outputs} outputs", code="shape")
         return [UNKNOWN] * (length or outputs) if known is None else list(known)
@@ -377,7 +377,8 @@ split.export_outputs(piece_types)  # runtimes take no fewer outputs than pieces,
 def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
     """x_bar = the cotangents of the pieces, concatenated; zeros for a piece that is no output."""
     y_bars += (None,) * (len(_split_sizes(node)) - len(y_bars))
-    if len(node.inputs) > 1 and node.inputs[1] is not None and known_length(node.inputs[1]) is None:
+    sizes = node.optional(1)
+    if sizes is not None and known_length(sizes) is None:
         return _run_time_pieces(b, node, y_bars), NO_GRADIENT
     if node.input(0).type.rank is None and any(y_bar is None for y_bar in y_bars):
         return refuse(unknown_ranks(node))
@@ -406,8 +407,8 @@ def _zero_piece(b: Builder, node: Node, index: int) -> Value:
     extent = _split_sizes(node)[index]
     if isinstance(extent, int):
         length = b.ints([extent])
-    elif len(node.inputs) > 1 and node.inputs[1] is not None:
-        length = slice_axis(b, node.inputs[1], index, index + 1)
+    elif (sizes := node.optional(1)) is not None:
+        length = slice_axis(b, sizes, index, index + 1)
     else:
         total, pieces = b.extent(x, at), len(_split_sizes(node))
         step = b.Div(b.Add(total, pieces - 1), pieces)
@@ -442,7 +443,7 @@ def _(node: Node) -> Type:
     x = node.input(0).type
     if x.shape is None:
         return x
-    starts, ends, axes, steps = (node.inputs[i] if i < len(node.inputs) else None for i in range(1, 5))
+    starts, ends, axes, steps = map(node.optional, range(1, 5))
     first, last = known_dims(starts), known_dims(ends)
     count = known_length(node.input(1)) if first is None else len(first)
     chosen = list(range(count)) if axes is None and count is not None else known_ints(axes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowgrad.ir.errors import LoadError
+from flowgrad.ir.files import write_text
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.passes.manager import PassManager
@@ -61,7 +62,7 @@ def main(names: Sequence[str] | None = None) -> int:
         before = format_graph(golden.graph())
         text = f"{golden.head}{before}{SEPARATOR}{golden.got()}"
         if text != path.read_text(encoding="utf-8"):
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
             print(f"updated {path.name}")
     return 0
 

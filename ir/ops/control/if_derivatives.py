@@ -237,7 +237,7 @@ def _in_place(b: DerivativeBuilder, node: Node, graphs: dict[str, Graph], captur
     graph.set_subgraphs(node, graphs, captures)
     made = []
     for index, k in enumerate(asked, count):
-        y = node.outputs[k] if k < len(node.outputs) else None
+        y = node.optional_output(k)
         type_ = infer(node)[index] if y is None else y.type
         assert type_ is not None
         name = graph.unique_name(f"{node.label if y is None else y.name}_dot")

@@ -42,7 +42,7 @@ def loop_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None
         links=layout.links,
         given=range(layout.first_scan_input, first_capture),
         kept=[o for o in range(layout.first_scan_output, len(body.outputs))
-              if _output(node, o - layout.lead_outputs) is not None],
+              if node.optional_output(o - layout.lead_outputs) is not None],
         fixed_dims=invariant_bindings(node).keys(),
         changing=changing_dims(node),
     )
@@ -57,10 +57,6 @@ def loop_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None
         else:
             results.append(made[place] if place in made else b.zero(x))
     return results
-
-
-def _output(node: Node, index: int) -> Value | None:
-    return node.outputs[index] if index < len(node.outputs) else None
 
 
 class _BackwardScan:
@@ -112,7 +108,7 @@ class _BackwardScan:
         bar = self.y_bars[state]
         if bar is not None:
             return bar
-        value = _output(self.node, state)
+        value = self.node.optional_output(state)
         if value is None:
             value = self._add_node_output(state)
         return self.b.zero(value)
@@ -144,7 +140,7 @@ class _BackwardScan:
         return streams, slices
 
     def _kept(self, output: int) -> Stream:
-        value = _output(self.node, output - self.layout.lead_outputs)
+        value = self.node.optional_output(output - self.layout.lead_outputs)
         assert value is not None
         return self._reversed_output(value, output)
 

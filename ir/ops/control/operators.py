@@ -185,8 +185,7 @@ def _(node: Node) -> list[Type]:
 
 def _trip_extent(node: Node) -> DimLike:
     """The number of iterations if the type can say it: M is known and the condition never turns false."""
-    most = node.inputs[0] if node.inputs else None
-    start = node.inputs[1] if len(node.inputs) > 1 else None
+    most, start = node.optional(0), node.optional(1)
     if most is None or most.symbolic is None or most.symbolic.size != 1:
         return UNKNOWN
     body = node.subgraphs["body"]

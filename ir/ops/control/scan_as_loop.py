@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.control.loop_layout import Layout, layout_of
+from flowgrad.ir.ops.operands import inverse_of, moved_first
 from flowgrad.ir.types import BOOL, INT64, Type
 
 FIRST = -(2**62)
@@ -21,8 +22,8 @@ def scan_as_loop(b: Builder, node: Node) -> tuple[Value | None, ...]:
     extra = [last] if last is not None else []
     body = _loop_body(node, layout, rows, last)
     count = len(body.outputs) - 1
-    present = [k < len(node.outputs) and node.outputs[k] is not None for k in range(count)]
-    names = [b.graph.unique_name(f"{node.label}_loop{k}") if is_present else "" for k, is_present in enumerate(present)]
+    names = ["" if node.optional_output(k) is None else b.graph.unique_name(f"{node.label}_loop{k}")
+             for k in range(count)]
     while names and not names[-1]:
         names.pop()
     made = b.add_node("Loop", [length, True, *node.inputs[: layout.states]], outputs=names,
@@ -62,6 +63,4 @@ def _placed(b: Builder, value: Value, axis: int, backward: int) -> Value:
     if axis == 0:
         return value
     rank = len(value.shape)
-    others = list(range(1, rank))
-    axis %= rank
-    return b.Transpose(value, perm=[*others[:axis], 0, *others[axis:]])
+    return b.Transpose(value, perm=inverse_of(moved_first([axis % rank], rank)))

@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Node, Value
 from flowgrad.ir.ops.convolution.window import SAME, spatial_tuple, split_pads
-from flowgrad.ir.ops.operands import known_ints, ramp
+from flowgrad.ir.ops.operands import known_ints, moved_first, ramp
 from flowgrad.ir.ops.registry import attr
 
 FAR = 2**62
@@ -103,7 +103,7 @@ def input_gradient(b: Builder, slide: Slide, y_bar: Value, w: Value, group: int)
     """
     kernel = vector_tail(b, w)
     if group == 1 and _is_pointwise(slide, kernel) and set(slide.strides) == {1}:
-        return b.Conv(y_bar, b.Transpose(w, perm=[1, 0, *range(2, slide.rank + 2)]))
+        return b.Conv(y_bar, b.Transpose(w, perm=moved_first([1], slide.rank + 2)))
     how = {"strides": slide.strides, "dilations": slide.dilations, "group": group}
     pads = slide.known_pads(kernel)
     left_over = _left_over(slide, y_bar, kernel, pads)
@@ -170,7 +170,7 @@ def _channels_first(b: Builder, x: Value, group: int) -> Value:
     """Return x (batch, channels, image) as (channels / group, group * batch, image)."""
     rank = len(x.shape)
     if group == 1:
-        return b.Transpose(x, perm=[1, 0, *range(2, rank)])
+        return b.Transpose(x, perm=moved_first([1], rank))
     batch, sizes = b.extent(x, 0), vector_tail(b, x)
     inner = b.Div(b.extent(x, 1), [group])
     split = b.Reshape(x, b.Concat(batch, [group], inner, sizes, axis=0), allowzero=1)

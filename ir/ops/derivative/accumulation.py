@@ -333,8 +333,7 @@ def _rows(b: Builder, shape: Value, rank: int, axis: int, y_bar: Value, indices:
     """Return a piece with its index axes first, as one axis."""
     width = len(indices.shape)
     if axis:
-        before, after = range(axis), range(axis + width, rank - 1 + width)
-        y_bar = b.Transpose(y_bar, perm=[*range(axis, axis + width), *before, *after])
+        y_bar = b.Transpose(y_bar, perm=moved_first(range(axis, axis + width), rank - 1 + width))
     if width == 1:
         return y_bar
     count = b.ints([dim_product(indices.shape)]) if indices.type.is_static else b.Reshape(b.Size(indices), b.ints([1]))
@@ -390,7 +389,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 
     Takes n x n numbers for n factors: only second and higher derivatives of products meet it.
     """
-    x, axes = node.input(0), node.inputs[1] if len(node.inputs) > 1 else None
+    x, axes = node.input(0), node.optional(1)
     known = known_ints(axes) if axes is not None else []
     if x.type.rank is None:
         return refuse(unknown_ranks(node))

@@ -383,7 +383,7 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, low_dot: Value | No
 
 def _clip_regions(b: Builder, node: Node) -> tuple[Value | None, Value | None, Value | None]:
     """Return where x, the lower and the upper bound decide the output (None: the bound is absent)."""
-    x, low, high = [*node.inputs, None, None][:3]
+    x, low, high = map(node.optional, (0, 1, 2))
     if low is None and high is None:
         return None, None, None
     if low is None:

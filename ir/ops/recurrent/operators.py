@@ -139,16 +139,12 @@ class _Expansion:
         self.x = b.Transpose(x, perm=[1, 0, 2]) if self.turned else x
         self.hidden = hidden_size(node)
 
-    def optional(self, index: int) -> Value | None:
-        """Return an optional input."""
-        return self.node.inputs[index] if index < len(self.node.inputs) else None
-
     def results(self) -> tuple[Value | None, ...]:
         """Return one value per output of the node."""
         mask = self._mask()
         made = [self._direction(d, backward, cell, mask) for d, (backward, cell) in enumerate(self.cells)]
         axis = 2 if self.turned else 1
-        wanted = [i < len(self.node.outputs) and self.node.outputs[i] is not None for i in range(1 + self.kind.states)]
+        wanted = [self.node.optional_output(i) is not None for i in range(1 + self.kind.states)]
         found: list[Value | None] = [None] * len(wanted)
         if wanted[0]:
             rows = [self.b.Transpose(m[0], perm=[1, 0, 2]) for m in made] if self.turned else [m[0] for m in made]
@@ -162,7 +158,7 @@ class _Expansion:
 
     def _mask(self) -> Value | None:
         """Return which steps belong to the sequence of each row of the batch: bool [T, B, 1]."""
-        lengths = self.optional(4)
+        lengths = self.node.optional(4)
         if lengths is None:
             return None
         times = self.b.Unsqueeze(ramp(self.b, self.b.extent(self.x, 0)), [1, 2])
@@ -188,7 +184,7 @@ class _Expansion:
         return self._scan(cell, gates, mask, self._initial(d), weights, backward)
 
     def _biases(self, cell: Cell, d: int) -> tuple[Value | None, list[Value]]:
-        given = self.optional(3)
+        given = self.node.optional(3)
         if given is None:
             return None, []
         b, n = self._part(given, d), self.kind.gates
@@ -198,7 +194,7 @@ class _Expansion:
         return self.b.add("Concat", [gates, self._rows(b, 2, 3)], {"axis": 0}), [self._rows(b, 5, 6)]
 
     def _peepholes(self, d: int) -> list[Value]:
-        given = self.optional(7) if self.kind is LSTM else None
+        given = self.node.optional(7) if self.kind is LSTM else None
         if given is None:
             return []
         p = self._part(given, d)
@@ -207,7 +203,7 @@ class _Expansion:
     def _initial(self, d: int) -> list[Value]:
         states: list[Value] = []
         for index in range(5, 5 + self.kind.states):
-            given = self.optional(index)
+            given = self.node.optional(index)
             if given is None:
                 shape = self.b.add("Concat", [self.b.extent(self.x, 1), [self.hidden]], {"axis": 0})
                 states.append(self.b.Expand(self.b.scalar(0, self.x.type.dtype), shape))

@@ -71,8 +71,7 @@ def _(node: Node) -> Type:
 
 
 def _operands(node: Node) -> tuple[Value | None, Value | None, Value | None]:
-    padded = (*node.inputs, None, None, None, None)
-    roi, scales, sizes = (None if _absent(v) else v for v in padded[1:4])
+    roi, scales, sizes = (None if _absent(v) else v for v in map(node.optional, (1, 2, 3)))
     return roi, scales, sizes
 
 
@@ -152,8 +151,7 @@ def _(node: Node) -> Type:
 
 
 def _grad_operands(node: Node) -> tuple[Value | None, Value | None, Value | None]:
-    roi, scales, sizes = (*node.inputs, None, None, None)[2:5]
-    return roi, scales, sizes
+    return node.optional(2), node.optional(3), node.optional(4)
 
 
 @resize_grad.adjoint
