@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -24,7 +23,7 @@ from flowgrad.runtime.flat_graph import ABSENT, KEYED_ELEMENTS, FlatGraph, const
 from flowgrad.runtime.kernels import Several, bind
 from flowgrad.runtime.memory import Frame, Layout, Place, is_view, plan
 from flowgrad.runtime.specialise import Knowledge, Step
-from flowgrad.runtime.threads import available_threads, renew_lock_in_children, single_threaded_blas
+from flowgrad.runtime.threads import ProcessLock, available_threads, single_threaded_blas
 
 KEPT_KEYS = 16
 """Specialisations that an executor keeps, and continuations that a segment keeps."""
@@ -131,7 +130,7 @@ class Segment:
         found = self._following.get(shapes)
         if found is not None:
             return found
-        with self.executor.lock:
+        with self.executor.lock.here():
             if shapes not in self._following:
                 if self.knowledge is None:
                     raise RunError("nothing is left to run", code="segment")
@@ -283,8 +282,7 @@ class Executor:
         self.dtypes = [flat.types[n].dtype.numpy for n in self.given]
         self.defaults = list(flat.parameters.values())
         self.frames = max(threads, available_threads())
-        self.lock = threading.RLock()
-        renew_lock_in_children(self)
+        self.lock = ProcessLock()
         self.calls = SubgraphCalls(self._sub_executor, limits)
         self._flat_graphs: dict[int, tuple[Graph, FlatGraph]] = {}
         self._kept: OrderedDict[Key, Specialisation] = OrderedDict()
@@ -316,7 +314,7 @@ class Executor:
         last = self._last
         if last is not None and last[0] == key:
             return last[1]
-        with self.lock:
+        with self.lock.here():
             found = self._kept.get(key)
             if found is None:
                 found = self._specialise(arrays)

@@ -11,9 +11,8 @@ import itertools
 import os
 import queue
 import threading
-import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -147,25 +146,26 @@ single_threaded_blas = Held(_blas_threads, _limit_blas, _restore_blas)
 """Holds BLAS at one thread, process-wide, until the last call has ended."""
 
 
-class Locked(Protocol):
-    """Something with a lock of its own."""
-
-    lock: threading.RLock
+_process = object()
+"""Stands for this process: another one in a forked child."""
 
 
-_locked: weakref.WeakSet[Any] = weakref.WeakSet()
+class ProcessLock:
+    """A lock that a forked child has anew: whoever held it in the parent does not exist there."""
 
+    def __init__(self) -> None:
+        self._locks: dict[object, threading.RLock] = {}
 
-def renew_lock_in_children(owner: Locked) -> None:
-    """Give ``owner`` a new lock in every forked child: whoever holds the old one does not exist there."""
-    _locked.add(owner)
+    def here(self) -> threading.RLock:
+        """Return the lock of this process, to be entered by ``with``."""
+        return self._locks.setdefault(_process, threading.RLock())
 
 
 def _forked() -> None:
     """Start afresh in a forked child: the parent's threads do not exist there."""
+    global _process
     pool.__init__()  # type: ignore[misc]
-    for owner in list(_locked):
-        owner.lock = threading.RLock()
+    _process = object()
 
 
 if hasattr(os, "register_at_fork"):

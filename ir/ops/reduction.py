@@ -415,7 +415,7 @@ def _accumulated_type(node: Node) -> Type:
     return x
 
 
-@op("CumSum", since=14, outputs=("y",), traits=(Trait.LINEAR,))
+@op("CumSum", since=14, outputs=("y",), traits=(Trait.LINEAR,), extents=("axis",))
 def cum_sum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0, out: Array | None = None) -> Array:
     return _accumulate(np.add, 0, x, axis, exclusive, reverse, out)
 
@@ -427,7 +427,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return b.CumSum(y_bar, node.input(1), exclusive=exclusive, reverse=1 - int(reverse)), NO_GRADIENT
 
 
-@op("CumProd", since=26, outputs=("y",))
+@op("CumProd", since=26, outputs=("y",), extents=("axis",))
 def cum_prod(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0, out: Array | None = None) -> Array:
     return _accumulate(np.multiply, 1, x, axis, exclusive, reverse, out)
 
