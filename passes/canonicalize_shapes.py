@@ -11,7 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.graph import CONSTANT, Node, Value
 from flowgrad.ir.infer import draft, infer
-from flowgrad.ir.ops.operands import known_ints, summed_to
+from flowgrad.ir.ops.operands import known_ints, permuted, summed_to
 from flowgrad.ir.ops.registry import Trait, attr, find_op
 from flowgrad.ir.types import Shape
 from flowgrad.passes.rewrite import RewriteBuilder, no_match, rewrite, rules_in
@@ -100,8 +100,7 @@ def join_transposes(b: Builder, node: Node, x: Value) -> Any:
     first, second = permutation(node.input(0).producer), permutation(node)
     if first is None or second is None:
         return no_match("the rank is not known")
-    perm = [first[axis] for axis in second]
-    return x if perm == sorted(perm) else b.Transpose(x, perm=perm)
+    return permuted(b, x, [first[axis] for axis in second])
 
 
 @rewrite("Expand(Expand(%x, %a), %s)", shared=True)

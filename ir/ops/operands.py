@@ -93,6 +93,14 @@ def inverse_of(perm: Sequence[int]) -> list[int]:
     return [perm.index(i) for i in range(len(perm))]
 
 
+def permuted(b: Builder, x: Value, perm: Sequence[int]) -> Value:
+    """Return ``x`` with its axes in another order, and x itself where that is the order they have.
+
+    Some runtimes fuse a Transpose that permutes nothing with the product before it as if it swapped two axes.
+    """
+    return x if list(perm) == sorted(perm) else b.Transpose(x, perm=list(perm))
+
+
 def unknown_shape(rank: int | None) -> tuple[DimLike, ...] | None:
     """Return a shape of ``rank`` unknown extents."""
     return None if rank is None else (UNKNOWN,) * rank

@@ -27,6 +27,7 @@ from flowgrad.ir.ops.operands import (
     moved_last,
     normal_axes,
     normal_axis,
+    permuted,
     ramp,
     reshape_to,
     slice_axis,
@@ -225,7 +226,7 @@ def _scattered_slices(b: Builder, node: Node, axis: int, pieces: Sequence[Sequen
     indices = [b.Slice(places, starts, ends, b.ints([0]), steps) for _, starts, ends, _, steps in pieces]
     rank = node.output().type.rank or 0
     order = moved_first([axis], rank)
-    rows = [b.Transpose(y_bar, perm=order) if axis else y_bar for y_bar, *_ in pieces]
+    rows = [permuted(b, y_bar, order) for y_bar, *_ in pieces]
     return _scatter_rows(b, node.input(0), axis, rank, indices, rows)
 
 
@@ -236,7 +237,7 @@ def _scatter_rows(
     moved = joined(b, [slice_axis(b, shape, i, i + 1) for i in order]) if axis else shape
     zeros = b.Expand(b.scalar(0, rows[0].type.dtype), moved)
     total = b.ScatterND(zeros, b.Unsqueeze(concatenated(b, indices), [1]), concatenated(b, rows), reduction="add")
-    return b.Transpose(total, perm=inverse_of(order)) if axis else total
+    return permuted(b, total, inverse_of(order))
 
 
 def _scattered_elements(b: Builder, node: Node, pieces: Sequence[Sequence[Value]]) -> Value:
@@ -325,15 +326,14 @@ def _(b: Builder, node: Node) -> Value:
     order = _each_once(known_ints(extent), [indices for _, indices in pieces])
     if order is not None:
         total = concatenated(b, [rows[i] for i in order])
-        return b.Transpose(total, perm=inverse_of(moved_first([axis], rank))) if axis else total
+        return permuted(b, total, inverse_of(moved_first([axis], rank)))
     return _scatter_rows(b, shape, axis, rank, [_from_front(b, i, extent) for _, i in pieces], rows)
 
 
 def _rows(b: Builder, shape: Value, rank: int, axis: int, y_bar: Value, indices: Value) -> Value:
     """Return a piece with its index axes first, as one axis."""
     width = len(indices.shape)
-    if axis:
-        y_bar = b.Transpose(y_bar, perm=moved_first(range(axis, axis + width), rank - 1 + width))
+    y_bar = permuted(b, y_bar, moved_first(range(axis, axis + width), rank - 1 + width))
     if width == 1:
         return y_bar
     count = b.ints([dim_product(indices.shape)]) if indices.type.is_static else b.Reshape(b.Size(indices), b.ints([1]))
@@ -400,18 +400,18 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     rank = x.type.rank
     last = normal_axes(known, rank) if known else list(range(rank))
     order = moved_last(last, rank)
-    moved = b.Transpose(x, perm=order)
+    moved = permuted(b, x, order)
     outer = extents(b, moved, 0, rank - len(last))
     inner = b.Reshape(b.ReduceProd(joined(b, extents(b, moved, rank - len(last), rank))), b.ints([1]))
     rows = b.Reshape(moved, joined(b, [*outer, inner]), allowzero=1)
-    bars = b.Reshape(b.Transpose(y_bar, perm=order), b.shape(rows), allowzero=1)
+    bars = b.Reshape(permuted(b, y_bar, order), b.shape(rows), allowzero=1)
     places = ramp(b, b.extent(rows, -1))
     same = b.Equal(b.Unsqueeze(places, [1]), places)
     without_k = b.Where(same, b.scalar(1, x.type.dtype), b.Unsqueeze(rows, [-2]))
     others = b.ProdOfOthers(without_k, b.ints([-1]))
     terms = b.Where(same, b.scalar(0, x.type.dtype), b.Mul(others, b.Unsqueeze(bars, [-2])))
     x_bar = reshape_to(b, b.ReduceSum(terms, [-1], keepdims=0), moved)
-    return b.Transpose(x_bar, perm=inverse_of(order)), NO_GRADIENT
+    return permuted(b, x_bar, inverse_of(order)), NO_GRADIENT
 
 
 @prod_of_others.expansion
