@@ -17,7 +17,8 @@ from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
-from flowgrad.passes.manager import DEFAULT_PIPELINE, PLAIN_PIPELINE, PassManager
+from flowgrad.passes.edits import has_shared_weights
+from flowgrad.passes.manager import DEFAULT_PIPELINE, PLAIN_PIPELINE, RUNNING_PIPELINE, PassManager
 from flowgrad.passes.parameters import candidates
 from flowgrad.passes.precision import converted
 from flowgrad.runtime.engines import compile_graph
@@ -63,31 +64,15 @@ class Model:
         self.graph = graph
         self.roles: dict[Role, str] = dict(roles or {})
         self.notes: tuple[str, ...] = tuple(notes)
-        self.overrides: dict[str, tuple[str, Any]] = {}
         self.stabilize = True
         self._optimized_at = -1
         """The version of the graph that the standard pipeline made, so that it does not run on its own result."""
 
     def with_graph(self, graph: Graph) -> Model:
-        """Return a model of ``graph`` with the roles, notes and adjoint overrides of this one.
-
-        Raises InputError if ``graph`` lost a node whose adjoint is overridden.
-        """
+        """Return a model of ``graph`` with the roles and notes of this one."""
         other = Model(graph, self.roles, self.notes)
-        other.overrides, other.stabilize = dict(self.overrides), self.stabilize
-        other.override_keys()
+        other.stabilize = self.stabilize
         return other
-
-    def override_keys(self) -> dict[int, Any]:
-        """Return the adjoint rules of ``override_adjoint`` by node key. Raises InputError if a node is gone."""
-        found = {}
-        for name, (op, rule) in self.overrides.items():
-            value = self.graph.values.get(name)
-            if value is None or value.producer.op != op:
-                raise InputError(f"the {op} that makes {name!r}, whose adjoint is overridden, is gone from the graph: "
-                                 "differentiate before other transforms", code="override")
-            found[value.producer.key] = rule
-        return found
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 
@@ -155,7 +140,10 @@ class Model:
 
     def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Program:
         """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start."""
-        return compile_graph(self.optimized().graph, engine, threads, limits)
+        graph = self.optimized().graph
+        if has_shared_weights(graph):
+            graph = PassManager(RUNNING_PIPELINE).run(graph).model
+        return compile_graph(graph, engine, threads, limits)
 
     # ---- making others ------------------------------------------------------------------------------------------------
 
@@ -178,7 +166,7 @@ class Model:
         for name, given in values.items():
             if name not in constants:
                 raise InputError(f"no constant {name!r}{suggestion(name, constants)}", code="name")
-            value, array = constants[name], np.asarray(given)
+            value, array = constants[name], np.array(given)  # the caller's may change
             if array.dtype != value.type.dtype.numpy or array.shape != value.type.static_shape:
                 raise InputError(f"{name!r} is {value.type!r}, got {array.dtype.name}{list(array.shape)}", code="shape")
             graph.set_data(value, array)

@@ -328,6 +328,13 @@ class Graph:
         node.op, node.attributes = op, dict(attributes)
         self.version += 1
 
+    def set_adjoint_rule(self, node: Node, rule: Callable[..., Any] | None) -> None:
+        """Give a node another adjoint rule than its op's. Its results are pinned, so that every pass lets it stand."""
+        node.adjoint_rule = rule
+        self.version += 1
+        for value in node.results:
+            self.pin(value)
+
     def set_subgraphs(self, node: Node, subgraphs: Mapping[str, Graph], captures: Sequence[Value]) -> None:
         """Replace the subgraphs of a node together with what they capture."""
         node.subgraphs = dict(subgraphs)
@@ -532,6 +539,7 @@ def _twin(graph: Graph, node: Node, mapping: dict[int, Value]) -> Node:
     twin = Node(node.key, node.op)
     twin.attributes, twin.metadata = dict(node.attributes), dict(node.metadata)
     twin.origin, twin.name, twin.data, twin.role = node.origin, node.name, node.data, node.role
+    twin.adjoint_rule = node.adjoint_rule
     twin.subgraphs = {name: sub.copy() for name, sub in node.subgraphs.items()}
     graph.dag.add_node(twin.key, entry=twin)
     outputs: list[Value | None] = []

@@ -20,7 +20,8 @@ def inline(
     """Copy into ``b.graph`` what ``wanted`` (values of ``source``) needs; return their copies.
 
     ``mapping`` says which values of ``source`` (its inputs at least) stand for which values of the target. Nodes that
-    ``skip`` accepts must have all their needed outputs in ``mapping``. Constants are copied, types inferred anew.
+    ``skip`` accepts must have all their needed outputs in ``mapping``. Constants are copied, types inferred anew; what is pinned
+    stays so.
     """
     known: dict[Value, Value] = dict(mapping)
     chosen = needed_nodes([n for n in source.nodes() if skip is None or not skip(n)], wanted, given=known)
@@ -42,6 +43,10 @@ def inline(
             subgraphs={name: sub.copy() for name, sub in node.subgraphs.items()},
             name=node.name,
         )
-        made.metadata = dict(node.metadata)
-        known.update((v, w) for v, w in zip(node.outputs, made.outputs, strict=True) if v is not None and w is not None)
+        made.metadata, made.adjoint_rule = dict(node.metadata), node.adjoint_rule
+        twins = [(v, w) for v, w in zip(node.outputs, made.outputs, strict=True) if v is not None and w is not None]
+        known.update(twins)
+        for value, twin in twins:
+            if value.name in source.pinned:
+                b.graph.pin(twin)
     return [target(v) for v in wanted]

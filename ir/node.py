@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -83,9 +84,10 @@ class Node:
     ``inputs`` holds None for an absent optional input; ``outputs`` holds None for one that nobody asked for.
     ``captures`` are the outer values that the closed ``subgraphs`` take after their formal inputs.
     ``name`` and ``metadata`` are what the ONNX file called the node; for an Output entry, the name of the output.
+    ``adjoint_rule`` stands in place of the op's own; it lives in memory, not in files.
     """
 
-    __slots__ = ("attributes", "captures", "data", "inputs", "key", "metadata", "name", "op", "origin", "outputs",
+    __slots__ = ("adjoint_rule", "attributes", "captures", "data", "inputs", "key", "metadata", "name", "op", "origin", "outputs",
                  "role", "subgraphs")
 
     def __init__(self, key: int, op: str) -> None:
@@ -101,6 +103,7 @@ class Node:
         self.metadata: dict[str, str] = {}
         self.data: Array | None = None
         self.role = ""
+        self.adjoint_rule: Callable[..., Any] | None = None
 
     @property
     def label(self) -> str:

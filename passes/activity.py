@@ -11,13 +11,14 @@ from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.reach import ancestors, dependents
 
 
-def active_values(order: Sequence[Node], wrt: Iterable[Value], overrides: Collection[int] = ()) -> set[Value]:
-    """Return the float values that depend differentiably on ``wrt``, ``wrt`` included.
+def active_values(order: Sequence[Node], wrt: Iterable[Value]) -> set[Value]:
+    """Return the float values that depend differentiably on ``wrt``, ``wrt`` included."""
+    return dependents(order, wrt, passes=lambda node: not is_flat(node), keeps=lambda value: value.type.dtype.is_float)
 
-    Derivatives pass the nodes with a key in ``overrides`` whatever their op says.
-    """
-    return dependents(order, wrt, passes=lambda node: Trait.ZERO not in opdef(node.op).traits or node.key in overrides,
-                      keeps=lambda value: value.type.dtype.is_float)
+
+def is_flat(node: Node) -> bool:
+    """Return whether no derivative passes a node: its op is piecewise constant, and no other adjoint rule is given."""
+    return Trait.ZERO in opdef(node.op).traits and node.adjoint_rule is None
 
 
 def active_inputs(body: Graph, links: Sequence[Link], wanted: Collection[int]) -> set[int]:
@@ -88,14 +89,14 @@ def _dependent(body: Graph, links: Sequence[Link], places: Collection[int]) -> s
 
 
 def blocking_nodes(graph: Graph, wrt: Sequence[Value], of: Sequence[Value]) -> list[Node]:
-    """Return the nodes at which derivatives stop on the paths from ``wrt`` to ``of``."""
+    """Return the nodes at which derivatives stop on the paths from ``wrt`` to ``of``; none where only shapes matter."""
     order = graph.nodes()
-    reached = dependents(order, wrt)
+    reached = dependents(order, wrt, passes=lambda node: Trait.SHAPE_ONLY not in opdef(node.op).traits)
     if not any(y in reached for y in of):
         return []
     needed, active = ancestors(order, of), active_values(order, wrt)
     stops = [node for node in order if any(v in needed for v in node.results)
-             and any(v in active for v in node.operands) and not any(v in active for v in node.results)]
+             and any(v in active for v in node.operands) and any(v in reached for v in node.results) and not any(v in active for v in node.results)]
     return stops or _blocking_subgraphs(order, reached, needed)
 
 

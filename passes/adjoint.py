@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from flowgrad.ir.body_derivatives import BodyDifferentiator
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.derivative_builder import DerivativeBuilder
-from flowgrad.ir.errors import NotDifferentiableError, PassError, ValidationError
+from flowgrad.ir.errors import PassError, ValidationError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
 from flowgrad.ir.types import Dim, DimLike
-from flowgrad.passes.activity import active_values, blocking_nodes
+from flowgrad.passes.activity import active_values
 from flowgrad.passes.expand import expand_for_derivative
-from flowgrad.passes.refusals import names_of, refusal_error, refusal_of
+from flowgrad.passes.refusals import check_zero, refusal_error, refusal_of
 
 Rule = Callable[..., Any]
 Zero = Literal["error", "allow"]
@@ -31,29 +31,27 @@ def adjoint(
     *,
     zero: Zero = "error",
     pass_name: str = "adjoint",
-    overrides: Mapping[int, Rule] | None = None,
 ) -> list[Value | None]:
     """Append to ``graph`` the cotangents of ``wrt`` for the outputs and cotangents in ``seeds``.
 
     Returns one value per entry of ``wrt``: of exactly its type, or None where no path leads to it. Reverse
     accumulation: x_bar = sum over the users of x of (dy/dx)^T y_bar. Raises NotDifferentiableError, naming every
-    offending op with a path, before it returns anything. ``overrides`` maps node keys to other adjoint rules;
+    offending op with a path, before it returns anything. A node's own ``adjoint_rule`` goes before its op's;
     ``bodies`` differentiates subgraphs.
     """
-    return _Reverse(graph, seeds, wrt, bodies, pass_name, overrides or {}).run(zero)
+    return _Reverse(graph, seeds, wrt, bodies, pass_name).run(zero)
 
 
 class _Reverse:
     def __init__(self, graph: Graph, seeds: Sequence[tuple[Value, Value]], wrt: Sequence[Value],
-                 bodies: BodyDifferentiator, pass_name: str, overrides: Mapping[int, Rule]) -> None:
+                 bodies: BodyDifferentiator, pass_name: str) -> None:
         self.graph = graph
-        self.overrides = overrides
         self.wrt = list(wrt)
         self.seeds = list(seeds)
         self.b = DerivativeBuilder(graph, bodies)
         self.pass_name = pass_name
-        self.order = expand_for_derivative(graph, wrt, [y for y, _ in seeds], keep=overrides)
-        self.active = active_values(self.order, wrt, overrides)
+        self.order = expand_for_derivative(graph, wrt, [y for y, _ in seeds])
+        self.active = active_values(self.order, wrt)
         self.named = {y_bar for _, y_bar in seeds}
         self.bars: dict[Value, list[Value]] = {}
         self.refusals: list[tuple[Node, str]] = []
@@ -67,7 +65,9 @@ class _Reverse:
         results = [self._collect(x) if x in self.bars else None for x in self.wrt]
         if self.refusals:
             raise refusal_error(self.refusals, self.active)
-        self._check_zero(results, zero)
+        if zero != "allow":
+            check_zero(self.graph, [x for x, found in zip(self.wrt, results, strict=True) if found is None],
+                       [y for y, _ in self.seeds])
         self.b.sweep([*results, *(y_bar for _, y_bar in self.seeds)])
         return results
 
@@ -81,8 +81,8 @@ class _Reverse:
         self.b.wanted = tuple(v in self.active for v in operands)
         bars = [None if v is None else self._collect(v) if v in self.bars else self._absent(v) for v in node.outputs]
         bars += [None] * (len(definition.outputs) - len(bars))
-        if node.key in self.overrides:
-            contributions = apply_override(self.b, self.overrides[node.key], node, bars)
+        if node.adjoint_rule is not None:
+            contributions = apply_override(self.b, node.adjoint_rule, node, bars)
         else:
             contributions = apply_adjoint(self.b, definition, node, bars)
         for x, x_bar in zip(operands, contributions, strict=True):
@@ -116,18 +116,6 @@ class _Reverse:
             self.graph.rename(total, self.graph.unique_name(f"{x.name}_bar"))
         self.named.add(total)
         return total
-
-    def _check_zero(self, results: Sequence[Value | None], zero: Zero) -> None:
-        if zero == "allow" or any(r is not None for r in results):
-            return
-        blocked = blocking_nodes(self.graph, self.wrt, [y for y, _ in self.seeds])
-        if blocked:
-            listing = "; ".join(f"{n.op} at {n.label!r}" for n in blocked[:10])
-            raise NotDifferentiableError(
-                f"every path from {names_of(self.wrt)} to {names_of([y for y, _ in self.seeds])} crosses integer or "
-                f"piecewise-constant operators ({listing}): the derivative is zero. zero='allow' (--zero allow) gives zeros.",
-                code="zero",
-            )
 
 
 def apply_adjoint(b: DerivativeBuilder, definition: OpDef, node: Node, bars: Sequence[Value | None]) -> list[Any]:

@@ -11,7 +11,15 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
 from flowgrad.ir.types import merge_types
-from flowgrad.passes.edits import all_graphs, is_literal, is_pinned, is_removable_constant, recompute_of, substitute
+from flowgrad.passes.edits import (
+    all_graphs,
+    is_literal,
+    is_pinned,
+    is_removable_constant,
+    mark_bypassed,
+    recompute_of,
+    substitute,
+)
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import permitted
 
@@ -46,6 +54,7 @@ def _merge(graph: Graph, digests: Mapping[int, tuple[int, bool]]) -> None:
                 replaced[old] = new
                 graph.set_type(new, merge_types(new.type, old.type))
                 new.symbolic = old.symbolic if new.symbolic is None else new.symbolic
+        mark_bypassed(first, "cse")
         doomed.append(node)
     substitute(graph, replaced)
     for node in reversed(doomed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.ops.registry import FLOWGRAD, Trait, find_op, opdef
 from flowgrad.passes import adjoint as reverse
 from flowgrad.passes import tangent as forward
-from flowgrad.passes.adjoint import Rule, Zero
+from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.bodies import Bodies
 from flowgrad.passes.expand import expand
 from flowgrad.passes.registry import pass_
@@ -22,17 +22,16 @@ from flowgrad.passes.selection import find_of, find_wrt
 
 def adjoint(
     graph: Graph, seeds: Sequence[tuple[Value, Value]], wrt: Sequence[Value], *, zero: Zero = "error",
-    overrides: Mapping[int, Rule] | None = None,
 ) -> list[Value | None]:
     """Append the cotangents of ``wrt``, through subgraphs too: see ``passes.adjoint.adjoint``."""
-    return reverse.adjoint(graph, seeds, wrt, Bodies(), zero=zero, overrides=overrides)
+    return reverse.adjoint(graph, seeds, wrt, Bodies(), zero=zero)
 
 
 def tangent(
-    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], *, overrides: Collection[int] = ()
+    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value]
 ) -> list[Value | None]:
     """Append the tangents of ``of``, through subgraphs too: see ``passes.tangent.tangent``."""
-    return forward.tangent(graph, pairs, of, Bodies(), overrides=overrides)
+    return forward.tangent(graph, pairs, of, Bodies())
 
 
 class Extended(NamedTuple):
@@ -135,4 +134,4 @@ def expand_pass(graph: Graph, *, ops: tuple[str, ...] = ()) -> None:
             return False
         return op in chosen if chosen else definition.domain == FLOWGRAD and Trait.ZERO not in definition.traits
 
-    expand(graph, lambda node: select(node.op))
+    expand(graph, lambda node: node.adjoint_rule is None and select(node.op))

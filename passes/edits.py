@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from flowgrad.ir.graph import ENTRIES, LITERAL, PARAMETER, Graph, Node, Value
+from flowgrad.ir.graph import ENTRIES, INITIALIZER, LITERAL, PARAMETER, Graph, Node, Value
 from flowgrad.ir.ops.registry import is_random
 
 
@@ -67,6 +67,28 @@ def is_removable_constant(graph: Graph, node: Node) -> bool:
 def is_literal(value: Value) -> bool:
     """Return whether ``value`` is a constant without a role that a user could name."""
     return value.constant is not None and value.producer.role == LITERAL
+
+
+def is_shared(weight: Value, apart_from: Callable[[Node], bool] = lambda node: False) -> bool:
+    """Return whether a float constant has several users, those that ``apart_from`` accepts left out."""
+    return weight.type.dtype.is_float and len(weight.users) > 1 and sum(not apart_from(n) for n in weight.users) > 1
+
+
+def has_shared_weights(graph: Graph) -> bool:
+    """Return whether the pass ``fold`` left something to ``fold{shared=true}``."""
+    return any(v.producer.role == INITIALIZER and is_shared(v) for inner in all_graphs(graph) for v in inner.constants)
+
+
+BYPASSED = "flowgrad.bypassed"
+"""The metadata key of a node whose results no longer stand before all that used them: the pass or rule that did it."""
+
+
+def mark_bypassed(node: Node, by: str) -> None:
+    """Note that some users of a node's results get round them now, or that other values' users came to them.
+
+    Derivatives with respect to such a value would be those of another function: see ``selection.check_whole``.
+    """
+    node.metadata.setdefault(BYPASSED, by)
 
 
 def recompute_of(node: Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import PassError, UnsupportedError, ValidationError
@@ -70,7 +70,7 @@ def expand(graph: Graph, select: Callable[[Node], bool], pass_name: str = "expan
 def lacks_rule(node: Node, forward: bool = False) -> bool:
     """True for an op that can be differentiated (in forward mode, if ``forward``) only through its expansion."""
     definition = opdef(node.op)
-    if definition.expansion_rule is None or Trait.ZERO in definition.traits:
+    if definition.expansion_rule is None or Trait.ZERO in definition.traits or node.adjoint_rule is not None:
         return False
     if definition.adjoint_rule is not None or definition.partial_rule is not None:
         return False
@@ -78,16 +78,15 @@ def lacks_rule(node: Node, forward: bool = False) -> bool:
 
 
 def expand_for_derivative(
-    graph: Graph, wrt: Sequence[Value], of: Sequence[Value], *, forward: bool = False, keep: Collection[int] = ()
+    graph: Graph, wrt: Sequence[Value], of: Sequence[Value], *, forward: bool = False
 ) -> list[Node]:
-    """Expand the nodes on a path from ``wrt`` to ``of`` that only their expansion can differentiate, except the
-    keys in ``keep``.
+    """Expand the nodes on a path from ``wrt`` to ``of`` that only their expansion can differentiate.
 
     Returns the topological order of the graph that results. Raises NotDifferentiableError where expansions refuse.
     """
     order = graph.nodes()
     while True:
-        chosen = [n for n in path_nodes(order, wrt, of) if lacks_rule(n, forward) and n.key not in keep]
+        chosen = [n for n in path_nodes(order, wrt, of) if lacks_rule(n, forward)]
         if not chosen:
             return order
         refusals = [(n, refused.reason) for n in chosen if (refused := expand_node(graph, n)) is not None]

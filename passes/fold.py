@@ -10,27 +10,31 @@ from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.evaluate import call_node
 from flowgrad.ir.graph import CONSTANT, INITIALIZER, INLINE_ELEMENTS, LITERAL, Array, Graph, Node, Value
 from flowgrad.ir.ops.registry import Trait, is_random, opdef
-from flowgrad.passes.edits import all_graphs, is_pinned, remove_dead, substitute
+from flowgrad.passes.edits import all_graphs, is_pinned, is_shared, remove_dead, substitute
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import permitted
 
 GROWTH = 65_536
 """A result of more bytes than this is folded only if it is no larger than its operands."""
 
+
 @pass_("fold", kind="exact")
-def fold(graph: Graph, *, limit: int = 2**20) -> None:
+def fold(graph: Graph, *, limit: int = 2**20, shared: bool = False) -> None:
     """Replace what is computed from constants, or known from types, by constants of at most ``limit`` bytes.
 
-    Parameters are never folded, nor random or pinned nodes; a node that fails is left for the run to report.
+    Parameters are never folded, nor random or pinned nodes; a node that fails is left for the run to report. A weight
+    with several users keeps them all, so that it goes on to stand for itself in derivatives and ``with_params``; with
+    ``shared``, those that can be folded are: for a graph that will only be run.
     """
     for inner in all_graphs(graph):
-        _Folder(inner, limit).run()
+        _Folder(inner, limit, shared).run()
 
 
 class _Folder:
-    def __init__(self, graph: Graph, limit: int) -> None:
+    def __init__(self, graph: Graph, limit: int, shared: bool) -> None:
         self.graph = graph
         self.limit = limit
+        self.shared = shared
         self.known: dict[Value, Array] = {}  # what folded nodes computed and somebody still needs
         self.weights: set[Value] = set()  # those of them that come from an initializer
         self.left: dict[Value, int] = {}
@@ -51,9 +55,10 @@ class _Folder:
         """Return the outputs of a node that can be folded, else None."""
         if is_pinned(self.graph, node):
             return None
-        static = [None if v is None else _static_value(v) for v in node.outputs]
-        if all(v is None or a is not None for v, a in zip(node.outputs, static, strict=True)):
-            return None if is_random(node) else static
+        if is_known(node):
+            return None if is_random(node) else [None if v is None else _static_value(v) for v in node.outputs]
+        if not self.shared and any(self.is_shared_weight(v) for v in node.inputs):
+            return None
         operands = [None if v is None else self.array(v) for v in node.inputs]
         if node.captures or any(a is None and v is not None for a, v in zip(operands, node.inputs, strict=True)):
             return None
@@ -69,6 +74,13 @@ class _Folder:
         constant = value.constant
         return constant if constant is not None else self.known.get(value)
 
+    def is_weight(self, value: Value | None) -> bool:
+        return value is not None and (value in self.weights or value.producer.role == INITIALIZER)
+
+    def is_shared_weight(self, value: Value | None) -> bool:
+        """Return whether a float that a user can name has other users than one."""
+        return value is not None and self.is_weight(value) and is_shared(value, apart_from=is_known)
+
     def is_worth_it(self, node: Node, operands: Sequence[Array | None]) -> bool:
         taken = sum(a.nbytes for a in operands if a is not None)
         if Trait.NON_DIFFERENTIABLE in opdef(node.op).traits and node.subgraphs:
@@ -82,12 +94,12 @@ class _Folder:
 
     def take(self, node: Node, results: Sequence[Array | None]) -> None:
         self.folded.append(node)
-        is_weight = any(v is not None and (v in self.weights or v.producer.role == INITIALIZER) for v in node.inputs)
+        is_weight = any(self.is_weight(v) for v in node.inputs)
         for value, array in zip(node.outputs, results, strict=True):
             if value is not None and array is not None and value.uses:
                 self.known[value] = array
                 self.left[value] = len(value.uses)
-                if is_weight:
+                if is_weight and array.ndim:
                     self.weights.add(value)
 
     def release(self, node: Node) -> None:
@@ -100,12 +112,17 @@ class _Folder:
 
     def constant(self, value: Value, array: Array) -> Value:
         """Return the constant for ``value``, under its name unless it is a small literal."""
-        is_weight = value in self.weights and value.type.dtype.is_float and array.ndim > 0
+        is_weight = value in self.weights and value.type.dtype.is_float
         if array.size <= INLINE_ELEMENTS and not is_weight:
             return self.graph.add_constant(array)
         name = value.name
         self.graph.rename(value, self.graph.unique_name(f"{name}_folded"))
         return self.graph.add_constant(array, name, INITIALIZER if is_weight else LITERAL)
+
+
+def is_known(node: Node) -> bool:
+    """Return whether types alone determine the results of a node."""
+    return all(_static_value(v) is not None for v in node.results)
 
 
 def _static_value(value: Value) -> Array | None:

@@ -25,6 +25,9 @@ DEFAULT_PIPELINE = "stabilize,canonicalize,fold,cse,simplify,canonicalize,dce"
 PLAIN_PIPELINE = DEFAULT_PIPELINE.removeprefix("stabilize,")
 """The same for a model that is to stay as it was written: nothing is repaired."""
 
+RUNNING_PIPELINE = "fold{shared=true},dce"
+"""What a graph that will only be run gets in addition."""
+
 LEVELS = {0: "", 1: "canonicalize,fold,cse,dce", 2: DEFAULT_PIPELINE}
 """The pipelines of -O0, -O1 and -O2."""
 

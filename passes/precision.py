@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from flowgrad.ir.builder import Builder
@@ -14,6 +15,9 @@ from flowgrad.ir.types import FLOAT32, DType, Type, dtype_of
 
 COMPUTING = ("float16", "bfloat16", "float32", "float64")
 """The float types that are exchanged for one another; narrower ones are storage formats and stay."""
+
+LIMITS = ("max", "min", "tiny", "smallest_subnormal")
+"""What bounds and masks are made of: numbers that belong to a type."""
 
 
 def converted(graph: Graph, dtype: str | DType) -> Graph:
@@ -27,6 +31,7 @@ def converted(graph: Graph, dtype: str | DType) -> Graph:
 def _convert(graph: Graph, target: DType, is_outermost: bool) -> Graph:
     result = Graph(graph.name, graph.limits)
     result.metadata, result.origins, result._next_dim = dict(graph.metadata), list(graph.origins), graph._next_dim
+    result.pinned = dict(graph.pinned)
     known: dict[Value, Value] = {}
     for value in graph.inputs:
         stays = is_outermost and _stays_float32(value)
@@ -61,7 +66,7 @@ def _convert_node(b: Builder, node: Node, known: dict[Value, Value], target: DTy
         types=[None if v is None else _type(v.type, target) for v in node.outputs],
         name=node.name,
     )
-    made.metadata = dict(node.metadata)
+    made.metadata, made.adjoint_rule = dict(node.metadata), node.adjoint_rule
     known.update((v, w) for v, w in zip(node.outputs, made.outputs, strict=True) if v is not None and w is not None)
 
 
@@ -77,7 +82,19 @@ def _type(type_: Type, target: DType) -> Type:
 
 
 def _data(data: Any, target: DType) -> Any:
-    return data.astype(target.numpy) if dtype_of(data.dtype).name in COMPUTING else data
+    """Return an array in another type; what stands at a limit of the old type stands at that of the new one.
+
+    Masks and bounds are written so: the largest finite number, its negative, the smallest normal one and the smallest.
+    """
+    if dtype_of(data.dtype).name not in COMPUTING:
+        return data
+    old, new = (ml_dtypes.finfo(t) for t in (data.dtype, target.numpy))  # type: ignore[no-untyped-call]
+    places = [(data == getattr(old, limit), getattr(new, limit)) for limit in LIMITS]
+    others = np.where(np.logical_or.reduce([place for place, _ in places]), np.zeros((), data.dtype), data)
+    converted = others.astype(target.numpy)
+    for place, limit in places:
+        converted[place] = limit
+    return converted
 
 
 def _attribute(is_dtype: bool, value: Any, target: DType) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from flowgrad.ir.errors import FlowgradError, NotDifferentiableError, ValidationError
-from flowgrad.ir.graph import Node, Value
+from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.operands import unknown_ranks
 from flowgrad.ir.ops.registry import Refusal
+from flowgrad.ir.reach import ancestors
+from flowgrad.passes.activity import blocking_nodes
 
 
 def refusal_of(node: Node, error: ValidationError) -> Refusal:
@@ -38,6 +40,18 @@ def _path(node: Node, active: Collection[Value]) -> str:
         node = back.producer
     shown = steps[::-1]
     return " -> ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-3:]])
+
+
+def check_zero(graph: Graph, wrt: Sequence[Value], of: Sequence[Value]) -> None:
+    """Raise NotDifferentiableError if some of ``of`` depends on some of ``wrt``, by steps alone, so that nothing was found."""
+    blocked = blocking_nodes(graph, wrt, of)
+    if not blocked:
+        return
+    needed = ancestors(graph.nodes(), of)
+    listing = "; ".join(f"{n.op} at {n.label!r}" for n in blocked[:10])
+    raise NotDifferentiableError(
+        f"every path from {names_of([x for x in wrt if x in needed])} to {names_of(of)} crosses integer or piecewise-constant operators "
+        f"({listing}): the derivative is zero. Ask for others only, or let zero='allow' (--zero allow) give zeros.", code="zero")
 
 
 def names_of(values: Sequence[Value]) -> str:

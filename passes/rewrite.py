@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,7 +24,15 @@ from flowgrad.ir.graph import ENTRIES, INPUT, OUTPUT, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.types import Type, merge_types
-from flowgrad.passes.edits import all_graphs, is_dead, is_pinned, is_removable_constant, recompute_of, remove_dead
+from flowgrad.passes.edits import (
+    all_graphs,
+    is_dead,
+    is_pinned,
+    is_removable_constant,
+    mark_bypassed,
+    recompute_of,
+    remove_dead,
+)
 from flowgrad.passes.patterns import Application, Match, matches, parse_pattern
 from flowgrad.passes.registry import Kind
 
@@ -197,8 +205,8 @@ class RewriteBuilder(Builder):
                 self.graph.remove(entry)
 
 
-def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20, keep: Collection[int] = ()) -> None:
-    """Apply ``rules`` to ``graph`` and its subgraphs until none fires; nodes of ``graph`` with a key in ``keep`` stay.
+def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20) -> None:
+    """Apply ``rules`` to ``graph`` and its subgraphs until none fires; nodes with an adjoint rule of their own stay.
 
     Linear in nodes for rules that converge. Raises PassError, naming the rules that still fire, after ``cap``
     applications per node.
@@ -210,16 +218,14 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20, keep: Col
                 table.setdefault(op, []).append((rule, pattern))
     depth = max((p.depth for r in rules for p in r.patterns), default=1)
     for inner in all_graphs(graph):
-        _Driver(inner, table, depth, cap, keep if inner is graph else ()).run()
+        _Driver(inner, table, depth, cap).run()
 
 
 class _Driver:
-    def __init__(self, graph: Graph, table: dict[str, list[tuple[Rule, Application]]], depth: int, cap: int,
-                 keep: Collection[int]) -> None:
+    def __init__(self, graph: Graph, table: dict[str, list[tuple[Rule, Application]]], depth: int, cap: int) -> None:
         self.graph = graph
         self.table = table
         self.depth = depth
-        self.keep = keep
         self.queue: deque[Node] = deque()
         self.queued: set[int] = set()
         self.left = 1000 + cap * len(graph)
@@ -235,7 +241,7 @@ class _Driver:
                 self.visit(node)
 
     def push(self, node: Node) -> None:
-        if node.op in self.table and node.key not in self.queued:
+        if node.op in self.table and node.adjoint_rule is None and node.key not in self.queued:
             self.queued.add(node.key)
             self.queue.append(node)
 
@@ -245,8 +251,6 @@ class _Driver:
             for match in matches(pattern, node, shared=rule.shared, pinned=self.graph.pinned):
                 if recorder is not None and not recorder.permits():
                     return
-                if self.keep and any(n.key in self.keep for n in match.nodes):
-                    continue
                 b = RewriteBuilder(self.graph, rule, match)
                 result = rule(b, match)
                 if not isinstance(result, NoMatch) and self.is_held(node, result, b.made):
@@ -295,6 +299,9 @@ class _Driver:
         remove_dead(self.graph, [root])
         remove_dead(self.graph, match.nodes[::-1], keep_random=True)
         b.discard()
+        for node in match.nodes if rule.shared else ():
+            if node.key in self.graph.dag and node is not root:
+                mark_bypassed(node, rule.name)
         for made in b.made:
             if made.key in self.graph.dag:
                 self.push(made)

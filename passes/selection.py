@@ -11,6 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import CONSTANT, PARAMETER, Graph, Value
 from flowgrad.ir.types import INT64, Type
+from flowgrad.passes.edits import BYPASSED
 from flowgrad.passes.parameters import parameters
 
 
@@ -49,6 +50,16 @@ def find_value(graph: Graph, name: str, words: Sequence[str] = ()) -> Value:
     raise InputError(f"no output, value or node {name!r} in {graph.name!r}{suggestion(name, known)}", code="name")
 
 
+def check_whole(value: Value) -> Value:
+    """Return ``value`` if all that it once reached still goes through it; InputError if a pass let some go round it."""
+    by = value.producer.metadata.get(BYPASSED)
+    if by is None:
+        return value
+    raise InputError(f"{value.name!r} no longer stands for what it did: {by!r} led users of it, or of its equals, another way, "
+                     "so a derivative there would be a part or a sum; transform the model before it is optimised",
+                     code="bypassed")
+
+
 def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
     """Return the values that ``wrt`` names: names, globs, "inputs" (all float ones), "params", or a list of these.
 
@@ -60,6 +71,7 @@ def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
     for value in chosen:
         if not value.type.dtype.is_float:
             raise InputError(f"{value.name!r} is {value.type.dtype.name}: only floats have derivatives", code="dtype")
+        check_whole(value)
         if value.producer.op == CONSTANT:
             graph.set_role(value, PARAMETER)
     if not chosen:

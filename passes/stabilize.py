@@ -6,7 +6,6 @@ mathematically. Inner nodes of these patterns may have other users: what matters
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -25,11 +24,11 @@ def stabilize(graph: Graph) -> None:
     apply_rules(graph, RULES)
 
 
-def repair(graph: Graph, keep: Collection[int] = ()) -> list[str]:
-    """Run the pass and return what it did, one text a change; nodes with a key in ``keep`` stay as they are."""
+def repair(graph: Graph) -> list[str]:
+    """Run the pass and return what it did, one text a change."""
     recorder = Recorder()
     with recording(recorder):
-        apply_rules(graph, RULES, keep=keep)
+        apply_rules(graph, RULES)
     return [str(change) for change in recorder.applied]
 
 

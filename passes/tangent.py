@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flowgrad.ir.body_derivatives import BodyDifferentiator
@@ -15,7 +15,7 @@ from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.operands import sum_of, sum_of_present
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
 from flowgrad.ir.reach import needed_nodes, path_nodes
-from flowgrad.passes.activity import active_values
+from flowgrad.passes.activity import active_values, is_flat
 from flowgrad.passes.adjoint import adjoint, apply_adjoint
 from flowgrad.passes.expand import expand_for_derivative
 from flowgrad.passes.refusals import refusal_error, refusal_of
@@ -26,13 +26,13 @@ Tangent = Value | None
 @bulk
 def tangent(
     graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], bodies: BodyDifferentiator, *,
-    pass_name: str = "tangent", overrides: Collection[int] = (),
+    pass_name: str = "tangent",
 ) -> list[Tangent]:
     """Append to ``graph`` the tangents of ``of`` for the values and tangents in ``pairs``.
 
     Forward accumulation: y_dot = sum over the inputs x of (dy/dx) x_dot. Returns one value per entry of ``of``, of
     exactly its type, or None where it does not depend on any x. Raises NotDifferentiableError like ``adjoint``,
-    and where a path crosses a node of ``overrides``, whose tangent nobody gave. ``bodies`` differentiates subgraphs.
+    and where a path crosses a node with an adjoint rule of its own, whose tangent nobody gave. ``bodies`` differentiates subgraphs.
     """
     wrt = [x for x, _ in pairs]
     order = expand_for_derivative(graph, wrt, of, forward=True)
@@ -46,9 +46,9 @@ def tangent(
     refusals: list[tuple[Node, str]] = []
     for node in path_nodes(order, wrt, of):
         operands = [dots.get(v) if v is not None else None for v in (*node.inputs, *node.captures)]
-        if Trait.ZERO in opdef(node.op).traits or all(d is None for d in operands):
+        if is_flat(node) or all(d is None for d in operands):
             continue
-        if node.key in overrides:
+        if node.adjoint_rule is not None:
             refusals.append((node, "its adjoint is overridden, so forward mode has no rule for it"))
             continue
         b.origin = graph.new_origin(pass_name, (node,))

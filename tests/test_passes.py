@@ -298,7 +298,7 @@ def test_the_hazards_are_hazards() -> None:
 def test_available_lists_every_pass_with_kind_and_options() -> None:
     found = available()
     assert set(PASSES) <= set(found)
-    assert found["fold"].options == {"limit": 2**20} and found["cse"].kind == "exact"
+    assert found["fold"].options == {"limit": 2**20, "shared": False} and found["cse"].kind == "exact"
     assert all(p.summary for p in found.values())
 
 

@@ -10,6 +10,7 @@ from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.model import Model, Role
 from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.refusals import check_zero
 from flowgrad.passes.selection import Names, Of, Pick, as_list, find_of, find_scalar, find_value, find_wrt
 
 
@@ -74,7 +75,8 @@ def _scalar_gradient(
     return task.finish()
 
 
-def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, stabilize: bool = True) -> Model:
+def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, zero: Zero = "error",
+        stabilize: bool = True) -> Model:
     """Return a model of the Jacobian-vector product: tangents in, tangents out.
 
     Each x in ``wrt`` gets a new input ``x_tangent`` of its type; the outputs are the original ones, then ``y_tangent`` =
@@ -89,8 +91,10 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, stabilize:
         x_dot = task.graph.add_input(task.graph.unique_name(f"{x.name}_tangent"), x.type)
         task.roles["tangent", "", x.name] = x_dot.name
         pairs.append((x, x_dot))
-    for (name, y), y_dot in zip(values, tangent(task.graph, pairs, [v for _, v in values],
-                                                         overrides=model.override_keys()), strict=True):
+    found = tangent(task.graph, pairs, [v for _, v in values])
+    if check_option(zero) != "allow":
+        check_zero(task.graph, wrt_values, [y for (_, y), y_dot in zip(values, found, strict=True) if y_dot is None])
+    for (name, y), y_dot in zip(values, found, strict=True):
         task.add_derivative(("tangent", name, ""), f"{name}_tangent", y, y_dot, name, "wrt")
     return task.finish()
 
@@ -114,10 +118,16 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, ze
         x_dot = task.graph.add_input(task.graph.unique_name(f"{w}_tangent"), x.type)
         task.roles["tangent", "", w] = x_dot.name
         pairs.append((x, x_dot))
-    for (w, _), g, dot in zip(wrt_values, gradients, tangent(task.graph, pairs, gradients,
-                                                                    overrides=model.override_keys()), strict=True):
+    for (w, _), g, dot in zip(wrt_values, gradients, tangent(task.graph, pairs, gradients), strict=True):
         task.add_derivative(("hvp", name, w), f"{w}_hvp", g, dot, name, w)
     return task.finish()
+
+
+def check_option(zero: Zero) -> Zero:
+    """Return ``zero``; InputError if it is none of its words."""
+    if zero not in ("error", "allow"):
+        raise InputError(f"zero is 'error' or 'allow', got {zero!r}", code="option")
+    return zero
 
 
 class _Task:
@@ -134,9 +144,9 @@ class _Task:
         self.notes = list(model.notes)
 
     def finish(self) -> Model:
-        """Return the model made; adjoint rules that were overridden stay so for the next derivative."""
+        """Return the model made."""
         made = Model(self.graph, self.roles, self.notes)
-        made.overrides, made.stabilize = dict(self.model.overrides), self.stabilize
+        made.stabilize = self.stabilize
         return made
 
     def repair(self, values: Sequence[Value], keep: Names = ()) -> list[tuple[str, Value]]:
@@ -146,7 +156,7 @@ class _Task:
         kept = [(name, find_value(self.graph, name)) for name in as_list(keep)]
         for value in (*values, *(v for _, v in kept)):
             self.graph.pin(value)
-        done = repair(self.graph, keep=self.model.override_keys()) if self.stabilize else []
+        done = repair(self.graph) if self.stabilize else []
         if done:
             shown = ", ".join(done[:5]) + (", ..." if len(done) > 5 else "")
             self.notes.append(f"{len(done)} formulas are repaired before they are differentiated: {shown}")
@@ -157,7 +167,9 @@ class _Task:
         return Builder(self.graph, prefix=y.name).filled(1, y)
 
     def drop_outputs(self) -> None:
-        """Take all outputs away; the values stay."""
+        """Take all outputs away, and their roles; the values stay."""
+        gone = {entry.name for entry in self.graph.output_entries}
+        self.roles = {role: name for role, name in self.roles.items() if name not in gone}
         for entry in self.graph.output_entries:
             self.graph.remove(entry)
 
@@ -170,12 +182,10 @@ class _Task:
 
     def gradients(self, seeds: Sequence[tuple[str, Value, Value]], wrt: Sequence[Value], zero: Zero) -> None:
         """Run the adjoint and add one output for each of ``wrt``."""
-        if zero not in ("error", "allow"):
-            raise InputError(f"zero is 'error' or 'allow', got {zero!r}", code="option")
+        check_option(zero)
         for value in (*(y for _, y, _ in seeds), *wrt):
             self.graph.pin(value)
-        found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero,
-                        overrides=self.model.override_keys())
+        found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero)
         of = ",".join(name for name, _, _ in seeds)
         for x, x_bar in zip(wrt, found, strict=True):
             self.add_derivative(("grad", of, x.name), f"{x.name}_grad", x, x_bar, of, x.name)
@@ -184,7 +194,7 @@ class _Task:
         """Output a derivative under a free name; zeros, and a note, where there is none."""
         if found is None:
             found = Builder(self.graph, prefix=like.name).zeros_like(like)
-            self.notes.append(f"{of!r} does not depend on {wrt!r}: its derivative is zero")
+            self.notes.append(f"{of!r} does not depend on {wrt!r}, or by steps alone: its derivative is zero")
         name = self.graph.unique_output_name(wanted if wanted not in self.graph.values else self.graph.unique_name(wanted))
         self.roles[role] = name
         return self.graph.add_output(found, name)

@@ -7,11 +7,11 @@ from typing import Any
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
-from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.inline import inline
 from flowgrad.ir.types import Type, merge_types
 from flowgrad.model import Model
-from flowgrad.passes.selection import Names, Pick, as_list, find_value
+from flowgrad.passes.selection import Names, Pick, as_list, check_whole, find_value
 
 Rule = Callable[..., Any]
 
@@ -30,7 +30,7 @@ def stop_gradient(model: Model, names: Names) -> Model:
     graph = model.graph.copy()
     b = Builder(graph)
     for name in as_list(names):
-        value = find_value(graph, name)
+        value = check_whole(find_value(graph, name))
         b.prefix, b.origin = value.name, graph.new_origin("stop_gradient", (value.producer,))
         stopped = b.StopGradient(value)
         graph.replace_uses(value, stopped, only=lambda n, made=stopped.producer: n is not made)  # type: ignore[misc]
@@ -50,10 +50,11 @@ def guided(b: Builder, node: Node, y_bar: Value) -> Any:
 
 
 def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = ()) -> Model:
-    """Return a model whose nodes of ``op``, or those that make the values ``names``, have another adjoint rule.
+    """Return a model whose nodes of ``op`` (those in subgraphs too), or those that make the values ``names``, have another
+    adjoint rule.
 
     ``rule(b, node, *y_bars)`` returns one cotangent, or None for zero, per input: ``straight_through``, ``guided``, or
-    your own. The override lives in the Model, not in files: differentiate first, then save. Tangents are refused there.
+    your own. The rule lives in memory, not in files: differentiate first, then save. Tangents are refused there.
     Raises InputError if nothing matches.
     """
     if not callable(rule):
@@ -61,15 +62,15 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
     if not op and not names:
         raise InputError("override_adjoint needs op= or names=: whose adjoint to override", code="name")
     graph = model.graph.copy()
-    chosen = [find_value(graph, n) for n in as_list(names)]
-    chosen += [n.output() for n in graph.nodes() if op and n.op == op]
+    chosen = [(graph, check_whole(find_value(graph, n)).producer) for n in as_list(names)]
+    chosen += [(inner, node) for inner, node in graph.walk() if op and node.op == op]
     if not chosen:
-        raise InputError(f"no node of op {op!r}{suggestion(op, {n.op for n in graph.nodes()})}", code="name")
-    for value in chosen:
-        graph.pin(value)
-    result = model.with_graph(graph)
-    result.overrides = {**model.overrides, **{v.name: (v.producer.op, rule) for v in chosen}}
-    return result
+        raise InputError(f"no node of op {op!r}{suggestion(op, {n.op for _, n in graph.walk()})}", code="name")
+    for inner, node in chosen:
+        if node.op in ENTRIES:
+            raise InputError(f"{node.label!r} is computed by no node: it has no adjoint rule", code="name")
+        inner.set_adjoint_rule(node, rule)
+    return model.with_graph(graph)
 
 
 def compose(first: Model, second: Model, wires: Mapping[str, str]) -> Model:
@@ -102,7 +103,9 @@ def compose(first: Model, second: Model, wires: Mapping[str, str]) -> Model:
             graph.remove(entry)
     added = [graph.add_output(v, graph.unique_output_name(e.name)) for e, v in zip(entries, found, strict=True)]
     graph.reorder_outputs([*added, *kept])
-    return first.with_graph(graph)
+    made = Model(graph, first.roles, [*first.notes, *second.notes])
+    made.stabilize = first.stabilize and second.stabilize
+    return made
 
 
 def unbatch(model: Model, axis: int = 0) -> Model:
