@@ -75,6 +75,8 @@ class Signature:
 
 def _checked_array(name: str, type_: Type, given: Any) -> Array:
     array = np.asarray(given)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if type_.dtype.kind != "string" and array.dtype != type_.dtype.numpy:
         raise InputError(f"input {name!r} is {dtype_of(array.dtype).name}, expected {type_.dtype.name}; "
                          f"convert it with .astype({type_.dtype.name!r})", code="dtype")

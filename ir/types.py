@@ -94,7 +94,7 @@ INT64, INT32, UINT8, BOOL, STRING = (_BY_NAME[n] for n in ("int64", "int32", "ui
 
 
 def dtype_of(what: object) -> DType:
-    """Return the DType for a name ("float32" or "f32"), ONNX number, NumPy dtype or scalar type.
+    """Return the DType for a name ("float32" or "f32"), ONNX number, NumPy dtype (of any byte order) or scalar type.
 
     Raises InputError for anything else.
     """
@@ -105,7 +105,7 @@ def dtype_of(what: object) -> DType:
     if isinstance(what, int) and what in _BY_ONNX:
         return _BY_ONNX[what]
     if isinstance(what, (np.dtype, type)):
-        found = np.dtype(what)
+        found = np.dtype(what).newbyteorder("=")
         if found in _BY_NUMPY:
             return _BY_NUMPY[found]
         if found.kind in "US":

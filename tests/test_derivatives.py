@@ -198,3 +198,16 @@ def test_no_path_at_all_gives_zeros_and_a_note() -> None:
     gradient = fg.grad(piecewise(), "z", "x")
     assert not gradient(x=np.ones(3), u=np.ones(3))["x_grad"].any()
     assert "does not depend on 'x'" in gradient.notes[0]
+
+
+@pytest.mark.parametrize("column_major", [0, 1])
+def test_windows_that_see_pads_alone_pass_nothing_on(column_major: int) -> None:
+    """Of five windows of two over each channel of two pixels the outer two see pads alone."""
+    source = ("graph @g (%x: f64[1,2,2,1]) -> (%y: f64[1,2,5,1]) { %y: f64[1,2,5,1] = MaxPool(%x) "
+              f"{{kernel_shape=[2, 1], pads=[2, 0, 2, 0], storage_order={column_major}}} }}")
+    gradient = fg.vjp(fg.load(source.encode()), "y", "x")
+    feeds = {"x": np.array([1.0, 2.0, 4.0, 3.0]).reshape(1, 2, 2, 1), "y_grad": np.arange(1.0, 11.0).reshape(1, 2, 5, 1)}
+    np.testing.assert_array_equal(gradient(feeds)["x_grad"].ravel(), [2.0, 3.0 + 4.0, 7.0 + 8.0, 9.0])
+    again = fg.vjp(gradient, "x_grad", "y_grad")
+    back = again({**feeds, "x_grad_grad": np.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 2, 1)})
+    np.testing.assert_array_equal(back[again.outputs[-1].name].ravel(), [0, 1, 2, 2, 0, 0, 3, 3, 4, 0])

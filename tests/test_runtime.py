@@ -242,6 +242,7 @@ def test_an_extent_that_is_an_expression_of_others(how: str) -> None:
 def test_lists_and_scalars_are_taken_where_the_dtype_fits() -> None:
     program = NumpyProgram(pointwise(shape=(2,)))
     np.testing.assert_array_equal(program.run({"x": [0.5, 1.0]})["y"], np.tanh([0.5, 1.0]))
+    np.testing.assert_array_equal(program.run({"x": np.array([0.5, 1.0], ">f8")})["y"], np.tanh([0.5, 1.0]))
 
 
 def test_runtime_failure_names_the_node() -> None:

@@ -97,6 +97,25 @@ def test_an_inner_value_that_users_get_round_is_refused() -> None:
     np.testing.assert_allclose(fg.vjp(model.optimized(), "y", "x")(feeds)["x_grad"], np.zeros((2, 3)), atol=1e-15)
 
 
+@transformed
+def test_stopped_gradients_stay_stopped(transform: Callable[[Model], Model]) -> None:
+    model = text("graph @g (%x: f64[2]) -> (%y: f64[2]) { %a: f64[2] = Exp(%x) %y: f64[2] = Mul(%a, %x) }")
+    stopped = transform(fg.stop_gradient(model, "a"))
+    found = fg.vjp(stopped, "y", "x")(x=np.array([0.0, 1.0]), y_grad=np.ones(2))["x_grad"]
+    np.testing.assert_allclose(found, [1.0, np.e], rtol=1e-15)
+
+
+@transformed
+@pytest.mark.parametrize("axes", ["", ", i64([1])"])
+def test_second_derivatives_of_products_at_zeros(transform: Callable[[Model], Model], axes: str) -> None:
+    """The Hessian of x0 x1 x2 x3 at (0, 2, 0, 3) has one pair of entries: 2 3 at (0, 2)."""
+    model = text(f"graph @g (%x: f64[1,4]) -> (%z: f64[1,1]) {{ %z: f64[1,1] = ReduceProd(%x{axes}) }}")
+    gradient = transform(fg.grad(model, "z", "x"))
+    again = fg.vjp(gradient, "x_grad", "x")
+    found = again(x=np.array([[0.0, 2.0, 0.0, 3.0]]), x_grad_grad=np.array([[1.0, 0.0, 0.0, 0.0]]))
+    np.testing.assert_array_equal(found[again.outputs[-1].name], [[0.0, 0.0, 6.0, 0.0]])
+
+
 # ---- other adjoint rules ------------------------------------------------------------------------------------------------
 
 X, Y_BAR = np.array([0.3, 0.6, -1.2]), np.array([-1.0, 1.0, 1.0])

@@ -202,7 +202,7 @@ def test_what_counts_as_a_dim() -> None:
 
 
 def test_dtypes_are_found_by_every_name() -> None:
-    for what in ("float32", "f32", 1, np.float32, np.dtype("f4"), FLOAT32):
+    for what in ("float32", "f32", 1, np.float32, np.dtype("f4"), np.dtype(">f4"), FLOAT32):
         assert dtype_of(what) is FLOAT32
     assert dtype_of(np.dtype("<U3")) is STRING
     for wrong in ("float", 99, None, np.datetime64):

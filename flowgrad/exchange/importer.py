@@ -43,7 +43,7 @@ from flowgrad.ir.errors import (
 from flowgrad.ir.graph import CONSTANT, ENTRIES, INITIALIZER, LITERAL, PARAMETER, Array, Graph, Value
 from flowgrad.ir.infer import draft
 from flowgrad.ir.limits import Limits
-from flowgrad.ir.ops.registry import FLOWGRAD, find_op
+from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, find_op
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, parse_dim
 
 FRAME_DEPTH = 128
@@ -322,9 +322,11 @@ class Importer:
         most = len(definition.outputs) - len(definition.residuals)
         if not names or (len(names) > most and not definition.variadic_outputs):
             raise ValidationError(f"{call.op} with {len(names)} outputs", code="arity", where=call.label)
-        node = b.add_node(call.op, call.inputs, call.attributes, outputs=names, captures=call.captures,
-                          subgraphs=call.subgraphs, name=call.name)
-        node.metadata = {p.key: p.value for p in call.proto.metadata_props}
+        metadata = {p.key: p.value for p in call.proto.metadata_props}
+        stops = call.op == "Identity" and metadata.pop(STANDS_FOR, "") == "StopGradient"
+        node = b.add_node("StopGradient" if stops else call.op, call.inputs, call.attributes, outputs=names,
+                          captures=call.captures, subgraphs=call.subgraphs, name=call.name)
+        node.metadata = metadata
         if call.proto.doc_string:
             node.metadata["onnx.doc_string"] = call.proto.doc_string
         return node.outputs

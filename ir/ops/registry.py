@@ -74,6 +74,9 @@ number of outputs, callables for the subgraphs by name, the NumPy dtype of the f
 FLOWGRAD = "flowgrad"
 """The domain of operators that the standard does not have: derivatives are made with them, export expands them."""
 
+STANDS_FOR = "flowgrad.op"
+"""The metadata key by which a node of an expansion says what it stands for, where plain ONNX cannot."""
+
 Kernel = Callable[..., Any]
 Cut = tuple[slice, ...] | None
 """The part of an operand that a piece of work needs; None for all of it."""

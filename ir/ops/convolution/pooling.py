@@ -152,14 +152,26 @@ def _(node: Node) -> list[Type]:
 
 @max_pool.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value, _indices: None) -> Any:
-    """x_bar adds every element of y_bar where its maximum was found (the first one on ties)."""
+    """x_bar adds every element of y_bar where its maximum was found (the first one on ties).
+
+    A window that sees nothing but pads has no maximum and passes nothing on.
+    """
     x = node.input(0)
     indices = b.residual(node, "Indices")
+    if _may_see_pads_alone(node):
+        sees = b.Greater(b.add("MaxPool", [b.zeros_like(x)], node.attributes), b.scalar(-1, x.type.dtype))
+        y_bar, indices = b.Where(sees, y_bar, b.scalar(0, x.type.dtype)), b.Where(sees, indices, b.scalar(0, INT64))
     if not attr(node, "storage_order"):
         return b.MaxPoolGrad(y_bar, indices, b.shape(x))
     rank = 2 + len(attr(node, "kernel_shape"))
     turned = [0, 1, *range(rank - 1, 1, -1)]  # column-major indices count over the image with its axes reversed
     return b.Transpose(b.MaxPoolGrad(y_bar, indices, b.Gather(b.shape(x), turned)), perm=turned)
+
+
+def _may_see_pads_alone(node: Node) -> bool:
+    kernel, pads = attr(node, "kernel_shape"), attr(node, "pads") or ()
+    steps = attr(node, "dilations") or (1,) * len(kernel)
+    return any(pad > (k - 1) * d for pad, k, d in zip(pads, (*kernel, *kernel), (*steps, *steps), strict=False))
 
 
 @op("MaxPoolGrad", domain=FLOWGRAD, outputs=("x_bar",), traits=(Trait.LINEAR,), extents=("x_shape",))

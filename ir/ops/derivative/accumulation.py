@@ -397,13 +397,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
         return refuse("the axes of a product are known only at run time: it has a first derivative only")
     if not known and attr(node, "noop_with_empty_axes"):
         return b.zeros_like(x), NO_GRADIENT
-    rank = x.type.rank
-    last = normal_axes(known, rank) if known else list(range(rank))
-    order = moved_last(last, rank)
-    moved = permuted(b, x, order)
-    outer = extents(b, moved, 0, rank - len(last))
-    inner = b.Reshape(b.ReduceProd(joined(b, extents(b, moved, rank - len(last), rank))), b.ints([1]))
-    rows = b.Reshape(moved, joined(b, [*outer, inner]), allowzero=1)
+    moved, rows, order = _factors(b, x, known)
     bars = b.Reshape(permuted(b, y_bar, order), b.shape(rows), allowzero=1)
     places = ramp(b, b.extent(rows, -1))
     same = b.Equal(b.Unsqueeze(places, [1]), places)
@@ -414,9 +408,57 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return permuted(b, x_bar, inverse_of(order)), NO_GRADIENT
 
 
+def _factors(b: Builder, x: Value, axes: Sequence[int]) -> tuple[Value, Value, list[int]]:
+    """Return x with the axes of the factors (all, if ``axes`` is empty) behind the others, then as one, and the permutation."""
+    rank = len(x.shape)
+    last = normal_axes(axes, rank) if axes else list(range(rank))
+    order = moved_last(last, rank)
+    moved = permuted(b, x, order)
+    outer, inner = extents(b, moved, 0, rank - len(last)), moved.shape[rank - len(last):]
+    count = b.ints([dim_product(inner)]) if all(isinstance(d, int) for d in inner) else b.Reshape(
+        b.ReduceProd(joined(b, extents(b, moved, rank - len(last), rank))), b.ints([1]))
+    return moved, b.Reshape(moved, joined(b, [*outer, count]), allowzero=1), order
+
+
 @prod_of_others.expansion
 def _(b: Builder, node: Node) -> Value:
-    """The product over x where x != 0; with one zero only at the zero itself, with more nowhere."""
+    """The product of the factors before times that of those behind, if it is known how many there are.
+
+    So derivatives of it are right at zeros too: nothing is divided and nothing compared.
+    """
+    x, axes = node.input(0), node.optional(1)
+    known = known_ints(axes) if axes is not None else []
+    if x.type.rank is None or known is None or (not known and attr(node, "noop_with_empty_axes")):
+        return _quotients(b, node)
+    moved, rows, order = _factors(b, x, known)
+    count = rows.shape[-1]
+    if not isinstance(count, int):
+        return _quotients(b, node)
+    if not count:
+        return x
+    return permuted(b, reshape_to(b, b.Mul(_before(b, rows, count, 1), _before(b, rows, count, -1)), moved), inverse_of(order))
+
+
+def _before(b: Builder, rows: Value, count: int, direction: int) -> Value:
+    """Return the product of all factors before each (behind, for direction -1), in as many steps as ``count`` has bits."""
+
+    def moved(v: Value, step: int) -> Value:
+        start, end = (0, count - step) if direction > 0 else (step, count)
+        pads = [0] * (2 * len(rows.shape))
+        pads[len(rows.shape) - 1 if direction > 0 else -1] = step
+        return b.Pad(b.Slice(v, [start], [end], [-1]), pads, b.scalar(1, rows.type.dtype))
+
+    product, step = moved(rows, 1), 1
+    while step < count:
+        product, step = b.Mul(product, moved(product, step)), 2 * step
+    return product
+
+
+def _quotients(b: Builder, node: Node) -> Value:
+    """The product over x where x != 0; with one zero only at the zero itself, with more nowhere.
+
+    A derivative of this, taken after it was written to a file, is right where no factor is zero.
+    """
     x, *axes = node.inputs
     one, zero = b.scalar(1, x.type.dtype), b.scalar(0, x.type.dtype)  # type: ignore[union-attr]
     noop = attr(node, "noop_with_empty_axes")

@@ -11,7 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import computed
-from flowgrad.ir.ops.registry import FLOWGRAD, Trait, op
+from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, Trait, op
 from flowgrad.ir.types import BOOL, Type
 
 
@@ -52,5 +52,7 @@ def stop_gradient(x: Array) -> Array:
 
 @stop_gradient.expansion
 def _(b: Builder, node: Node) -> Any:
-    """y = x; that no derivative passes has been settled by then."""
-    return b.Identity(node.input(0))
+    """y = x; the mark lets a reader know that no derivative passes."""
+    y = b.Identity(node.input(0))
+    y.producer.metadata[STANDS_FOR] = node.op
+    return y
