@@ -421,21 +421,27 @@ def _zero_piece(b: Builder, node: Node, index: int) -> Value:
 
 
 def slice_tuple(
-    rank: int, starts: Array, ends: Array, axes: Array | None, steps: Array | None
+    shape: Sequence[int], starts: Array, ends: Array, axes: Array | None, steps: Array | None
 ) -> tuple[slice, ...]:
-    """Return the NumPy index that a Slice takes."""
+    """Return the NumPy index that a Slice takes from a tensor of ``shape``."""
+    rank = len(shape)
     first, last = int_list(starts) or [], int_list(ends) or []
     chosen = normal_axes(range(len(first)) if axes is None else int_list(axes) or [], rank)
     stride = [1] * len(first) if steps is None else int_list(steps) or []
     index = [slice(None)] * rank
     for axis, start, end, step in zip(chosen, first, last, stride, strict=True):
-        index[axis] = slice(start, end, step)
+        index[axis] = slice_along(shape[axis], start, end, step)
     return tuple(index)
+
+
+def slice_along(extent: int, start: int, end: int, step: int) -> slice:
+    """Return the NumPy slice along one axis. Going down from before the first element begins at that, not before it."""
+    return slice(0 if step < 0 and start < -extent else start, end, step)
 
 
 @op("Slice", since=13, outputs=("output",), traits=VIEWS, extents=("starts", "ends", "axes", "steps"))
 def slice_(data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
-    return data[slice_tuple(data.ndim, starts, ends, axes, steps)]
+    return data[slice_tuple(data.shape, starts, ends, axes, steps)]
 
 
 @slice_.types
@@ -460,7 +466,7 @@ def _(node: Node) -> Type:
 def _sliced(extent: DimLike, start: DimLike, end: DimLike, step: int) -> DimLike:
     """Return the extent of a slice, UNKNOWN where it depends on which of two numbers is larger."""
     if isinstance(extent, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(*slice(start, end, step).indices(extent)))
+        return len(range(*slice_along(extent, start, end, step).indices(extent)))
     whole = isinstance(end, int) and end >= 2**31 - 1 or end == extent
     if start == 0 and whole and step > 0:
         return -(-extent // step)

@@ -61,5 +61,8 @@ CASES: list[Case] = [
     Case("Slice", [normal(5, 6), ints(4, run_time=True), ints(-9, run_time=True), ints(1, run_time=True),
                    ints(-2, run_time=True)], name="all-run-time"),
     Case("Slice", [normal(5), ints(3), ints(1)], name="nothing"),
+    Case("Slice", [normal(3, 2), ints(-5), ints(-9), ints(0), ints(-1)], expected=lambda x, *_: x[:1], name="from-before"),
+    Case("Slice", [normal(3, 2), ints(-5, run_time=True), ints(-9, run_time=True), ints(0, run_time=True),
+                   ints(-2, run_time=True)], expected=lambda x, *_: x[:1], name="run-time-from-before"),
     Case("Slice", [fixed([3, 1, 2], "int64"), ints(-2), ints(99)], name="integers"),
 ]

@@ -99,7 +99,7 @@ def slice_grad(shape: Array, *pieces: Array, out: Array | None = None) -> Array:
     """Add pieces to zeros of ``shape``, each at a slice: (y_bar, starts, ends, axes, steps) five by five."""
     total = _zeros(shape, pieces[0], out)
     for y_bar, starts, ends, axes, steps in _groups(pieces, 5):
-        place = total[slice_tuple(total.ndim, starts, ends, axes, steps)]
+        place = total[slice_tuple(total.shape, starts, ends, axes, steps)]
         np.add(place, y_bar, out=place)
     return total
 
