@@ -256,6 +256,8 @@ class _Driver:
                 if not isinstance(result, NoMatch) and self.is_held(node, result, b.made):
                     held = NoMatch("an output is pinned")
                     result = b.Identity(result) if rule.kind == "repairs" and isinstance(result, Value) else held
+                if not isinstance(result, NoMatch) and self.says_less(rule, node, result, b.made):
+                    result = NoMatch("an output would lose what its type says")
                 if isinstance(result, NoMatch):
                     b.discard()
                     if recorder is not None and recorder.verbose:
@@ -272,6 +274,18 @@ class _Driver:
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         fresh = {v for n in made for v in n.results}
         return any(old is not None and old.name in self.graph.pinned and new not in fresh
+                   for old, new in zip(root.outputs, results, strict=False))
+
+    def says_less(self, rule: Rule, root: Node, result: Any, made: Sequence[Node]) -> bool:
+        """Return whether an output of the graph would be a value of a less precise type, which cannot be made more so.
+
+        A loop without iterations has nothing but the types of its body to tell the extents of what it stacks.
+        """
+        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        fresh = {v for n in made for v in n.results}
+        return any(old is not None and isinstance(new, Value) and new not in fresh
+                   and (new.producer.op == INPUT or new.type.rank != old.type.rank)
+                   and any(u.op == OUTPUT for u in old.uses.values()) and new.type != _merged(rule, root, old.type, new.type)
                    for old, new in zip(root.outputs, results, strict=False))
 
     def commit(self, b: RewriteBuilder, rule: Rule, match: Match, result: Any) -> None:

@@ -245,3 +245,45 @@ def test_masks_of_a_type_go_with_the_type() -> None:
         %y: f32[2] = Softmax(%s) }""")
     found = model.astype("float16")(x=np.array([1, 2], np.float16), m=np.array([False, False]))["y"]
     np.testing.assert_array_equal(found, [0.5, 0.5])
+
+
+# ---- loops without iterations ---------------------------------------------------------------------------------------------
+
+
+def powers() -> Model:
+    """q_t = w x^t for t < trips, s = w x^trips; z = sum(q) + sum(s)."""
+    return text("""graph @g (%x: f64[n], %trips: i64[]) -> (%z: f64[], %q: f64[m,3])
+        initializers (%w: f64[3] = [1, 2, 3]) {
+        %s: f64[3], %q: f64[m,3] = Loop(%trips, bool(true), %w) captures (%x)
+          body = graph @b (%i: i64[], %c: bool[], %s0: f64[*], %x: f64[n]) -> (%c1: bool[], %s1: f64[n], %y: f64[3]) {
+            %c1: bool[] = Identity(%c)
+            %s1: f64[n] = Mul(%s0, %x)
+            %y: f64[3] = Identity(%s0) }
+        %a: f64[] = ReduceSum(%q) {keepdims=0}
+        %b: f64[] = ReduceSum(%s) {keepdims=0}
+        %z: f64[] = Add(%a, %b) }""")
+
+
+@transformed
+@pytest.mark.parametrize("trips", [0, 1, 3])
+def test_loops_keep_their_types_and_gradients_over_any_number_of_iterations(
+    transform: Callable[[Model], Model], trips: int
+) -> None:
+    model, feeds = transform(powers()), {"x": np.full(3, 2.0), "trips": np.array(trips)}
+    assert model(feeds)["q"].shape == (trips, 3)
+    found = fg.grad(model, "z", ["x", "w"])(feeds)
+    t, w = np.arange(trips + 1), np.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(found["w_grad"], np.full(3, np.sum(2.0**t)), rtol=1e-15)
+    np.testing.assert_allclose(found["x_grad"], w * np.sum(t * 2.0 ** (t - 1)), rtol=1e-15)
+
+
+def test_a_loop_without_condition_whose_state_nobody_needs_is_exported() -> None:
+    model = text("""graph @g (%x: f64[2], %n: i64[]) -> (%y: f64[p,2]) {
+        %s: f64[2], %y: f64[p,2] = Loop(%n, _, %x)
+          body = graph @b (%i: i64[], %c: bool[], %s0: f64[2]) -> (%c1: bool[], %s1: f64[2], %r: f64[2]) {
+            %c1: bool[] = Identity(%c)
+            %s1: f64[2] = Identity(%s0)
+            %r: f64[2] = Cos(%s0) } }""")
+    again = fg.load(model.to_onnx())
+    feeds = {"x": np.array([0.0, 1.0]), "n": np.array(2)}
+    np.testing.assert_array_equal(again(feeds)["y"], np.tile(np.cos(feeds["x"]), (2, 1)))

@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from flowgrad import ir
 from flowgrad.exchange.data_file import DataFile
-from flowgrad.exchange.functions import type_proto
+from flowgrad.exchange.functions import schema_of, type_proto
 from flowgrad.exchange.lowering import lowered
 from flowgrad.exchange.reader import PRODUCER
 from flowgrad.exchange.stamps import LOWEST_STAMP, Stamps, attributes_of, ir_version_for
@@ -246,7 +246,8 @@ class _Writer:
     def _node(self, proto: GraphProto, node: Node) -> None:
         inputs = ["" if v is None else self.names[v] for v in node.inputs]
         outputs = ["" if v is None else self.names[v] for v in node.outputs]
-        while inputs and not inputs[-1]:
+        needed = schema_of(node.op, self.opset).min_input
+        while len(inputs) > needed and not inputs[-1]:
             inputs.pop()
         while outputs and not outputs[-1]:
             outputs.pop()
