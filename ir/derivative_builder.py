@@ -81,7 +81,7 @@ class DerivativeBuilder(Builder):
         """Remove the nodes this builder made, and residuals it asked for, that nothing uses."""
         kept = {v for v in keep if v is not None}
         for node in reversed(self.made):
-            if node.key in self.graph.dag and not any(v.uses or v in kept for v in node.results):
+            if node.key in self.graph.entries and not any(v.uses or v in kept for v in node.results):
                 self.graph.remove(node)
         for value in self.residuals:
             if not value.uses and value not in kept:

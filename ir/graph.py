@@ -1,12 +1,11 @@
-"""The graph: values, nodes and closed subgraphs, kept in one networkx MultiDiGraph that only this file edits."""
+"""The graph: values, nodes and closed subgraphs, which only this file edits."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 
 from flowgrad.ir.bulk import bulk
@@ -31,20 +30,22 @@ from flowgrad.ir.node import same_array as same_array
 from flowgrad.ir.node import symbolic_of as symbolic_of
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, type_of
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 class Graph:
     """A directed acyclic graph of operators with inputs, outputs and constants.
 
-    All editing goes through the methods below; each bumps ``version``. ``dag`` is the networkx graph: its keys are
-    integers, ``dag.nodes[key]["entry"]`` is the Node, an edge's key is the slot it feeds (captures count -1, -2, ...)
-    and its data holds the value. ``pinned`` holds the names of values that survive every pass. ``limits`` are those that
+    All editing goes through the methods below; each bumps ``version``. ``entries`` holds every Node by its key, ``dag`` is
+    the same as a networkx graph. ``pinned`` holds the names of values that survive every pass. ``limits`` are those that
     it was read with (else the default ones): every type in it keeps to them, and so do passes and transforms.
     """
 
     def __init__(self, name: str = "graph", limits: Limits | None = None) -> None:
         self.name = name
         self.limits = limits_or_default(limits)
-        self.dag: nx.MultiDiGraph[int] = nx.MultiDiGraph()
+        self.entries: dict[int, Node] = {}
         self.version = 0
         self.metadata: dict[str, str] = {}
         self.origins: list[Origin] = [Origin("", (), ())]
@@ -58,6 +59,8 @@ class Graph:
         self._next_dim = 0
         self._name_counts: dict[str, int] = {}
         self._order: tuple[int, list[Node]] | None = None
+        self._owners: set[int] = set()
+        self._dag: nx.MultiDiGraph[int] | None = None
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 
@@ -91,6 +94,27 @@ class Graph:
             raise InputError(f"no value {name!r} in graph {self.name!r}{suggestion(name, self.values)}", code="name")
         return self.values[name]
 
+    @property
+    def dag(self) -> nx.MultiDiGraph[int]:
+        """The graph for any algorithm of networkx: made at first use, and kept in step with every edit from then on.
+
+        Its keys are integers, ``dag.nodes[key]["entry"]`` is the Node, an edge's key is the slot it feeds (captures count
+        -1, -2, ...) and its data holds the value.
+        """
+        if self._dag is None:
+            import networkx as nx
+
+            self._dag = nx.MultiDiGraph()
+            self._dag.add_nodes_from((key, {"entry": node}) for key, node in self.entries.items())
+            self._dag.add_edges_from((value.producer.key, key, slot, {"value": value})
+                                     for key, node in self.entries.items() for slot, value in node.slots)
+        return self._dag
+
+    @property
+    def has_subgraphs(self) -> bool:
+        """True if a node has subgraphs."""
+        return bool(self._owners)
+
     def nodes(self) -> list[Node]:
         """Return all op nodes (no entries) in a topological order that depends on the graph alone."""
         if self._order is None or self._order[0] != self.version:
@@ -99,32 +123,40 @@ class Graph:
 
     def __len__(self) -> int:
         """Return the number of op nodes."""
-        return int(self.dag.number_of_nodes()) - len(self._inputs) - len(self._outputs) - len(self._constants)
+        return len(self.entries) - len(self._inputs) - len(self._outputs) - len(self._constants)
 
     def _sorted(self) -> list[Node]:
-        entries = self.dag.nodes
-        degree = dict(self.dag.in_degree())
+        """Return the op nodes so that the one with the least key comes first of all that can come next."""
+        entries = self.entries
+        order = [entries[key] for key in sorted(entries)]
+        if not all(value.producer.key < node.key for node in order for value in node.operands):
+            order = self._untangled()
+        return [node for node in order if node.op not in ENTRIES]
+
+    def _untangled(self) -> list[Node]:
+        entries = self.entries
+        degree = {key: len(node.operands) for key, node in entries.items()}
         ready = [key for key, count in degree.items() if count == 0]
         heapq.heapify(ready)
         order: list[Node] = []
-        seen = 0
         while ready:
-            key = heapq.heappop(ready)
-            seen += 1
-            node: Node = entries[key]["entry"]
-            if node.op not in ENTRIES:
-                order.append(node)
-            for successor, edges in self.dag.adj[key].items():
-                degree[successor] -= len(edges)
-                if degree[successor] == 0:
-                    heapq.heappush(ready, successor)
-        if seen != len(degree):
-            stuck = next(entries[k]["entry"] for k, count in degree.items() if count)
+            node = entries[heapq.heappop(ready)]
+            order.append(node)
+            for value in node.results:
+                for user, _ in value.uses:
+                    degree[user] -= 1
+                    if degree[user] == 0:
+                        heapq.heappush(ready, user)
+        if len(order) != len(degree):
+            stuck = next(entries[k] for k, count in degree.items() if count)
             raise ValidationError(f"the graph {self.name!r} has a cycle", code="cycle", where=stuck.label)
         return order
 
     def walk(self) -> Iterator[tuple[Graph, Node]]:
         """Yield every op node with its graph, those of subgraphs after their owner."""
+        if not self.has_subgraphs:
+            yield from ((self, node) for node in self.nodes())
+            return
         stack: list[tuple[Graph, Iterator[Node]]] = [(self, iter(self.nodes()))]
         while stack:
             graph, nodes = stack[-1]
@@ -268,8 +300,8 @@ class Graph:
         named = [o and (o[0], self.resolve(o[1], f"%{o[0]} = {op}")) for o in outputs]
         node = self._add_entry(op)
         node.attributes = dict(attributes or {})
-        node.subgraphs = dict(subgraphs or {})
         node.origin, node.name = origin, name
+        self._own(node, subgraphs or {})
         node.outputs = tuple([o and self._add_value(o[0], o[1], node, i) for i, o in enumerate(named)])
         self._connect(node, tuple(inputs), tuple(captures))
         return node
@@ -277,9 +309,21 @@ class Graph:
     def _add_entry(self, op: str) -> Node:
         node = Node(self._next_key, op)
         self._next_key += 1
-        self.dag.add_node(node.key, entry=node)
+        self._enter(node)
         self.version += 1
         return node
+
+    def _enter(self, node: Node) -> None:
+        self.entries[node.key] = node
+        if self._dag is not None:
+            self._dag.add_node(node.key, entry=node)
+
+    def _own(self, node: Node, subgraphs: Mapping[str, Graph]) -> None:
+        node.subgraphs = dict(subgraphs)
+        if subgraphs:
+            self._owners.add(node.key)
+        else:
+            self._owners.discard(node.key)
 
     def _check_free(self, name: str) -> None:
         """Raise before anything is added, so that a refused addition leaves the graph as it was."""
@@ -337,7 +381,7 @@ class Graph:
 
     def set_subgraphs(self, node: Node, subgraphs: Mapping[str, Graph], captures: Sequence[Value]) -> None:
         """Replace the subgraphs of a node together with what they capture."""
-        node.subgraphs = dict(subgraphs)
+        self._own(node, subgraphs)
         self.set_inputs(node, node.inputs, captures)
 
     def set_output(self, node: Node, index: int, name: str, type_: Type) -> Value:
@@ -372,9 +416,9 @@ class Graph:
         if target.op in ENTRIES or source is target:
             raise ValidationError(f"%{new.name} cannot take the place of %{old.name}", code="adopt")
         self.replace_uses(new, old)
-        for (key, slot) in old.uses:
-            self.dag.remove_edge(source.key, key, key=slot)
-            self.dag.add_edge(target.key, key, key=slot, value=old)
+        if self._dag is not None:
+            self._dag.remove_edges_from([(source.key, key, slot) for key, slot in old.uses])
+            self._dag.add_edges_from([(target.key, key, slot, {"value": old}) for key, slot in old.uses])
         source.outputs = tuple(None if v is old else v for v in source.outputs)
         target.outputs = tuple(old if v is new else v for v in target.outputs)
         old.producer, old.index = target, new.index
@@ -432,7 +476,10 @@ class Graph:
         if any(v.uses for v in node.results):
             raise ValidationError(f"the outputs of {node!r} are still used", code="remove", where=node.label)
         self._disconnect(node)
-        self.dag.remove_node(node.key)
+        del self.entries[node.key]
+        self._owners.discard(node.key)
+        if self._dag is not None:
+            self._dag.remove_node(node.key)
         for value in node.results:
             self.values.pop(value.name, None)
             if node.op == CONSTANT and not value.name:
@@ -478,11 +525,8 @@ class Graph:
 
     def _connect(self, node: Node, inputs: tuple[Value | None, ...], captures: tuple[Value, ...]) -> None:
         node.inputs, node.captures = inputs, captures
-        slots = [*enumerate(inputs), *((-1 - i, v) for i, v in enumerate(captures))]
-        for slot, value in slots:
-            if value is not None:
-                self.dag.add_edge(value.producer.key, node.key, key=slot, value=value)
-                value.uses[node.key, slot] = node
+        for slot, value in node.slots:
+            self._link(value, node, slot)
         self.version += 1
 
     def _repoint(self, node: Node, old: Value, new: Value, slots: Sequence[int]) -> None:
@@ -493,19 +537,24 @@ class Graph:
                 inputs[slot] = new
             else:
                 captures[-1 - slot] = new
-            self.dag.remove_edge(old.producer.key, node.key, key=slot)
-            del old.uses[node.key, slot]
-            self.dag.add_edge(new.producer.key, node.key, key=slot, value=new)
-            new.uses[node.key, slot] = node
+            self._unlink(old, node, slot)
+            self._link(new, node, slot)
         node.inputs, node.captures = tuple(inputs), tuple(captures)
         self.version += 1
 
     def _disconnect(self, node: Node) -> None:
-        slots = [*enumerate(node.inputs), *((-1 - i, v) for i, v in enumerate(node.captures))]
-        for slot, value in slots:
-            if value is not None:
-                self.dag.remove_edge(value.producer.key, node.key, key=slot)
-                del value.uses[node.key, slot]
+        for slot, value in node.slots:
+            self._unlink(value, node, slot)
+
+    def _link(self, value: Value, node: Node, slot: int) -> None:
+        value.uses[node.key, slot] = node
+        if self._dag is not None:
+            self._dag.add_edge(value.producer.key, node.key, key=slot, value=value)
+
+    def _unlink(self, value: Value, node: Node, slot: int) -> None:
+        del value.uses[node.key, slot]
+        if self._dag is not None:
+            self._dag.remove_edge(value.producer.key, node.key, key=slot)
 
     # ---- copying ----------------------------------------------------------------------------------------------------
 
@@ -516,32 +565,35 @@ class Graph:
         other.metadata = dict(self.metadata)
         other.origins = list(self.origins)
         other.pinned = dict(self.pinned)
-        mapping: dict[int, Value] = {}
-        for node in self._entries_in_order():
-            twin = _twin(other, node, mapping)
-            other._connect(
-                twin, tuple(v and mapping[id(v)] for v in node.inputs), tuple(mapping[id(v)] for v in node.captures)
-            )
+        mapping: dict[Value | None, Value | None] = {None: None}
+        order = self.nodes()
+        for node in (*self._inputs.values(), *self._constants.values(), *order, *self._outputs.values()):
+            _twin(other, node, mapping)
         for table in ("_inputs", "_outputs", "_constants"):
             mine: dict[int, Node] = getattr(self, table)
-            setattr(other, table, {key: other.dag.nodes[key]["entry"] for key in mine})
-        other._literals = {k: mapping[id(v)] for k, v in self._literals.items()}
+            setattr(other, table, {key: other.entries[key] for key in mine})
+        other._literals = {k: mapping[v] for k, v in self._literals.items()}
         other._next_key, other._next_dim = self._next_key, self._next_dim
         other._name_counts = dict(self._name_counts)
         other.version = self.version
+        other._order = (other.version, [other.entries[node.key] for node in order])
         return other
 
-    def _entries_in_order(self) -> list[Node]:
-        return [*self._inputs.values(), *self._constants.values(), *self.nodes(), *self._outputs.values()]
 
-
-def _twin(graph: Graph, node: Node, mapping: dict[int, Value]) -> Node:
+def _twin(graph: Graph, node: Node, mapping: dict[Value | None, Value | None]) -> Node:
+    """Add a node like ``node``, whose operands ``mapping`` knows, and note its outputs there."""
     twin = Node(node.key, node.op)
     twin.attributes, twin.metadata = dict(node.attributes), dict(node.metadata)
     twin.origin, twin.name, twin.data, twin.role = node.origin, node.name, node.data, node.role
     twin.adjoint_rule = node.adjoint_rule
-    twin.subgraphs = {name: sub.copy() for name, sub in node.subgraphs.items()}
-    graph.dag.add_node(twin.key, entry=twin)
+    graph.entries[twin.key] = twin
+    if node.subgraphs:
+        graph._own(twin, {name: sub.copy() for name, sub in node.subgraphs.items()})
+    twin.inputs = tuple([mapping[v] for v in node.inputs])
+    if node.captures:
+        twin.captures = tuple([mapping[v] for v in node.captures])
+    for slot, value in twin.slots:
+        value.uses[twin.key, slot] = twin
     outputs: list[Value | None] = []
     for value in node.outputs:
         if value is None:
@@ -549,7 +601,7 @@ def _twin(graph: Graph, node: Node, mapping: dict[int, Value]) -> Node:
             continue
         copied = Value(value.name, value.type, twin, value.index)
         copied.symbolic = value.symbolic
-        mapping[id(value)] = copied
+        mapping[value] = copied
         if copied.name:
             graph.values[copied.name] = copied
         outputs.append(copied)

@@ -113,7 +113,14 @@ class Node:
     @property
     def operands(self) -> list[Value]:
         """The inputs that are there, then the captures."""
-        return [v for v in (*self.inputs, *self.captures) if v is not None]
+        present = [v for v in self.inputs if v is not None]
+        return present + list(self.captures) if self.captures else present
+
+    @property
+    def slots(self) -> list[tuple[int, Value]]:
+        """The operands with the slots they feed: inputs count 0, 1, ..., captures -1, -2, ..."""
+        found = [(i, v) for i, v in enumerate(self.inputs) if v is not None]
+        return found + [(-1 - i, v) for i, v in enumerate(self.captures)] if self.captures else found
 
     @property
     def results(self) -> list[Value]:

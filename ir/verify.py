@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from flowgrad.ir.graph import (
 from flowgrad.ir.infer import describe, infer
 from flowgrad.ir.ops.registry import REQUIRED, OpDef, opdef
 from flowgrad.ir.types import Type, dtype_of, merge_types, type_of
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 ROLES = (LITERAL, INITIALIZER, PARAMETER)
 
@@ -61,16 +64,15 @@ def _broken(message: str, code: str, node: Node | None = None) -> ValidationErro
     return ValidationError(message, code=code, where="" if node is None else describe(node))
 
 
-# ---- the networkx graph -------------------------------------------------------------------------------------------------
+# ---- nodes and edges ----------------------------------------------------------------------------------------------------
 
 
 def _check_entries(graph: Graph) -> None:
     tables = {INPUT: graph._inputs, OUTPUT: graph._outputs, CONSTANT: graph._constants}
     listed = 0
-    for key, data in graph.dag.nodes.items():
-        node = data.get("entry")
+    for key, node in graph.entries.items():
         if not isinstance(node, Node) or node.key != key:
-            raise _broken(f"the entry {key} of the dag is not its node", "dag")
+            raise _broken(f"the entry {key} of {graph.name!r} is not its node", "dag")
         if node.op in ENTRIES:
             listed += 1
             if tables[node.op].get(key) is not node:
@@ -91,32 +93,38 @@ def _check_entry_shape(node: Node) -> None:
 
 
 def _check_edges(graph: Graph) -> None:
-    entries = dict(graph.dag.nodes(data="entry"))
-    edges = {(key, slot, source): value for source, key, slot, value in graph.dag.edges(keys=True, data="value")}
+    entries = graph.entries
     slots = uses = 0
     for key, node in entries.items():
-        uses += sum(len(v.uses) for v in node.results)
-        for slot, value in _slots(node):
+        for made in node.results:
+            uses += len(made.uses)
+        for slot, value in node.slots:
             slots += 1
             source = value.producer
             if entries.get(source.key) is not source:
                 raise _broken(f"%{value.name} belongs to another graph", "dag", node)
             if value.index >= len(source.outputs) or source.outputs[value.index] is not value:
                 raise _broken(f"%{value.name} is used, and nothing produces it", "dag", node)
-            if edges.get((key, slot, source.key)) is not value or value.uses.get((key, slot)) is not node:
-                raise _broken(f"the edge of %{value.name} does not say where it leads", "dag", node)
-    if slots != uses or slots != len(edges):
-        raise _broken(f"the graph {graph.name!r} has {slots} uses of values, {uses} records of them and "
-                      f"{len(edges)} edges", "dag")
+            if value.uses.get((key, slot)) is not node:
+                raise _broken(f"%{value.name} does not know of this use", "dag", node)
+    if slots != uses:
+        raise _broken(f"the graph {graph.name!r} has {slots} uses of values and {uses} records of them", "dag")
+    if graph._dag is not None:
+        _check_dag(graph, graph._dag)
 
 
-def _slots(node: Node) -> list[tuple[int, Value]]:
-    found = [(i, v) for i, v in enumerate(node.inputs) if v is not None]
-    return found + [(-1 - i, v) for i, v in enumerate(node.captures)] if node.captures else found
+def _check_dag(graph: Graph, dag: nx.MultiDiGraph[int]) -> None:
+    """Check that the networkx graph, which somebody has asked for, says the same."""
+    if dict(dag.nodes(data="entry")) != graph.entries:
+        raise _broken(f"the dag of {graph.name!r} has other nodes than the graph", "dag")
+    edges = {(key, slot, source): value for source, key, slot, value in dag.edges(keys=True, data="value")}
+    known = {(key, slot, value.producer.key): value for key, node in graph.entries.items() for slot, value in node.slots}
+    if edges != known:
+        raise _broken(f"the dag of {graph.name!r} has other edges than the graph", "dag")
 
 
 def _check_order(node: Node, done: set[int]) -> None:
-    for _, value in _slots(node):
+    for value in node.operands:
         source = value.producer
         if source.op not in ENTRIES and source.key not in done:
             raise _broken(f"%{value.name} is used before it is computed", "cycle", node)
@@ -127,8 +135,7 @@ def _check_order(node: Node, done: set[int]) -> None:
 
 def _check_names(graph: Graph) -> None:
     named = 0
-    for data in graph.dag.nodes.values():
-        node: Node = data["entry"]
+    for node in graph.entries.values():
         for value in node.results:
             if not value.name and node.op == CONSTANT:
                 continue

@@ -208,16 +208,16 @@ class _Split:
     def _backward(self) -> tuple[Graph, dict[int, Value], dict[int, Value]]:
         graph = self.joint.copy()
         graph.name = f"{self.joint.name}_adjoint"
-        entries = graph.dag.nodes
+        entries = graph.entries
 
         def twin(value: Value) -> Value:
-            found: Value = entries[value.producer.key]["entry"].outputs[value.index]
+            found: Value = entries[value.producer.key].outputs[value.index]
             return found
 
         for entry in graph.output_entries:
             graph.remove(entry)
         cotangents = {i: twin(v) for i, v in self.found.items()}
-        kept = {entries[n.key]["entry"] for n in self.copied}
+        kept = {entries[n.key] for n in self.copied}
         self.source_inputs: list[Value] = []
         for value in self.sources:
             old = twin(value)

@@ -48,7 +48,7 @@ def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = Fals
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        if node.key not in graph.dag or node.op in ENTRIES or not is_dead(graph, node):
+        if node.key not in graph.entries or node.op in ENTRIES or not is_dead(graph, node):
             continue
         if keep_random and is_random(node):
             continue

@@ -54,7 +54,7 @@ def expand(graph: Graph, select: Callable[[Node], bool], pass_name: str = "expan
     Raises UnsupportedError where an expansion refuses.
     """
     for inner, node in list(graph.walk()):
-        pending = [node] if node.key in inner.dag else []
+        pending = [node] if node.key in inner.entries else []
         while pending:
             chosen = pending.pop()
             if chosen.op in ENTRIES or not select(chosen):
@@ -64,7 +64,7 @@ def expand(graph: Graph, select: Callable[[Node], bool], pass_name: str = "expan
             if refused is not None:
                 raise UnsupportedError(f"{chosen.op} cannot be written in other operators: {refused.reason}", code="expand",
                                        where=describe(chosen))
-            pending += [inner.dag.nodes[k]["entry"] for k in range(before, inner._next_key) if k in inner.dag]
+            pending += [inner.entries[k] for k in range(before, inner._next_key) if k in inner.entries]
 
 
 def lacks_rule(node: Node, forward: bool = False) -> bool:

@@ -198,9 +198,9 @@ class RewriteBuilder(Builder):
 
     def discard(self) -> None:
         """Remove what was made and is not used."""
-        remove_dead(self.graph, [n for n in reversed(self.made) if n.key in self.graph.dag and is_dead(self.graph, n)])
+        remove_dead(self.graph, [n for n in reversed(self.made) if n.key in self.graph.entries and is_dead(self.graph, n)])
         for key in range(self.first_key, self.graph._next_key):
-            entry = self.graph.dag.nodes[key]["entry"] if key in self.graph.dag else None
+            entry = self.graph.entries.get(key)
             if entry is not None and entry.op == "Constant" and is_removable_constant(self.graph, entry):
                 self.graph.remove(entry)
 
@@ -237,7 +237,7 @@ class _Driver:
         while self.queue:
             node = self.queue.popleft()
             self.queued.discard(node.key)
-            if node.key in self.graph.dag and not is_dead(self.graph, node):
+            if node.key in self.graph.entries and not is_dead(self.graph, node):
                 self.visit(node)
 
     def push(self, node: Node) -> None:
@@ -317,17 +317,17 @@ class _Driver:
             if node.key in self.graph.dag and node is not root:
                 mark_bypassed(node, rule.name)
         for made in b.made:
-            if made.key in self.graph.dag:
+            if made.key in self.graph.entries:
                 self.push(made)
         for value in operands:
-            if len(value.uses) == 1 and value.producer.key in self.graph.dag:
+            if len(value.uses) == 1 and value.producer.key in self.graph.entries:
                 around.update(dict.fromkeys((value.producer, *value.uses.values())))
         self.push_above(around)
 
     def push_above(self, level: Iterable[Node]) -> None:
         """Queue nodes that may match now, and those above them as deep as patterns go (inner values have one user)."""
         for _ in range(self.depth):
-            level = [n for n in level if n.key in self.graph.dag]
+            level = [n for n in level if n.key in self.graph.entries]
             for node in level:
                 self.push(node)
             single = [v for n in level for v in n.results if len(v.uses) == 1]

@@ -89,10 +89,10 @@ def _smaller(graph: Graph, feeds: list[Feeds]) -> Iterator[tuple[Graph, list[Fee
         yield _trimmed(copy, feeds)
     for node in reversed(graph.nodes()):
         copy = graph.copy()
-        yield _trimmed(*_cut(copy, copy.dag.nodes[node.key]["entry"], feeds))
+        yield _trimmed(*_cut(copy, copy.entries[node.key], feeds))
     for node in graph.nodes():
         copy = graph.copy()
-        twin: Node = copy.dag.nodes[node.key]["entry"]
+        twin: Node = copy.entries[node.key]
         for entry in copy.output_entries:
             copy.remove(entry)
         for value in twin.results:
