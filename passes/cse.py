@@ -35,7 +35,8 @@ def cse(graph: Graph) -> None:
     table: dict[Hashable, int] = {}
     for inner in all_graphs(graph):
         _merge(inner, digests)
-        digests[id(inner)] = _digest(inner, digests, table)
+        if inner is not graph:
+            digests[id(inner)] = _digest(inner, digests, table)
 
 
 def _merge(graph: Graph, digests: Mapping[int, tuple[int, bool]]) -> None:

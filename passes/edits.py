@@ -12,7 +12,7 @@ def all_graphs(graph: Graph) -> list[Graph]:
     """Return ``graph`` and all its subgraphs, every subgraph before the graph that holds it."""
     found = [graph]
     for current in found:
-        for node in current.nodes():
+        for node in current.nodes() if current.has_subgraphs else ():
             found += node.subgraphs.values()
     return found[::-1]
 

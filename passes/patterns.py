@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.errors import InputError, ValidationError
-from flowgrad.ir.graph import Node, Value
+from flowgrad.ir.graph import CONSTANT, Node, Value
+from flowgrad.ir.kept import kept
 from flowgrad.ir.ops.registry import Trait, all_ops, attr, opdef
 from flowgrad.passes.edits import recompute_of
 
@@ -39,6 +40,20 @@ class Application:
     ops: tuple[str, ...]
     arguments: tuple[Any, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @kept
+    def makers(self) -> list[tuple[int, tuple[str, ...]]]:
+        """The arguments that must come from certain ops, by place."""
+        ops = [a.ops if isinstance(a, Application) else (CONSTANT,) if isinstance(a, Number) else None
+               for a in self.arguments]
+        return [(index, found) for index, found in enumerate(ops) if found is not None]
+
+    @kept
+    def twins(self) -> list[tuple[int, int]]:
+        """The places that must hold the same value, in pairs."""
+        names = [a.name if isinstance(a, Variable) and not a.rest else None for a in self.arguments]
+        return [(names.index(name), index) for index, name in enumerate(names)
+                if name is not None and names.index(name) < index]
 
     @property
     def depth(self) -> int:
@@ -173,6 +188,8 @@ def matches(
 
     Inner nodes have no user outside the match, unless ``shared``, and are never ``pinned``.
     """
+    if not any(_may_fit(pattern, operands) for operands in _orders(root)):
+        return
     recompute = recompute_of(root)
 
     def accepts(value: Value) -> bool:
@@ -188,56 +205,62 @@ _State = tuple[dict[str, Any], tuple[Node, ...]]
 _Accepts = Callable[[Value], bool]
 
 
-def _match_node(pattern: Application, node: Node, bound: dict[str, Any], accepts: _Accepts) -> Iterator[_State]:
-    if node.op not in pattern.ops or any(attr(node, k) != v for k, v in pattern.attributes.items()):
-        return
-    for operands in _orders(node):
-        for found, nodes in _match_arguments(pattern.arguments, operands, bound, accepts):
-            yield found, (*nodes, node)
+def _match_node(pattern: Application, node: Node, bound: dict[str, Any], accepts: _Accepts) -> list[_State]:
+    if node.op not in pattern.ops or (pattern.attributes and any(attr(node, k) != v for k, v in pattern.attributes.items())):
+        return []
+    return [(found, (*nodes, node)) for operands in _orders(node) if _may_fit(pattern, operands)
+            for found, nodes in _match_arguments(pattern.arguments, operands, bound, accepts)]
 
 
 def _orders(node: Node) -> list[Sequence[Value | None]]:
-    orders: list[Sequence[Value | None]] = [node.inputs]
-    if len(node.inputs) == 2 and node.inputs[0] is not node.inputs[1] and Trait.COMMUTATIVE in opdef(node.op).traits:
-        orders.append(node.inputs[::-1])
-    return orders
+    inputs = node.inputs
+    if len(inputs) == 2 and inputs[0] is not inputs[1] and Trait.COMMUTATIVE in opdef(node.op).traits:
+        return [inputs, inputs[::-1]]
+    return [inputs]
+
+
+def _may_fit(pattern: Application, operands: Sequence[Value | None]) -> bool:
+    """Return whether operands come from the ops, and are the same values, that the pattern says: a quick look ahead."""
+    for index, ops in pattern.makers:
+        value = operands[index] if index < len(operands) else None
+        if value is None or value.producer.op not in ops:
+            return False
+    for first, second in pattern.twins:
+        if second >= len(operands) or operands[first] is not operands[second]:
+            return False
+    return True
 
 
 def _match_arguments(
     arguments: Sequence[Pattern], operands: Sequence[Value | None], bound: dict[str, Any], accepts: _Accepts
-) -> Iterator[_State]:
-    if not arguments:
-        if not operands:
-            yield bound, ()
-        return
-    first, *others = arguments
-    if isinstance(first, Variable) and first.rest:
-        yield {**bound, first.name: list(operands)}, ()
-        return
-    operand = operands[0] if operands else None
-    for found, nodes in _match_one(first, operand, bound, accepts):
-        for complete, more in _match_arguments(others, operands[1:], found, accepts):
-            yield complete, (*nodes, *more)
+) -> list[_State]:
+    states: list[_State] = [(bound, ())]
+    count = len(operands)
+    for index, argument in enumerate(arguments):
+        if isinstance(argument, Variable) and argument.rest:
+            return [({**found, argument.name: list(operands[index:])}, nodes) for found, nodes in states]
+        operand = operands[index] if index < count else None
+        states = [(found, (*nodes, *more)) for known, nodes in states
+                  for found, more in _match_one(argument, operand, known, accepts)]
+        if not states:
+            return states
+    return states if count <= len(arguments) else []
 
 
-def _match_one(pattern: Pattern, value: Value | None, bound: dict[str, Any], accepts: _Accepts) -> Iterator[_State]:
+def _match_one(pattern: Pattern, value: Value | None, bound: dict[str, Any], accepts: _Accepts) -> list[_State]:
     if isinstance(pattern, Variable):
         if value is None and not pattern.optional:
-            return
+            return []
         if pattern.name in bound:
-            if bound[pattern.name] is value:
-                yield bound, ()
-        else:
-            yield {**bound, pattern.name: value}, ()
-        return
+            return [(bound, ())] if bound[pattern.name] is value else []
+        return [({**bound, pattern.name: value}, ())]
     if value is None:
-        return
+        return []
     if isinstance(pattern, Number):
-        if _is_number(value, pattern):
-            yield bound, ()
-        return
+        return [(bound, ())] if _is_number(value, pattern) else []
     if value.producer.op in pattern.ops and accepts(value):
-        yield from _match_node(pattern, value.producer, bound, accepts)
+        return _match_node(pattern, value.producer, bound, accepts)
+    return []
 
 
 def _is_alone(value: Value) -> bool:

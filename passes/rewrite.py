@@ -168,7 +168,7 @@ class RewriteBuilder(Builder):
     """A builder that notes what it made and records the origin when the first node is made."""
 
     def __init__(self, graph: Graph, rule: Rule, match: Match) -> None:
-        super().__init__(graph, prefix=match.root.label)
+        super().__init__(graph)
         self.rule = rule
         self.match = match
         self.made: list[Node] = []
@@ -177,7 +177,7 @@ class RewriteBuilder(Builder):
     def add_node(self, op: str, inputs: Sequence[Any], *arguments: Any, **keywords: Any) -> Node:
         """Add a node with the origin, and the recomputation, of the match."""
         if not self.made:
-            self.origin = self.graph.new_origin(self.rule.name, self.match.nodes)
+            self.origin, self.prefix = self.graph.new_origin(self.rule.name, self.match.nodes), self.match.root.label
         node = super().add_node(op, inputs, *arguments, **keywords)
         if recompute_of(self.match.root):
             node.metadata["recompute"] = recompute_of(self.match.root)
@@ -198,6 +198,8 @@ class RewriteBuilder(Builder):
 
     def discard(self) -> None:
         """Remove what was made and is not used."""
+        if self.graph._next_key == self.first_key:
+            return
         remove_dead(self.graph, [n for n in reversed(self.made) if n.key in self.graph.entries and is_dead(self.graph, n)])
         for key in range(self.first_key, self.graph._next_key):
             entry = self.graph.entries.get(key)

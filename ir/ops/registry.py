@@ -39,6 +39,8 @@ class Trait(enum.Enum):
     ZERO = "piecewise constant or of integer output: no cotangent passes"
     NON_DIFFERENTIABLE = "floats go in and out, and no derivative is claimed"
 
+    __hash__ = object.__hash__  # that of Enum is a function of Python: these are asked for a million times
+
 
 class _Required:
     def __repr__(self) -> str:
