@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, LoadError, SaveError, safe_text, suggestion
 from flowgrad.ir.files import open_file, read_file
 from flowgrad.ir.graph import Array, Graph, Value
@@ -205,6 +206,7 @@ class Model:
         return save_onnx(graph, Path(path), opset)
 
 
+@bulk
 def load(source: Any, *, limits: Limits | None = None) -> Model:
     """Load a model from a ``.onnx`` or ``.msgpack`` file (told apart by content), bytes, or an onnx.ModelProto.
 

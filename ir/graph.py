@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowgrad.ir.bulk import bulk
+from flowgrad.ir.bulk import bulk, dropped
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.node import CONSTANT as CONSTANT
@@ -43,6 +43,7 @@ class Graph:
     """
 
     def __init__(self, name: str = "graph", limits: Limits | None = None) -> None:
+        self._constants: dict[int, Node] = {}
         self.name = name
         self.limits = limits_or_default(limits)
         self.entries: dict[int, Node] = {}
@@ -53,7 +54,6 @@ class Graph:
         self.pinned: dict[str, None] = {}
         self._inputs: dict[int, Node] = {}
         self._outputs: dict[int, Node] = {}
-        self._constants: dict[int, Node] = {}
         self._literals: dict[tuple[Any, ...], Value] = {}
         self._next_key = 0
         self._next_dim = 0
@@ -61,6 +61,9 @@ class Graph:
         self._order: tuple[int, list[Node]] | None = None
         self._owners: set[int] = set()
         self._dag: nx.MultiDiGraph[int] | None = None
+
+    def __del__(self) -> None:
+        dropped(sum(node.data.nbytes for node in self._constants.values() if node.data is not None))
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 
@@ -565,7 +568,7 @@ class Graph:
         other.metadata = dict(self.metadata)
         other.origins = list(self.origins)
         other.pinned = dict(self.pinned)
-        mapping: dict[Value | None, Value | None] = {None: None}
+        mapping: dict[Value, Value] = {}
         order = self.nodes()
         for node in (*self._inputs.values(), *self._constants.values(), *order, *self._outputs.values()):
             _twin(other, node, mapping)
@@ -580,7 +583,7 @@ class Graph:
         return other
 
 
-def _twin(graph: Graph, node: Node, mapping: dict[Value | None, Value | None]) -> Node:
+def _twin(graph: Graph, node: Node, mapping: dict[Value, Value]) -> None:
     """Add a node like ``node``, whose operands ``mapping`` knows, and note its outputs there."""
     twin = Node(node.key, node.op)
     twin.attributes, twin.metadata = dict(node.attributes), dict(node.metadata)
@@ -589,11 +592,11 @@ def _twin(graph: Graph, node: Node, mapping: dict[Value | None, Value | None]) -
     graph.entries[twin.key] = twin
     if node.subgraphs:
         graph._own(twin, {name: sub.copy() for name, sub in node.subgraphs.items()})
-    twin.inputs = tuple([mapping[v] for v in node.inputs])
+    twin.inputs = tuple([v and mapping[v] for v in node.inputs])
     if node.captures:
         twin.captures = tuple([mapping[v] for v in node.captures])
-    for slot, value in twin.slots:
-        value.uses[twin.key, slot] = twin
+    for slot, operand in twin.slots:
+        operand.uses[twin.key, slot] = twin
     outputs: list[Value | None] = []
     for value in node.outputs:
         if value is None:
@@ -606,7 +609,6 @@ def _twin(graph: Graph, node: Node, mapping: dict[Value | None, Value | None]) -
             graph.values[copied.name] = copied
         outputs.append(copied)
     twin.outputs = tuple(outputs)
-    return twin
 
 
 def _check_extent(dim: int, limits: Limits, where: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.canonical import subgraph_names, written_constants, written_origins
 from flowgrad.ir.errors import SaveError
 from flowgrad.ir.files import ALIGNMENT, map_file, read_file, write_file
@@ -50,6 +51,7 @@ def graph_digest(graph: Graph) -> str:
     return bytes(digest).hex()
 
 
+@bulk
 def save(graph: Graph, path: str | Path, *, external: bool = False) -> None:
     """Write the msgpack form to ``path``; the file that was there stays whole until the new one is.
 

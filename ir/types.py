@@ -12,13 +12,17 @@ import ml_dtypes
 import numpy as np
 
 from flowgrad.ir.errors import InputError, LimitError, ValidationError, safe_text
+from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import DIM_TERMS
 from flowgrad.ir.names import QUOTED, quote, unquote
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DType:
-    """An element type: its name (NumPy's), short name (the text form's), number (ONNX's) and NumPy dtype."""
+    """An element type: its name (NumPy's), short name (the text form's), number (ONNX's) and NumPy dtype.
+
+    There is one of each, so that comparing them costs nothing.
+    """
 
     name: str
     short: str
@@ -40,7 +44,7 @@ class DType:
         """Bytes an element takes in memory (packed 4-bit and 2-bit types take a whole byte in NumPy)."""
         return int(self.numpy.itemsize)
 
-    @property
+    @kept
     def is_narrow(self) -> bool:
         """True for floats of less than 32 bits, which nothing is computed in."""
         return self.is_float and self.itemsize < 4
@@ -52,6 +56,9 @@ class DType:
 
     def __repr__(self) -> str:
         return self.short
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dtype_of, (self.name,)
 
 
 _DTYPES = tuple(
@@ -490,14 +497,19 @@ class Type:
     @property
     def is_static(self) -> bool:
         """True if every extent is a known integer."""
-        return self.shape is not None and all(isinstance(d, int) for d in self.shape)
+        if self.shape is None:
+            return False
+        for dim in self.shape:  # noqa: SIM110 - asked for a million times
+            if not isinstance(dim, int):
+                return False
+        return True
 
     @property
     def static_shape(self) -> tuple[int, ...]:
         """The shape as integers; ValidationError if it is not static."""
-        if self.shape is None or not all(isinstance(d, int) for d in self.shape):
+        if not self.is_static:
             raise ValidationError(f"the shape of {self!r} is not known before the run", code="shape")
-        return tuple(int(d) for d in self.shape)  # type: ignore[arg-type]
+        return self.shape  # type: ignore[return-value]
 
     @property
     def size(self) -> DimLike | None:
@@ -558,6 +570,8 @@ def broadcast_shapes(*shapes: Shape | None) -> Shape | None:
     """Return the broadcast of shapes, None if one of them has an unknown rank."""
     if any(s is None for s in shapes):
         return None
+    if shapes and all(s == shapes[0] for s in shapes):
+        return shapes[0]
     known = [s for s in shapes if s is not None]
     rank = max((len(s) for s in known), default=0)
     result: list[DimLike] = []

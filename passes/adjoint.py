@@ -177,6 +177,6 @@ def check_cotangent(node: Node, x: Value, x_bar: Value) -> None:
 
 
 def _same_extents(a: tuple[DimLike, ...] | None, b: tuple[DimLike, ...] | None) -> bool:
-    if a is None or b is None:
+    if a is None or b is None or a == b:
         return True
     return len(a) == len(b) and all(isinstance(x, Dim) or isinstance(y, Dim) or x == y for x, y in zip(a, b, strict=True))

@@ -211,8 +211,7 @@ class _Split:
         entries = graph.entries
 
         def twin(value: Value) -> Value:
-            found: Value = entries[value.producer.key].outputs[value.index]
-            return found
+            return entries[value.producer.key].output(value.index)
 
         for entry in graph.output_entries:
             graph.remove(entry)

@@ -39,7 +39,10 @@ def is_pinned(graph: Graph, node: Node) -> bool:
 
 def is_dead(graph: Graph, node: Node) -> bool:
     """Return whether nobody uses any output of an op node, and none is pinned."""
-    return not any(v.uses for v in node.results) and not is_pinned(graph, node)
+    for value in node.outputs:
+        if value is not None and value.uses:
+            return False
+    return not is_pinned(graph, node)
 
 
 def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = False) -> list[Node]:

@@ -49,6 +49,16 @@ class Application:
         return [(index, found) for index, found in enumerate(ops) if found is not None]
 
     @kept
+    def takes_all(self) -> bool:
+        """True if one variable takes all operands, in whatever order."""
+        return len(self.arguments) == 1 and isinstance(self.arguments[0], Variable) and self.arguments[0].rest
+
+    @kept
+    def needs(self) -> list[frozenset[str]]:
+        """The ops of which there must be one among the makers of the operands, for each such argument."""
+        return [frozenset(ops) for _, ops in self.makers]
+
+    @kept
     def twins(self) -> list[tuple[int, int]]:
         """The places that must hold the same value, in pairs."""
         names = [a.name if isinstance(a, Variable) and not a.rest else None for a in self.arguments]
@@ -188,8 +198,6 @@ def matches(
 
     Inner nodes have no user outside the match, unless ``shared``, and are never ``pinned``.
     """
-    if not any(_may_fit(pattern, operands) for operands in _orders(root)):
-        return
     recompute = recompute_of(root)
 
     def accepts(value: Value) -> bool:
@@ -208,7 +216,8 @@ _Accepts = Callable[[Value], bool]
 def _match_node(pattern: Application, node: Node, bound: dict[str, Any], accepts: _Accepts) -> list[_State]:
     if node.op not in pattern.ops or (pattern.attributes and any(attr(node, k) != v for k, v in pattern.attributes.items())):
         return []
-    return [(found, (*nodes, node)) for operands in _orders(node) if _may_fit(pattern, operands)
+    return [(found, (*nodes, node)) for operands in ([node.inputs] if pattern.takes_all else _orders(node))
+            if _may_fit(pattern, operands)
             for found, nodes in _match_arguments(pattern.arguments, operands, bound, accepts)]
 
 

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.ops.registry import opdef
@@ -20,6 +21,7 @@ LIMITS = ("max", "min", "tiny", "smallest_subnormal")
 """What bounds and masks are made of: numbers that belong to a type."""
 
 
+@bulk
 def converted(graph: Graph, dtype: str | DType) -> Graph:
     """Return ``graph`` computing in ``dtype`` (float16, bfloat16, float32 or float64). InputError for another."""
     target = dtype_of(dtype)

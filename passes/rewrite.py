@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import PassError, ValidationError
 from flowgrad.ir.graph import ENTRIES, INPUT, OUTPUT, Graph, Node, Value
 from flowgrad.ir.infer import describe
@@ -207,6 +208,7 @@ class RewriteBuilder(Builder):
                 self.graph.remove(entry)
 
 
+@bulk
 def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20) -> None:
     """Apply ``rules`` to ``graph`` and its subgraphs until none fires; nodes with an adjoint rule of their own stay.
 
@@ -249,7 +251,10 @@ class _Driver:
 
     def visit(self, node: Node) -> None:
         recorder = _RECORDER.get()
+        makers = {v.producer.op for v in node.inputs if v is not None}
         for rule, pattern in self.table[node.op]:
+            if any(map(makers.isdisjoint, pattern.needs)):
+                continue
             for match in matches(pattern, node, shared=rule.shared, pinned=self.graph.pinned):
                 if recorder is not None and not recorder.permits():
                     return

@@ -18,6 +18,7 @@ from flowgrad.exchange.lowering import lowered
 from flowgrad.exchange.reader import PRODUCER
 from flowgrad.exchange.stamps import LOWEST_STAMP, Stamps, attributes_of, ir_version_for
 from flowgrad.exchange.tensors import tensor_of
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, SaveError
 from flowgrad.ir.files import new_file, write_file
 from flowgrad.ir.graph import ENTRIES, LITERAL, Array, Graph, Node, Value
@@ -33,6 +34,7 @@ Store = Callable[[TensorProto, Array], bool]
 """Takes the data of a tensor elsewhere and returns True, or declines."""
 
 
+@bulk
 def write_onnx(graph: Graph, opset: int | None = None) -> ModelProto:
     """Return ``graph`` as an ONNX model that passes the checker.
 

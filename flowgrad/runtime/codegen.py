@@ -85,7 +85,7 @@ class Writer:
             if not _LINE.fullmatch(line):
                 raise ValidationError("generated code is not of the expected form", code="codegen")
         exec(compile("\n".join(text) + "\n", FILENAME, "exec"), self.names)  # noqa: S102 - text checked above
-        code.functions.append(self.names["f"])
+        code.functions.append(self.names.pop("f"))  # not a global of itself: so it goes at once with its segment
         code.buffers.append(self.buffers)
         code.works.append(self.works)
         code.lines.append([-1] * len(head) + self.owners + [-1])

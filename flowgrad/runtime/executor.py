@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import FlowgradError, ResourceError, RunError, ValidationError
 from flowgrad.ir.evaluate import fitted
 from flowgrad.ir.graph import Array, Graph, Value
@@ -283,7 +285,8 @@ class Executor:
         self.defaults = list(flat.parameters.values())
         self.frames = max(threads, available_threads())
         self.lock = ProcessLock()
-        self.calls = SubgraphCalls(self._sub_executor, limits)
+        this = weakref.proxy(self)  # what it keeps must not keep it: memory of a dropped program is free at once
+        self.calls = SubgraphCalls(lambda graph, known: this._sub_executor(graph, known), limits)
         self._flat_graphs: dict[int, tuple[Graph, FlatGraph]] = {}
         self._kept: OrderedDict[Key, Specialisation] = OrderedDict()
         self._last: tuple[Key, Specialisation] | None = None
@@ -348,6 +351,7 @@ class Executor:
         values = [a if i in self._keyed and a.size <= KEYED_ELEMENTS else None for i, a in enumerate(arrays)]
         return self.specialise([a.shape for a in arrays], values)
 
+    @bulk
     @quiet
     def specialise(self, shapes: Sequence[tuple[int, ...]], values: Sequence[Array | None]) -> Specialisation:
         """Return a new specialisation, kept nowhere. ``values`` gives those of shape inputs."""
@@ -363,7 +367,7 @@ class Executor:
             type_ = Type(flat.types[number].dtype, tuple(shape))
             knowledge.twins[number] = input_twin(name, type_) if value is None else constant_twin(name, value.copy())
         try:
-            return Specialisation(self, knowledge)
+            return Specialisation(weakref.proxy(self), knowledge)
         except ValidationError as error:
             given = ", ".join(f"{flat.names[n]}: {list(s)}" for n, s in zip(self.given, shapes, strict=True))
             raise RunError(f"the graph does not fit inputs of these shapes ({given}): {error}", code="shape",

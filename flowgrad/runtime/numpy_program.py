@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array, Graph
@@ -43,6 +44,7 @@ class NumpyProgram:
 
     engine = "numpy"
 
+    @bulk
     def __init__(self, graph: Graph, threads: int | None = None, limits: Limits | None = None, *,
                  seed: int | None = None) -> None:
         if threads is not None and threads < 1:

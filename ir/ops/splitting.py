@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ def part(shape: Sequence[int], rank: int, axis: int, span: tuple[int, int], exte
 
 def elementwise_cuts(operands: Sequence[Sequence[int]], shape: Sequence[int]) -> list[tuple[Cut, ...]]:
     """Return the pieces of elementwise work on operands that broadcast to ``shape``."""
-    size = int(np.prod(shape, dtype=object))
+    size = math.prod(shape)
     if size < 4 * ELEMENTS:
         return []
     axis = next((i for i, n in enumerate(shape) if n >= 16), int(np.argmax(shape)))
