@@ -111,6 +111,8 @@ def _key(node: Node, numbers: Mapping[Value, int], digests: Mapping[int, tuple[i
 
 
 def _attributes(node: Node, definition: OpDef) -> Hashable:
+    if not node.attributes and not definition.attributes:
+        return ()
     given = {**{k: v for k, v in definition.attributes.items() if k not in node.attributes}, **node.attributes}
     return tuple((name, _hashable(given[name])) for name in sorted(given))
 

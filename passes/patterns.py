@@ -198,6 +198,8 @@ def matches(
 
     Inner nodes have no user outside the match, unless ``shared``, and are never ``pinned``.
     """
+    if pattern.twins and not pattern.makers and not _may_fit(pattern, root.inputs):
+        return
     recompute = recompute_of(root)
 
     def accepts(value: Value) -> bool:

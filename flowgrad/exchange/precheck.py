@@ -51,7 +51,7 @@ def precheck(data: bytes, limits: Limits) -> None:
             end, descriptor = stack[-1]
             fields = _fields(descriptor)
             continue
-        tag, at = _varint(data, at, end)
+        tag, at = (data[at], at + 1) if data[at] < 128 else _varint(data, at, end)  # at < end
         wire = tag & 7
         if tag >> 3 == 0 or tag >> 3 > 2**29 - 1:
             raise LoadError(f"not an ONNX file: field number {tag >> 3} at byte {at}", code="wire")

@@ -30,8 +30,9 @@ def takes_out(node: Node, definition: OpDef) -> bool:
         return False
     if node.outputs[0].type.dtype.kind == "string":
         return False
-    widened = any(v.type.dtype.is_narrow for v in (*node.operands, *node.results))
-    return not widened or "to_dtype" in definition.special
+    if "to_dtype" in definition.special:
+        return True
+    return not any(dtype.is_narrow for dtype in {v.type.dtype for v in (*node.operands, *node.results)})
 
 
 def pieces_of(node: Node, definition: OpDef) -> Cuts:
