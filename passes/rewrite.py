@@ -321,7 +321,7 @@ class _Driver:
         remove_dead(self.graph, match.nodes[::-1], keep_random=True)
         b.discard()
         for node in match.nodes if rule.shared else ():
-            if node.key in self.graph.dag and node is not root:
+            if node.key in self.graph.entries and node is not root:
                 mark_bypassed(node, rule.name)
         for made in b.made:
             if made.key in self.graph.entries:
