@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowgrad.ir.body_derivatives import BodyDifferentiator
@@ -10,6 +10,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.operands import summed_to
 from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.ir.support import Support
 
 
 class DerivativeBuilder(Builder):
@@ -20,6 +21,7 @@ class DerivativeBuilder(Builder):
         self.bodies = bodies
         """Who differentiates the subgraphs of nodes."""
         self.zeros: set[Value] = set()
+        self.support = Support(self)
         self.made: list[Node] = []
         self.residuals: list[Value] = []
         self.wanted: tuple[bool, ...] = ()
@@ -50,12 +52,16 @@ class DerivativeBuilder(Builder):
         """Add a node, noting whether its output is a symbolic zero."""
         node = super().add_node(op, inputs, *arguments, **keywords)
         self.made.append(node)
+        self.support.note(node)
         if node.outputs and self._vanishes(node):
             self.zeros.update(node.results)
         return node
 
-    def add(self, op: str, inputs: Sequence[Any], *arguments: Any, **keywords: Any) -> Value:
-        """Add a node and return its output; adding a symbolic zero returns the other operand."""
+    def add(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, **keywords: Any) -> Value:
+        """Add a node and return its output; adding a symbolic zero returns the other operand.
+
+        A product with a cotangent that a selection has zeroed is selected likewise: see ``Support``.
+        """
         if op in ("Add", "Sub") and len(inputs) == 2:
             x, y = inputs
             if isinstance(x, Value) and isinstance(y, Value):
@@ -63,7 +69,16 @@ class DerivativeBuilder(Builder):
                     return x
                 if op == "Add" and x in self.zeros and x.type == y.type:
                     return y
-        return super().add(op, inputs, *arguments, **keywords)
+        if self.support.carried and not attributes and not keywords:
+            slot = self.support.slot(op, inputs)
+            found = self.support.linear(op, inputs) if slot is None else self.support.product(op, inputs, slot)
+            if found is not None:
+                return found
+        return self.plain(op, inputs, attributes, **keywords)
+
+    def plain(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, **keywords: Any) -> Value:
+        """Add a node as it stands and return its output."""
+        return super().add(op, inputs, attributes, **keywords)
 
     def _vanishes(self, node: Node) -> bool:
         traits = opdef(node.op).traits

@@ -58,6 +58,7 @@ class _Reverse:
 
     def run(self, zero: Zero) -> list[Value | None]:
         for y, y_bar in self.seeds:
+            self.b.support.start(y_bar)
             self.bars.setdefault(y, []).append(y_bar)
         for node in reversed(self.order):
             if any(v in self.bars and v in self.active for v in node.results):

@@ -41,6 +41,7 @@ def tangent(
     b.independent = all(x_dot.producer.op in ENTRIES for _, x_dot in pairs)
     dots: dict[Value, Value] = {}
     for x, x_dot in pairs:
+        b.support.start(x_dot)
         dots[x] = b.Add(dots[x], x_dot) if x in dots else x_dot
     given = dict(dots)
     refusals: list[tuple[Node, str]] = []

@@ -21,6 +21,7 @@ from flowgrad.ir.ops.operands import (
     unknown_ranks,
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
+from flowgrad.ir.support import is_zero, moved
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
 
 
@@ -207,6 +208,27 @@ def _extreme_tangent(b: Builder, node: Node, x_dot: Value, u_dot: Value) -> Valu
     return b.Div(total, b.Max(ties, 1.0))
 
 
+def _scatter_support(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
+    """Where something lies that was written, or was there and is not overwritten."""
+    if attr(node, "reduction") not in ("none", "add"):
+        return None
+    mask = moved(b, node, [m if m in b.support.given else None for m in masks])[0]
+    if mask is not None and node.op == "ScatterElements" and is_zero(b, node.input(0)):
+        _note_rows(b, node, mask, masks[2])
+    return mask
+
+
+def _note_rows(b: DerivativeBuilder, node: Node, mask: Value, updates: Value | None) -> None:
+    """Note that along the axis every row of the result holds updates, if their shape says so."""
+    data, indices = node.input(0).type.shape, node.input(1).type.shape
+    if data is None or indices is None:
+        return
+    axis = normal_axis(attr(node, "axis"), len(data))
+    others = [i for i in range(len(data)) if i != axis]
+    if isinstance(indices[axis], int) and indices[axis] != 0 and all(data[i] == indices[i] for i in others):
+        b.support.along[mask] = axis, updates
+
+
 def _combined(b: DerivativeBuilder, nodes: Sequence[Node]) -> Value:
     """Return the sum of the outputs of adding scatters: those of one kind become one, with all updates."""
     groups: dict[Any, list[Node]] = {}
@@ -258,6 +280,7 @@ for _scatter in (scatter_elements, scatter_nd):
     _scatter.adjoint(_scatter_adjoint)
     _scatter.tangent(_scatter_tangent)
     _scatter.combine(_combined)
+    _scatter.support(_scatter_support)
 
 
 # ---- GatherND -----------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 _MODES = {"constant": "constant", "edge": "edge", "reflect": "reflect", "wrap": "wrap"}
 
 
-@op("Pad", since=18, outputs=("output",), traits=(Trait.LINEAR,), extents=("pads", "axes"),
+@op("Pad", since=18, outputs=("output",), traits=(Trait.LINEAR, Trait.SPREADS), extents=("pads", "axes"),
     settings=("constant_value",), values_since={("mode", "wrap"): 19})
 def pad(
     data: Array, pads: Array, constant_value: Array | None = None, axes: Array | None = None, *, mode: str = "constant",

@@ -15,6 +15,7 @@ from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import joined, moved_first, ramp, sum_of_present, unknown_ranks
 from flowgrad.ir.ops.registry import NO_GRADIENT, Cut, Kernel, Trait, attr, op, refuse
 from flowgrad.ir.ops.splitting import PRODUCTS, along, part, spans
+from flowgrad.ir.support import has_one
 from flowgrad.ir.types import FLOAT32, FLOAT64, UNKNOWN, DimLike, Type, broadcast_dims, broadcast_shapes, merge_dims
 
 _NO_DIMS = (UNKNOWN, UNKNOWN)
@@ -42,7 +43,12 @@ def _(node: Node) -> Kernel | None:
     """``np.dot`` has half the call cost of ``np.matmul`` for two float matrices."""
     if node.output().type.dtype not in (FLOAT32, FLOAT64):
         return None
-    return np.dot if all(v.type.rank == 2 for v in node.operands) else None
+    return np.dot if all(v.type.rank == 2 for v in node.operands) and _multiplies(node.input(0), -1) else None
+
+
+def _multiplies(x: Value, axis: int) -> bool:
+    """Return whether ``np.dot`` forms all products: it leaves out those with a 1 x 1 matrix of zero, also of inf and NaN."""
+    return x.type.static_shape[axis] != 1
 
 
 @matmul.split
@@ -79,8 +85,18 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     rows = b.Unsqueeze(x, [0]) if row else x
     columns = b.Unsqueeze(w, [1]) if column else w
     bar = b.Unsqueeze(y_bar, [-2]) if row else b.Unsqueeze(y_bar, [-1]) if column else y_bar
-    x_bar, w_bar = _left_bar(b, rows, columns, bar), _right_bar(b, rows, columns, bar)
+    x_bar = _left_bar(b, rows, b.support.read(columns, bar, [-2]), bar)
+    w_bar = _right_bar(b, b.support.read(rows, bar, [-1]), columns, bar)
     return b.Squeeze(x_bar, [0]) if row else x_bar, b.Squeeze(w_bar, [1]) if column else w_bar
+
+
+@matmul.support
+def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
+    """Whole rows of the first operand and whole columns of the second go to the result."""
+    if min(v.type.rank or 0 for v in node.operands) < 2:
+        return None
+    rows, columns = masks[0], masks[1]
+    return rows if has_one(rows, -1) else columns if has_one(columns, -2) else None
 
 
 def _matrix_bar(b: Builder, x: Value, w: Value, y_bar: Value) -> Value:
@@ -155,6 +171,8 @@ def _(node: Node) -> Kernel | None:
     """One ``np.dot``, then the bias in place; factors other than 1 are left to the kernel."""
     if node.output().type.dtype not in (FLOAT32, FLOAT64) or attr(node, "alpha") != 1:
         return None
+    if not _multiplies(node.input(0), 0 if attr(node, "transA") else 1):
+        return None
     product = _PRODUCTS[bool(attr(node, "transA")), bool(attr(node, "transB"))]
     if len(node.inputs) < 3:
         return product
@@ -195,6 +213,8 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """Y = alpha A' B' + beta C: A'_bar = alpha Y_bar B'^T, B'_bar = alpha A'^T Y_bar, C_bar = beta sum(Y_bar)."""
     x, w, *rest = node.inputs
     alpha, trans_x, trans_w = attr(node, "alpha"), int(attr(node, "transA")), int(attr(node, "transB"))
+    x = x if trans_x else b.support.read(x, y_bar, [-1])
+    w = w if trans_w else b.support.read(w, y_bar, [-2])
     if trans_x:
         x_bar = b.Gemm(w, y_bar, alpha=alpha, transA=trans_w, transB=1)
     else:
@@ -207,6 +227,17 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
         return (x_bar, w_bar, NO_GRADIENT)[: len(node.inputs)]
     beta, c_bar = attr(node, "beta"), b.sum_to(y_bar, rest[0])
     return x_bar, w_bar, c_bar if beta == 1 else b.Mul(c_bar, float(beta))
+
+
+@gemm.support
+def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
+    """Whole rows of the first operand and whole columns of the second go to the result."""
+    if len(node.operands) > 2:
+        return None
+    rows, columns = masks[0], masks[1]
+    if not attr(node, "transA") and has_one(rows, -1):
+        return rows
+    return columns if not attr(node, "transB") and has_one(columns, -2) else None
 
 
 @gemm.tangent

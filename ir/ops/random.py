@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise.arithmetic import guarded, select
+from flowgrad.ir.ops.elementwise.arithmetic import select
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import BOOL, Type, dtype_of
 
@@ -72,7 +72,7 @@ def _dropped(b: DerivativeBuilder, node: Node, v: Value) -> Value:
     rate = b.scalar(0.5, dtype) if ratio is None else b.cast_like(ratio, v)
     active = b.Where(training, rate, b.scalar(0, dtype))  # at inference nothing is dropped nor scaled
     kept = select(b, b.residual(node, "mask"), v)
-    return b.Div(kept, guarded(b, b.Sub(b.scalar(1, dtype), active)))
+    return b.Div(kept, b.Sub(b.scalar(1, dtype), active))
 
 
 # ---- draws --------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from flowgrad.ir.ops.operands import (
     unknown_shape,
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Kernel, OpDef, Trait, attr, op
+from flowgrad.ir.support import summed
 from flowgrad.ir.types import INT64, UNKNOWN, Type
 
 Axes = tuple[int, ...] | None
@@ -171,6 +172,10 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar / count, broadcast along the reduced axes."""
     share = b.Div(y_bar, count_of(b, node))
     return expand_to(b, restored(b, node, share), node.input(0)), NO_GRADIENT
+
+
+for _sum in (reduce_sum, reduce_mean):
+    _sum.support(summed)
 
 
 # ---- extremes -----------------------------------------------------------------------------------------------------------

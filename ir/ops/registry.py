@@ -29,6 +29,8 @@ class Trait(enum.Enum):
     ELEMENTWISE = "each output element depends on the input elements at its own place alone"
     LINEAR = "linear in all float inputs jointly: the op is its own tangent"
     BILINEAR = "linear in each of its first two inputs"
+    QUOTIENT = "linear in its first input, for any second"
+    SPREADS = "linear, and puts what it is given among zeros"
     COMMUTATIVE = "the first two inputs may be swapped"
     VIEW = "the kernel may return a view of its first input"
     RANDOM = "never merged, folded or recomputed"
@@ -140,6 +142,7 @@ class OpDef:
         self.type_rule: Callable[[Node], Any] | None = _default_type_rule(self.traits)
         self.adjoint_rule: Callable[..., Any] | None = None
         self.tangent_rule: Callable[..., Any] | None = None
+        self.support_rule: Callable[[DerivativeBuilder, Node, Sequence[Value | None]], Value | None] | None = None
         self.partial_rule: Callable[[DerivativeBuilder, Node], Sequence[Any]] | None = None
         self.expansion_rule: Callable[[Builder, Node], Any] | None = None
         self.combine_rule: Callable[[DerivativeBuilder, Sequence[Node]], Value] | None = None
@@ -208,6 +211,13 @@ class OpDef:
     def combine(self, rule: Callable[[DerivativeBuilder, Sequence[Node]], Value]) -> OpDef:
         """Register ``rule(b, nodes) -> value``: the sum of the outputs of several nodes of this op, at linear cost."""
         return self._register("combine_rule", rule)
+
+    def support(self, rule: Callable[[DerivativeBuilder, Node, Sequence[Value | None]], Value | None]) -> OpDef:
+        """Register ``rule(b, node, masks) -> mask``: where the output may be other than zero, given that of each input.
+
+        Masks are booleans that broadcast to their value; None says everywhere. Elementwise and other linear ops need none.
+        """
+        return self._register("support_rule", rule)
 
     # ---- how it runs -------------------------------------------------------------------------------------------------
 

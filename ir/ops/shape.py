@@ -29,6 +29,7 @@ from flowgrad.ir.ops.operands import (
     unknown_shape,
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
+from flowgrad.ir.support import turned
 from flowgrad.ir.types import (
     INT64,
     UNKNOWN,
@@ -244,6 +245,10 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return b.Transpose(y_bar, perm=None if perm is None else inverse_of(perm))
 
 
+for _turning in (squeeze, unsqueeze, transpose):
+    _turning.support(turned)
+
+
 @op("Expand", since=13, outputs=("output",), traits=VIEWS, extents=("shape",))
 def expand(input: Array, shape: Array, *, out: Array | None = None) -> Array:
     wanted = np.broadcast_shapes(input.shape, tuple(int_list(shape) or ()))
@@ -259,6 +264,12 @@ def _(node: Node) -> Type:
     if count is None or x.shape is None:
         return x.with_shape(None)
     return x.with_shape(broadcast_shapes(x.shape, unknown_shape(count)))
+
+
+@expand.support
+def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
+    """A mask broadcasts as well."""
+    return masks[0]
 
 
 @expand.adjoint

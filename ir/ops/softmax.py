@@ -55,13 +55,10 @@ softmax.work(_row_type)
 
 
 def _softmax_rule(b: Builder, node: Node, v: Value) -> Value:
-    """y (v - sum(y v)): the Jacobian is symmetric, so both modes share this.
-
-    A row that is masked as a whole (all -inf) has y = NaN; the selecting product keeps its zero cotangent zero.
-    """
+    """y (v - sum(y v)): the Jacobian is symmetric, so both modes share this."""
     y = node.output()
-    weighted = b.ReduceSum(b.MaskedMul(v, y), [attr(node, "axis")], keepdims=1)
-    return b.MaskedMul(b.Sub(v, weighted), y)
+    weighted = b.ReduceSum(b.Mul(v, y), [attr(node, "axis")], keepdims=1)
+    return b.Mul(b.Sub(v, weighted), y)
 
 
 softmax.adjoint(_softmax_rule)
@@ -100,13 +97,13 @@ def _shares(b: Builder, node: Node) -> Value:
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar - exp(y) sum(y_bar)."""
     total = b.ReduceSum(y_bar, [attr(node, "axis")], keepdims=1)
-    return b.Sub(y_bar, b.MaskedMul(total, _shares(b, node)))
+    return b.Sub(y_bar, b.Mul(total, _shares(b, node)))
 
 
 @log_softmax.tangent
 def _(b: DerivativeBuilder, node: Node, x_dot: Value) -> Any:
     """y_dot = x_dot - sum(exp(y) x_dot)."""
-    weighted = b.MaskedMul(x_dot, _shares(b, node))
+    weighted = b.Mul(x_dot, _shares(b, node))
     return b.Sub(x_dot, b.ReduceSum(weighted, [attr(node, "axis")], keepdims=1))
 
 

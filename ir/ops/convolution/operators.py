@@ -110,7 +110,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     x, w = node.input(0), node.input(1)
     how = geometry(node)
     x_bar = b.ConvInputGrad(y_bar, w, b.shape(x), **how)
-    w_bar = b.ConvWeightGrad(x, y_bar, b.shape(w), **how)
+    w_bar = b.ConvWeightGrad(b.support.read(x, y_bar, range(1 - len(x.shape), 0)), y_bar, b.shape(w), **how)
     bias = b.ReduceSum(y_bar, spatial_axes(len(y_bar.shape)), keepdims=0) if len(node.inputs) > 2 else None
     return [x_bar, w_bar, bias][: len(node.inputs)]
 

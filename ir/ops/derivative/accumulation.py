@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from flowgrad.ir.ops.operands import (
 from flowgrad.ir.ops.reduction import reduced_axes
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.ops.shape import slice_tuple
+from flowgrad.ir.support import moved
 from flowgrad.ir.types import INT64, DimLike, Type, dim_product
 
 
@@ -94,7 +95,7 @@ def _(b: Builder, node: Node) -> Value:
 # ---- SliceGrad ----------------------------------------------------------------------------------------------------------
 
 
-@op("SliceGrad", since=18, domain=FLOWGRAD, traits=(Trait.LINEAR,), extents=("shape",))
+@op("SliceGrad", since=18, domain=FLOWGRAD, traits=(Trait.LINEAR, Trait.SPREADS), extents=("shape",))
 def slice_grad(shape: Array, *pieces: Array, out: Array | None = None) -> Array:
     """Add pieces to zeros of ``shape``, each at a slice: (y_bar, starts, ends, axes, steps) five by five."""
     total = _zeros(shape, pieces[0], out)
@@ -129,6 +130,37 @@ def _(b: DerivativeBuilder, node: Node, x_bar: Value) -> Any:
     for _, *where in _groups(node.inputs[1:], 5):
         bars += [b.Slice(x_bar, *where), *[NO_GRADIENT] * 4]
     return bars
+
+
+@slice_grad.support
+def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
+    """Where the pieces lie: along the axes that are sliced, if they are known, for whole pieces."""
+    axes = [known_ints(axes) for _, _, _, axes, _ in _groups(node.inputs[1:], 5)]
+    rank = node.output().type.rank
+    if rank is None or any(found is None for found in axes):
+        return moved(b, node, masks)[0]
+    return _spread(b, node, masks, {a % rank for found in axes for a in found or ()}, 5)
+
+
+def _spread(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None], axes: Collection[int], width: int
+            ) -> Value | None:
+    """Return the mask of pieces among zeros, with extents of 1 but for ``axes``, the same for all, where that is known."""
+    pieces = node.inputs[1::width]
+    dims = known_dims(node.input(0))
+    is_whole = all(m is None for m in masks) and all(v in b.support.carried for v in pieces)
+    if not is_whole or dims is None or not all(isinstance(d, int) for d in dims):
+        return moved(b, node, masks)[0]
+    dtype = node.output().type.dtype
+    inputs: list[Any] = list(node.inputs)
+    inputs[0] = b.ints([d if i in axes else 1 for i, d in enumerate(dims)])
+    for i in range(1, len(inputs), width):
+        shape, offset = inputs[i].type.shape, len(inputs[i].type.shape or ()) - len(dims)
+        if shape is None or not all(isinstance(d, int) for d in shape):
+            return moved(b, node, masks)[0]
+        first = min(axes, default=0)
+        kept = [d if j in axes or first <= j <= first + offset else 1 for j, d in enumerate(shape)]
+        inputs[i] = b.Expand(b.scalar(1, dtype), b.ints(kept))
+    return b.support.made(b.Greater(b.add(node.op, inputs, node.attributes), 0.0))
 
 
 @slice_grad.combine
@@ -258,7 +290,7 @@ def _scattered_elements(b: Builder, node: Node, pieces: Sequence[Sequence[Value]
 # ---- GatherGrad ---------------------------------------------------------------------------------------------------------
 
 
-@op("GatherGrad", since=18, domain=FLOWGRAD, traits=(Trait.LINEAR,), extents=("shape",))
+@op("GatherGrad", since=18, domain=FLOWGRAD, traits=(Trait.LINEAR, Trait.SPREADS), extents=("shape",))
 def gather_grad(shape: Array, *pieces: Array, axis: int = 0, out: Array | None = None) -> Array:
     """Add pieces to zeros of ``shape``, each at indices along ``axis``: (y_bar, indices) two by two."""
     total = _zeros(shape, pieces[0], out)
@@ -299,6 +331,13 @@ def _(b: DerivativeBuilder, node: Node, x_bar: Value) -> Any:
     for _, indices in _groups(node.inputs[1:], 2):
         bars += [b.Gather(x_bar, indices, axis=attr(node, "axis")), NO_GRADIENT]
     return bars
+
+
+@gather_grad.support
+def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
+    """Along the axis, where an index points to."""
+    rank = node.output().type.rank
+    return moved(b, node, masks)[0] if rank is None else _spread(b, node, masks, {attr(node, "axis") % rank}, 2)
 
 
 @gather_grad.combine

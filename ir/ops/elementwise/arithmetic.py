@@ -14,6 +14,7 @@ from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import into, sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Kernel, OpDef, Trait, broadcasted, like_first, op
+from flowgrad.ir.support import intersection, is_zero, negation, union
 from flowgrad.ir.types import BOOL, Dim, DimLike, Type
 
 BROADCASTS = (Trait.BROADCASTS, Trait.ELEMENTWISE)
@@ -29,48 +30,13 @@ def zero(b: Builder, like: Value) -> Value:
 
 
 def select(b: Builder, condition: Value, x: Value) -> Value:
-    """Return ``x`` where ``condition`` holds, else zero. Selecting first keeps 0 * inf from ever being formed."""
+    """Return ``x`` where ``condition`` holds, else zero."""
     return b.Where(condition, x, zero(b, x))
 
 
 def float_info(dtype: np.dtype[Any]) -> Any:
     """Return the limits of a float type, NumPy's or narrower."""
     return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-
-
-def guarded(b: Builder, divisor: Value) -> Value:
-    """Return ``divisor`` with zeros replaced by the smallest number there is.
-
-    Then 0 / divisor is 0 where a plain division makes NaN, and anything else still overflows to infinity: a cotangent
-    that a mask has zeroed stays zero, and the quotient stays linear in the dividend.
-    """
-    if _is_never_zero(divisor):
-        return divisor
-    return b.Where(b.Equal(divisor, 0.0), least(b, divisor), divisor)
-
-
-def least(b: Builder, like: Value) -> Value:
-    """Return the smallest number above zero in the dtype of ``like``, of rank 0."""
-    dtype = like.type.dtype
-    return b.scalar(float(float_info(dtype.numpy).smallest_subnormal), dtype)
-
-
-def _is_never_zero(x: Value) -> bool:
-    if x.constant is not None:
-        return bool(np.all(x.constant != 0))
-    if x.producer.op != "Where":
-        return False
-    condition, chosen, other = (x.producer.input(i) for i in range(3))
-    test = condition.producer
-    if test.op == "Equal" and test.inputs[0] is other:  # Where(x == 0, c, x)
-        return chosen.constant is not None and bool(np.all(chosen.constant != 0))
-    if test.op == "Greater" and test.inputs[0] is chosen and _is_zero(test.input(1)):  # Where(x > 0, x, c)
-        return other.constant is not None and bool(np.all(other.constant != 0))
-    return False
-
-
-def _is_zero(x: Value) -> bool:
-    return x.constant is not None and not np.any(x.constant)
 
 
 def computed(type_: Type) -> Type:
@@ -150,7 +116,7 @@ def _(b: DerivativeBuilder, node: Node, c_bar: Value) -> Any:
     return b.Mul(c_bar, y), b.Mul(c_bar, x)
 
 
-@op("Div", since=7, outputs=("C",), traits=SHAPES, in_place=True)
+@op("Div", since=7, outputs=("C",), traits=(*SHAPES, Trait.QUOTIENT), in_place=True)
 def div(a: Array, b: Array, *, out: Array | None = None) -> Array:
     if _is_symbolic(a, b):
         return _on_dims(_dim_quotient, a, b)
@@ -182,8 +148,8 @@ def _check_divisor(b: Array, name: str) -> None:
 
 @div.adjoint
 def _(b: DerivativeBuilder, node: Node, c_bar: Value) -> Any:
-    """a_bar = c_bar / b; b_bar = -(c_bar / b) * a / b, with 0 / 0 taken as 0."""
-    x, y = node.input(0), guarded(b, node.input(1))
+    """a_bar = c_bar / b; b_bar = -(c_bar / b) * a / b."""
+    x, y = node.inputs
     x_bar = b.Div(c_bar, y)
     return x_bar, b.Neg(b.Div(b.Mul(x_bar, x), y))
 
@@ -191,7 +157,7 @@ def _(b: DerivativeBuilder, node: Node, c_bar: Value) -> Any:
 @div.tangent
 def _(b: DerivativeBuilder, node: Node, a_dot: Value | None, b_dot: Value | None) -> Any:
     """c_dot = a_dot / b - (b_dot / b) * a / b."""
-    x, y = node.input(0), guarded(b, node.input(1))
+    x, y = node.inputs
     first = None if a_dot is None else b.Div(a_dot, y)
     if b_dot is None:
         return first
@@ -420,6 +386,16 @@ def _(b: DerivativeBuilder, node: Node, condition_dot: None, x_dot: Value | None
     """out_dot = x_dot where the condition holds, else y_dot."""
     nothing = zero(b, node.output())
     return b.Where(node.input(0), nothing if x_dot is None else x_dot, nothing if y_dot is None else y_dot)
+
+
+@where.support
+def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
+    """Where the condition chooses what may be other than zero."""
+    x, y = node.input(1), node.input(2)
+    if is_zero(b, x) == is_zero(b, y):
+        return union(b, masks[1:])
+    condition = b.support.condition(node.input(0))
+    return intersection(b, negation(b, condition), masks[2]) if is_zero(b, x) else intersection(b, condition, masks[1])
 
 
 @op("Identity", outputs=("output",),

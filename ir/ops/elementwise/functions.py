@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, float_info, guarded, least, slope, zero
+from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, select, slope
 from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, op
@@ -21,10 +21,10 @@ UNARY = (Trait.ELEMENTWISE,)
 
 
 def scaled_by_reciprocal(definition: OpDef, divisor: Callable[[Any, Node], Value]) -> None:
-    """Register dy/dx = 1 / divisor in both modes, such that a zero cotangent stays zero where the divisor is 0."""
+    """Register dy/dx = 1 / divisor in both modes."""
 
     def rule(b: Builder, node: Node, v: Value) -> Any:
-        return b.Div(v, guarded(b, divisor(b, node)))
+        return b.Div(v, divisor(b, node))
 
     rule.__doc__ = divisor.__doc__
     slope(definition)(rule)
@@ -40,9 +40,8 @@ def sqrt(x: Array, *, out: Array | None = None) -> Array:
 
 @slope(sqrt)
 def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
-    """dy/dx = 1 / (2 y); a masked root of a negative number is NaN, and counts as a root of 0 here."""
-    y = node.output()
-    return b.Div(b.Mul(v, 0.5), b.Where(b.Greater(y, 0.0), y, least(b, y)))
+    """dy/dx = 1 / (2 y)."""
+    return b.Div(b.Mul(v, 0.5), node.output())
 
 
 @op("Exp", since=6, outputs=("output",), traits=UNARY, ufunc=np.exp, in_place=True)
@@ -52,10 +51,8 @@ def exp(x: Array, *, out: Array | None = None) -> Array:
 
 @exp.partials
 def _(b: DerivativeBuilder, node: Node) -> Any:
-    """dy/dx = y, bounded so that a zero cotangent stays zero where y overflows."""
-    y = node.output()
-    most = float(float_info(y.type.dtype.numpy).max)
-    return (b.Clip(y, None, b.scalar(most, y.type.dtype)),)
+    """dy/dx = y."""
+    return (node.output(),)
 
 
 @op("Log", since=6, outputs=("output",), traits=UNARY)
@@ -79,7 +76,7 @@ def reciprocal(x: Array, *, out: Array | None = None) -> Array:
 @slope(reciprocal)
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """dy/dx = -1 / x^2."""
-    x = guarded(b, node.input(0))
+    x = node.input(0)
     return b.Neg(b.Div(b.Div(y_bar, x), x))
 
 
@@ -119,10 +116,9 @@ def _power_rule(b: DerivativeBuilder, node: Node, v: Value) -> Value:
     x, y = node.input(0), node.input(1)
     wide = b.cast_like(y, x)
     exponents = np.zeros(0) if y.constant is None else np.unique(y.constant.astype(np.float64))
-    one = b.scalar(1, x.type.dtype)
     if exponents.size != 1:
-        lowered = b.Where(b.Equal(wide, 0.0), one, b.Sub(wide, 1.0))  # x^0 is constant, also at 0 where x^-1 is not
-        return b.Mul(b.Mul(v, wide), _bounded(b, b.Pow(x, lowered)))
+        steep = b.Mul(b.Mul(v, wide), b.Pow(x, b.Sub(wide, 1.0)))
+        return select(b, b.Not(b.And(b.Equal(x, 0.0), b.Equal(wide, 0.0))), steep)  # x^0 is constant, also at 0
     p = float(exponents[0])
     if p == 0.0:
         return b.zero(node.output())
@@ -130,30 +126,14 @@ def _power_rule(b: DerivativeBuilder, node: Node, v: Value) -> Value:
         return v
     if p == 2.0:
         return b.Mul(v, b.Mul(x, 2.0))
-    if p > 1:
-        steep = b.Pow(x, b.Sub(wide, one))
-        return b.Mul(b.Mul(v, wide), steep if p.is_integer() else _bounded(b, steep))
-    # below 1 the slope is infinite at 0: dividing by x^(1-p) keeps a zero cotangent zero
-    return b.Div(b.Mul(v, wide), guarded(b, _numbers(b, b.Pow(x, b.Sub(one, wide)))))
-
-
-def _bounded(b: Builder, x: Value) -> Value:
-    """Return ``x`` with infinities and NaN as the largest number there is, so that 0 * x is 0."""
-    most = b.scalar(float(float_info(x.type.dtype.numpy).max), x.type.dtype)
-    return b.Clip(b.Where(b.IsNaN(x), most, x), b.Neg(most), most)
-
-
-def _numbers(b: Builder, x: Value) -> Value:
-    """Return ``x`` with NaN as 0."""
-    return b.Where(b.IsNaN(x), zero(b, x), x)
+    return b.Mul(b.Mul(v, wide), b.Pow(x, b.Sub(wide, 1.0)))
 
 
 def _exponent_rule(b: Builder, node: Node, v: Value) -> Value:
     """v * dz/dy = v z log(x); 0 where x = 0 and y >= 0, like the limit from above."""
     x, y = node.input(0), node.input(1)
     flat = b.And(b.Equal(x, 0.0), b.GreaterOrEqual(y, 0.0))
-    log_x = b.Log(b.Where(flat, b.scalar(1, x.type.dtype), x))
-    return b.cast_like(b.Mul(b.Mul(v, node.output()), log_x), y)
+    return b.cast_like(select(b, b.Not(flat), b.Mul(b.Mul(v, node.output()), b.Log(x))), y)
 
 
 @power.adjoint

@@ -1,0 +1,338 @@
+"""The support of cotangents and tangents: where no selection (Where, mask, gather, slice, pad, ...) has zeroed them.
+
+What a selection has zeroed stays zero whatever it is multiplied by, so a product with a selected cotangent is the
+selection of the product: Where(c, t, 0) * f becomes Where(c, t * f, 0), and 0 * inf is never formed. A zero that arithmetic
+made is a number like any other. Masks are made when a product asks for them, so a graph without selections has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowgrad.ir.graph import ENTRIES, Node, Value
+from flowgrad.ir.ops.registry import OpDef, Trait, opdef
+from flowgrad.ir.types import BOOL
+
+if TYPE_CHECKING:
+    from flowgrad.ir.derivative_builder import DerivativeBuilder
+
+Mask = Value | None
+"""Booleans that broadcast to a value and hold where it may be other than zero; None says that they all hold."""
+
+MOST_FACTORS = 16
+"""A factor that takes more nodes than this to make of booleans and integers is no mask."""
+
+
+class Support:
+    """The masks of the values that derivative rules make of ``carried`` ones: cotangents and tangents."""
+
+    def __init__(self, b: DerivativeBuilder) -> None:
+        self.b = b
+        self.carried: set[Value] = set()
+        self.given: set[Mask] = set()
+        """Masks that selections of the graph gave, not kinks of its operators: only these are worth a reduction."""
+        self.along: dict[Mask, tuple[int, Mask]] = {}
+        """Masks of what an axis was spread along, with that axis and the mask of what was spread."""
+        self._masks: dict[Value, Mask] = {}
+        self._born = b.graph._next_key
+
+    def start(self, value: Value) -> None:
+        """Note a cotangent or tangent that was not made here: all of it counts."""
+        self.carried.add(value)
+        self._masks.setdefault(value, None)
+
+    def condition(self, value: Value) -> Value:
+        """Return the condition of a selection as a mask."""
+        if value.producer.key < self._born:
+            self.given.add(value)
+        return value
+
+    def made(self, mask: Value, *parts: Value) -> Value:
+        """Return ``mask``, made of other masks."""
+        if all(part in self.given for part in parts):
+            self.given.add(mask)
+        return mask
+
+    def note(self, node: Node) -> None:
+        """Note that what a rule makes of carried values is carried."""
+        if self.carried and any(v in self.carried for v in node.inputs):
+            self.carried.update(v for v in node.results if v.type.dtype.is_float)
+
+    def mask(self, value: Value) -> Mask:
+        """Return the mask of a value."""
+        if value not in self.carried:
+            return None
+        pending = [value]
+        while pending:
+            top = pending[-1]
+            if top in self._masks:
+                pending.pop()
+                continue
+            inputs = [v for v in top.producer.inputs if v in self.carried and v not in self._masks]
+            pending += inputs
+            if not inputs:
+                self._settle(top.producer)
+        return self._masks[value]
+
+    def _settle(self, node: Node) -> None:
+        definition = opdef(node.op)
+        masks = [None if v is None else self._masks.get(v) for v in node.inputs]
+        if definition.support_rule is not None:
+            found = definition.support_rule(self.b, node, masks)
+            results = [found] * len(node.outputs)
+        elif Trait.ELEMENTWISE in definition.traits:
+            results = [_elementwise(self.b, definition, node, masks)] * len(node.outputs)
+        elif Trait.LINEAR in definition.traits:
+            is_cheap = Trait.VIEW in definition.traits
+            results = moved(self.b, node, [m if is_cheap or m in self.given else None for m in masks])
+        else:
+            results = [None] * len(node.outputs)
+        for output, mask in zip(node.outputs, results, strict=True):
+            if output is not None:
+                self._masks[output] = mask
+
+    # ---- products ----------------------------------------------------------------------------------------------------
+
+    def slot(self, op: str, inputs: Sequence[Any]) -> int | None:
+        """Return the input of an elementwise product or quotient that a selection may have zeroed, or None."""
+        traits = opdef(op).traits
+        if Trait.ELEMENTWISE not in traits or not traits & {Trait.BILINEAR, Trait.QUOTIENT}:
+            return None
+        slots = [i for i in range(2 if Trait.BILINEAR in traits else 1) if _is_in(self.carried, inputs[i])]
+        return slots[0] if len(slots) == 1 else None
+
+    def product(self, op: str, inputs: Sequence[Any], slot: int) -> Value:
+        """Return the product or quotient ``op`` of the carried value in ``slot``, selected like that value."""
+        b, v, factor = self.b, inputs[slot], inputs[1 - slot]
+        is_product = Trait.BILINEAR in opdef(op).traits
+        if is_product and isinstance(factor, Value) and factor not in b.zeros:
+            if _is_zero_or_one(factor):
+                return self._masked_by_number(factor, v)
+            if _is_discrete(factor):
+                return self._masked(op, v, factor)
+        masked = self._masking(v)
+        if masked is not None:
+            return b.plain("MaskedMul", [masked.input(0), b.add(op, _with(inputs, slot, masked.input(1)))])
+        if _is_harmless(factor, is_product):
+            return b.plain(op, inputs)
+        mask = self.mask(v)
+        if mask is None:
+            return b.plain(op, inputs)
+        return self.selected(mask, b.plain(op, _with(inputs, slot, _unselected(v, self.carried))))
+
+    def linear(self, op: str, inputs: Sequence[Any]) -> Value | None:
+        """Return an elementwise linear ``op`` of products with one mask as the product of its result with the mask."""
+        traits = opdef(op).traits
+        if Trait.ELEMENTWISE not in traits or Trait.LINEAR not in traits or not inputs:
+            return None
+        found = [self._masking(v) for v in inputs]
+        nodes = [n for n in found if n is not None]
+        if len(nodes) < len(found) or any(n.input(0) is not nodes[0].input(0) for n in nodes):
+            return None
+        return self.b.plain("MaskedMul", [nodes[0].input(0), self.b.plain(op, [n.input(1) for n in nodes])])
+
+    def _masking(self, v: Any) -> Node | None:
+        """Return the node MaskedMul(mask, t) that made the carried value ``v``, or None."""
+        if not _is_in(self.carried, v) or v.producer.op != "MaskedMul" or v.producer.input(1) not in self.carried:
+            return None
+        return v.producer  # type: ignore[no-any-return]
+
+    def _masked_by_number(self, factor: Value, v: Value) -> Value:
+        """A product with zeros and ones. The factor keeps its own derivative: it may be a weight that begins at zero."""
+        inner = self._masking(v)
+        if inner is None:
+            return self.b.plain("MaskedMul", [factor, v])
+        return self.b.plain("MaskedMul", [self.b.plain("Mul", [factor, inner.input(0)]), inner.input(1)])
+
+    def _masked(self, op: str, v: Value, factor: Value) -> Value:
+        """A product with booleans or integers that were cast selects where they are not zero."""
+        cast = factor.producer
+        if cast.op == "Cast" and cast.input(0).type.dtype == BOOL:
+            return self.b.plain("Where", [cast.input(0), v, self.b.scalar(0, v.type.dtype)])
+        kept = self.b.cast(factor, BOOL)
+        inner = _with([v, factor], 0, _unselected(v, self.carried))
+        mask = self.mask(v)
+        return self.selected(kept if mask is None else self.b.And(kept, mask), self.b.plain(op, inner))
+
+    def selected(self, mask: Value, value: Value) -> Value:
+        """Return ``value`` where ``mask`` holds, else zero."""
+        zero = self.b.scalar(0, value.type.dtype)
+        return self.b.add_node("Where", [mask, value, zero], types=[value.type]).output()
+
+    def read(self, x: Value, bar: Value, axes: Iterable[int]) -> Value:
+        """Return an operand of a contraction without what only meets parts of ``bar`` that a selection has zeroed.
+
+        ``axes`` are those of ``bar`` that ``x`` does not have: the mask must be the same along them. Then 0 * NaN is not
+        formed; where the mask is not, what a NaN in ``x`` meets is a sum over numbers that are wanted too.
+        """
+        mask = self.mask(bar)
+        if mask is None or mask not in self.given or not all(has_one(mask, a) for a in axes):
+            return x
+        chosen = self.b.Where(mask, x, self.b.scalar(0, x.type.dtype))
+        return chosen if chosen.type == x.type else x
+
+
+# ---- masks of what rules make -------------------------------------------------------------------------------------------
+
+
+def union(b: DerivativeBuilder, masks: Sequence[Mask]) -> Mask:
+    """Return where one of ``masks`` holds."""
+    known = list(dict.fromkeys(m for m in masks if m is not None))
+    if not known or len(known) < len(set(masks)) or any(_opposite(m) in known for m in known):
+        return None
+    return reduce(lambda x, y: b.support.made(b.Or(x, y), x, y), known)
+
+
+def intersection(b: DerivativeBuilder, first: Mask, second: Mask) -> Mask:
+    """Return where both masks hold."""
+    if first is None or second is None or first is second:
+        return first if second is None else second
+    return b.support.made(b.And(first, second), first, second)
+
+
+def negation(b: DerivativeBuilder, mask: Value) -> Value:
+    """Return where ``mask`` does not hold."""
+    opposite = _opposite(mask)
+    return b.support.made(b.Not(mask), mask) if opposite is None else opposite
+
+
+def _opposite(mask: Value) -> Value | None:
+    return mask.producer.input(0) if mask.producer.op == "Not" else None
+
+
+def is_zero(b: DerivativeBuilder, value: Value | None) -> bool:
+    """Return whether a value is known to be zero everywhere."""
+    return value is not None and (value in b.zeros or (value.constant is not None and not value.constant.any()))
+
+
+def _elementwise(b: DerivativeBuilder, definition: OpDef, node: Node, masks: Sequence[Mask]) -> Mask:
+    if not definition.traits & {Trait.LINEAR, Trait.BILINEAR, Trait.QUOTIENT}:
+        return None
+    carried = [(v, m) for v, m in zip(node.inputs, masks, strict=True) if v is not None and v in b.support.carried]
+    if Trait.LINEAR not in definition.traits:
+        return carried[0][1] if len(carried) == 1 else None
+    others = [v for v in node.operands if v not in b.support.carried and not is_zero(b, v)]
+    return None if others else union(b, [m for _, m in carried])
+
+
+def moved(b: DerivativeBuilder, node: Node, masks: Sequence[Mask], *, whole: bool = True) -> list[Mask]:
+    """Return the masks of the outputs of a linear op: where it makes other than zero of ones in place of the masks.
+
+    Where that moves whole axes, extents of 1 in a mask may stay (not ``whole``).
+    """
+    carried = b.support.carried
+    nothing: list[Mask] = [None] * len(node.outputs)
+    if all(m is None for m in masks) and Trait.SPREADS not in opdef(node.op).traits and not any(
+            is_zero(b, v) for v in node.inputs if v is not None and v.type.dtype.is_float):
+        return nothing
+    inputs: list[Value | None] = []
+    for v, mask in zip(node.inputs, masks, strict=True):
+        if v is None or not v.type.dtype.is_float or is_zero(b, v):
+            inputs.append(v)
+        elif v not in carried:
+            return nothing
+        else:
+            ones = b.filled(1, v) if mask is None else _as_numbers(b, mask, v, whole)
+            if ones is None:
+                return nothing
+            inputs.append(ones)
+    made = b.add_node(node.op, inputs, node.attributes, outputs=len(node.outputs))
+    parts = [m for m in masks if m is not None]
+    return [None if v is None else b.support.made(b.Greater(v, 0.0), *parts) for v in made.outputs]
+
+
+def summed(b: DerivativeBuilder, node: Node, masks: Sequence[Mask]) -> Mask:
+    """Return the mask of a sum along axes: of all that is summed there, something may be other than zero."""
+    mask = masks[0] if masks[0] in b.support.given else None
+    axis, spread = b.support.along.get(mask, (None, None))
+    x, axes = node.input(0), node.optional(1)
+    if axis is not None and x.type.rank is not None and axes is not None and axes.constant is not None:
+        mask = spread if [int(a) % x.type.rank for a in axes.constant.reshape(-1)] == [axis] else mask
+    return moved(b, node, [mask, *masks[1:]], whole=False)[0]
+
+
+def turned(b: DerivativeBuilder, node: Node, masks: Sequence[Mask]) -> Mask:
+    """Return the mask of an op that moves whole axes."""
+    return moved(b, node, masks, whole=False)[0]
+
+
+def has_one(mask: Mask, axis: int) -> bool:
+    """Return whether a mask is known to be the same all along ``axis``, counted from behind."""
+    shape = None if mask is None else mask.type.shape
+    return shape is not None and (len(shape) < -axis or shape[axis] == 1)
+
+
+def _as_numbers(b: DerivativeBuilder, mask: Value, like: Value, whole: bool) -> Value | None:
+    """Return ones and zeros of the rank of ``like``, and of its shape if they are to be ``whole``."""
+    ranked = aligned(b, mask, like)
+    if ranked is None:
+        return None
+    numbers = b.cast(ranked, like.type.dtype)
+    return b.Expand(numbers, b.shape(like)) if whole and ranked.type.shape != like.type.shape else numbers
+
+
+def aligned(b: DerivativeBuilder, mask: Value, like: Value) -> Value | None:
+    """Return ``mask`` with the rank of ``like``, or None where a rank is unknown."""
+    if mask.type.rank is None or like.type.rank is None:
+        return None
+    missing = like.type.rank - mask.type.rank
+    return b.Unsqueeze(mask, list(range(missing))) if missing else mask
+
+
+# ---- factors ------------------------------------------------------------------------------------------------------------
+
+
+def _is_in(carried: set[Value], what: Any) -> bool:
+    return isinstance(what, Value) and what in carried
+
+
+def _with(inputs: Sequence[Any], slot: int, value: Any) -> list[Any]:
+    return [value if i == slot else v for i, v in enumerate(inputs)]
+
+
+def _unselected(v: Value, carried: set[Value]) -> Value:
+    """Return the x of Where(c, x, 0), Where(c, 0, x): the selection is made anew after the product."""
+    if v.producer.op != "Where" or v not in carried:
+        return v
+    chosen = [x for x in v.producer.inputs[1:] if x in carried]
+    is_whole = len(chosen) == 1 and chosen[0] is not None and chosen[0].type == v.type
+    other = v.producer.input(1 if chosen and v.producer.input(2) is chosen[0] else 2)
+    is_selection = is_whole and other.constant is not None and not other.constant.any()
+    return chosen[0] if is_selection and chosen[0] is not None else v
+
+
+def _is_harmless(factor: Any, is_product: bool) -> bool:
+    """Return whether a zero stays zero with ``factor``: a finite constant, and not zero as a divisor."""
+    constant = factor.constant if isinstance(factor, Value) else np.asarray(factor)
+    if constant is None or not np.isfinite(constant).all():
+        return False
+    return is_product or bool(np.all(constant != 0))
+
+
+def _is_zero_or_one(factor: Value) -> bool:
+    constant = factor.constant
+    if constant is None or not constant.size or constant.reshape(-1)[0] not in (0, 1):
+        return False
+    return bool(np.all((constant == 0) | (constant == 1)) and not np.all(constant))
+
+
+def _is_discrete(factor: Value) -> bool:
+    """Return whether a factor is made of casts of booleans and integers: then no derivative passes its zeros."""
+    pending, steps, casts = [factor], 0, 0
+    while pending and steps < MOST_FACTORS:
+        node, steps = pending.pop().producer, steps + 1
+        if node.op in ENTRIES:
+            constant = node.output().constant
+            if constant is None or constant.size != 1:
+                return False
+            continue
+        if not opdef(node.op).traits & {Trait.LINEAR, Trait.BILINEAR}:
+            return False
+        floats = [v for v in node.operands if v.type.dtype.is_float]
+        casts += not floats
+        pending += floats
+    return casts > 0 and not pending
