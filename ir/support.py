@@ -37,7 +37,10 @@ class Support:
         """Masks that selections of the graph gave, not kinks of its operators: only these are worth a reduction."""
         self.along: dict[Mask, tuple[int, Mask]] = {}
         """Masks of what an axis was spread along, with that axis and the mask of what was spread."""
+        self.unselected: dict[Value, Value] = {}
+        """What a selection chose from, by what it made."""
         self._masks: dict[Value, Mask] = {}
+        self._masked: dict[Value, tuple[Value, Value]] = {}
         self._born = b.graph._next_key
 
     def start(self, value: Value) -> None:
@@ -111,57 +114,55 @@ class Support:
         is_product = Trait.BILINEAR in opdef(op).traits
         if is_product and isinstance(factor, Value) and factor not in b.zeros:
             if _is_zero_or_one(factor):
-                return self._masked_by_number(factor, v)
+                return self._masked_by(factor, v)
             if _is_discrete(factor):
-                return self._masked(op, v, factor)
-        masked = self._masking(v)
-        if masked is not None:
-            return b.plain("MaskedMul", [masked.input(0), b.add(op, _with(inputs, slot, masked.input(1)))])
+                return self._masked_by_cast(op, v, factor)
+        if v in self._masked:
+            mask, inner = self._masked[v]
+            return self._masked_by(mask, b.add(op, _with(inputs, slot, inner)))
         if _is_harmless(factor, is_product):
             return b.plain(op, inputs)
-        mask = self.mask(v)
-        if mask is None:
+        chosen = self.mask(v)
+        if chosen is None:
             return b.plain(op, inputs)
-        return self.selected(mask, b.plain(op, _with(inputs, slot, _unselected(v, self.carried))))
+        return self.selected(chosen, b.plain(op, _with(inputs, slot, self.unselected.get(v, v))))
 
     def linear(self, op: str, inputs: Sequence[Any]) -> Value | None:
         """Return an elementwise linear ``op`` of products with one mask as the product of its result with the mask."""
         traits = opdef(op).traits
         if Trait.ELEMENTWISE not in traits or Trait.LINEAR not in traits or not inputs:
             return None
-        found = [self._masking(v) for v in inputs]
-        nodes = [n for n in found if n is not None]
-        if len(nodes) < len(found) or any(n.input(0) is not nodes[0].input(0) for n in nodes):
-            return None
-        return self.b.plain("MaskedMul", [nodes[0].input(0), self.b.plain(op, [n.input(1) for n in nodes])])
+        found = [self._masked.get(v, (None, None)) if isinstance(v, Value) else (None, None) for v in inputs]
+        masks = {mask for mask, _ in found}
+        mask = masks.pop()
+        return None if masks or mask is None else self._masked_by(mask, self.b.plain(op, [inner for _, inner in found]))
 
-    def _masking(self, v: Any) -> Node | None:
-        """Return the node MaskedMul(mask, t) that made the carried value ``v``, or None."""
-        if not _is_in(self.carried, v) or v.producer.op != "MaskedMul" or v.producer.input(1) not in self.carried:
-            return None
-        return v.producer  # type: ignore[no-any-return]
-
-    def _masked_by_number(self, factor: Value, v: Value) -> Value:
+    def _masked_by(self, factor: Value, v: Value) -> Value:
         """A product with zeros and ones. The factor keeps its own derivative: it may be a weight that begins at zero."""
-        inner = self._masking(v)
-        if inner is None:
-            return self.b.plain("MaskedMul", [factor, v])
-        return self.b.plain("MaskedMul", [self.b.plain("Mul", [factor, inner.input(0)]), inner.input(1)])
+        if v in self._masked:
+            mask, v = self._masked[v]
+            factor = self.b.plain("Mul", [factor, mask])
+        made = self.b.plain("MaskedMul", [factor, v])
+        self._masked[made] = factor, v
+        return made
 
-    def _masked(self, op: str, v: Value, factor: Value) -> Value:
+    def _masked_by_cast(self, op: str, v: Value, factor: Value) -> Value:
         """A product with booleans or integers that were cast selects where they are not zero."""
-        cast = factor.producer
-        if cast.op == "Cast" and cast.input(0).type.dtype == BOOL:
-            return self.b.plain("Where", [cast.input(0), v, self.b.scalar(0, v.type.dtype)])
-        kept = self.b.cast(factor, BOOL)
-        inner = _with([v, factor], 0, _unselected(v, self.carried))
         mask = self.mask(v)
-        return self.selected(kept if mask is None else self.b.And(kept, mask), self.b.plain(op, inner))
+        source = factor.producer
+        is_cast = source.op not in ENTRIES and [x.type.dtype for x in source.operands] == [BOOL]
+        kept = source.input(0) if is_cast else self.b.cast(factor, BOOL)
+        inner = self.unselected.get(v, v)
+        chosen = self.condition(kept) if mask is None else self.made(self.b.And(self.condition(kept), mask), kept, mask)
+        return self.selected(chosen, inner if is_cast else self.b.plain(op, [inner, factor]))
 
     def selected(self, mask: Value, value: Value) -> Value:
         """Return ``value`` where ``mask`` holds, else zero."""
-        zero = self.b.scalar(0, value.type.dtype)
-        return self.b.add_node("Where", [mask, value, zero], types=[value.type]).output()
+        made = self.b.plain("Where", [mask, value, self.b.scalar(0, value.type.dtype)])
+        self._masks[made] = mask
+        if made.type == value.type:
+            self.unselected[made] = value
+        return made
 
     def read(self, x: Value, bar: Value, axes: Iterable[int]) -> Value:
         """Return an operand of a contraction without what only meets parts of ``bar`` that a selection has zeroed.
@@ -292,17 +293,6 @@ def _is_in(carried: set[Value], what: Any) -> bool:
 
 def _with(inputs: Sequence[Any], slot: int, value: Any) -> list[Any]:
     return [value if i == slot else v for i, v in enumerate(inputs)]
-
-
-def _unselected(v: Value, carried: set[Value]) -> Value:
-    """Return the x of Where(c, x, 0), Where(c, 0, x): the selection is made anew after the product."""
-    if v.producer.op != "Where" or v not in carried:
-        return v
-    chosen = [x for x in v.producer.inputs[1:] if x in carried]
-    is_whole = len(chosen) == 1 and chosen[0] is not None and chosen[0].type == v.type
-    other = v.producer.input(1 if chosen and v.producer.input(2) is chosen[0] else 2)
-    is_selection = is_whole and other.constant is not None and not other.constant.any()
-    return chosen[0] if is_selection and chosen[0] is not None else v
 
 
 def _is_harmless(factor: Any, is_product: bool) -> bool:

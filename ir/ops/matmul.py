@@ -211,7 +211,7 @@ def _(node: Node) -> list[tuple[Cut, ...]]:
 @gemm.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """Y = alpha A' B' + beta C: A'_bar = alpha Y_bar B'^T, B'_bar = alpha A'^T Y_bar, C_bar = beta sum(Y_bar)."""
-    x, w, *rest = node.inputs
+    x, w, *rest = node.operands
     alpha, trans_x, trans_w = attr(node, "alpha"), int(attr(node, "transA")), int(attr(node, "transB"))
     x = x if trans_x else b.support.read(x, y_bar, [-1])
     w = w if trans_w else b.support.read(w, y_bar, [-2])
@@ -223,7 +223,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
         w_bar = b.Gemm(y_bar, x, alpha=alpha, transA=1, transB=trans_x)
     else:
         w_bar = b.Gemm(x, y_bar, alpha=alpha, transA=1 - trans_x)
-    if not rest or rest[0] is None:
+    if not rest:
         return (x_bar, w_bar, NO_GRADIENT)[: len(node.inputs)]
     beta, c_bar = attr(node, "beta"), b.sum_to(y_bar, rest[0])
     return x_bar, w_bar, c_bar if beta == 1 else b.Mul(c_bar, float(beta))

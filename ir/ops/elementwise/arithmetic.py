@@ -394,8 +394,10 @@ def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value 
     x, y = node.input(1), node.input(2)
     if is_zero(b, x) == is_zero(b, y):
         return union(b, masks[1:])
-    condition = b.support.condition(node.input(0))
-    return intersection(b, negation(b, condition), masks[2]) if is_zero(b, x) else intersection(b, condition, masks[1])
+    condition, (chosen, mask) = b.support.condition(node.input(0)), (x, masks[1]) if is_zero(b, y) else (y, masks[2])
+    if chosen.type == node.output().type:
+        b.support.unselected[node.output()] = chosen
+    return intersection(b, condition if chosen is x else negation(b, condition), mask)
 
 
 @op("Identity", outputs=("output",),
