@@ -108,6 +108,10 @@ class Builder:
             first.symbolic = symbolic_value(node, first.type)
         return node
 
+    def passed(self, node: Node) -> Sequence[Value | None]:
+        """Return what stands for the outputs of a node that was copied from another graph."""
+        return node.outputs
+
     @overload
     def value(self, what: None, like: DType | None = None) -> None: ...
 

@@ -76,6 +76,10 @@ class DerivativeBuilder(Builder):
                 return found
         return self.plain(op, inputs, attributes, **keywords)
 
+    def passed(self, node: Node) -> Sequence[Value | None]:
+        """Return what stands for the outputs of a copied node: a product with a selected value is selected likewise."""
+        return self.support.passed(node)
+
     def plain(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, **keywords: Any) -> Value:
         """Add a node as it stands and return its output."""
         return super().add(op, inputs, attributes, **keywords)

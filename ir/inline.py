@@ -44,7 +44,7 @@ def inline(
             name=node.name,
         )
         made.metadata, made.adjoint_rule = dict(node.metadata), node.adjoint_rule
-        twins = [(v, w) for v, w in zip(node.outputs, made.outputs, strict=True) if v is not None and w is not None]
+        twins = [(v, w) for v, w in zip(node.outputs, b.passed(made), strict=True) if v is not None and w is not None]
         known.update(twins)
         for value, twin in twins:
             if value.name in source.pinned:

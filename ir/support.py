@@ -33,10 +33,11 @@ class Support:
     def __init__(self, b: DerivativeBuilder) -> None:
         self.b = b
         self.carried: set[Value] = set()
-        self.given: set[Mask] = set()
-        """Masks that selections of the graph gave, not kinks of its operators: only these are worth a reduction."""
+        self._given: dict[Mask, Value] = {}
         self.along: dict[Mask, tuple[int, Mask]] = {}
         """Masks of what an axis was spread along, with that axis and the mask of what was spread."""
+        self.opposites: dict[Value, Value] = {}
+        """The negations of masks."""
         self.unselected: dict[Value, Value] = {}
         """What a selection chose from, by what it made."""
         self._masks: dict[Value, Mask] = {}
@@ -51,13 +52,22 @@ class Support:
     def condition(self, value: Value) -> Value:
         """Return the condition of a selection as a mask."""
         if value.producer.key < self._born:
-            self.given.add(value)
+            self._given[value] = value
         return value
+
+    def given(self, mask: Mask) -> Mask:
+        """Return what selections of the graph gave to a mask, not kinks of its operators: only that is worth much work."""
+        return self._given.get(mask)
 
     def made(self, mask: Value, *parts: Value) -> Value:
         """Return ``mask``, made of other masks."""
-        if all(part in self.given for part in parts):
-            self.given.add(mask)
+        if all(self._given.get(part) is part for part in parts):
+            self._given[mask] = mask
+        return mask
+
+    def containing(self, mask: Value, given: Value) -> Value:
+        """Return ``mask``, which holds nowhere but where ``given`` holds."""
+        self._given[mask] = given
         return mask
 
     def note(self, node: Node) -> None:
@@ -91,7 +101,7 @@ class Support:
             results = [_elementwise(self.b, definition, node, masks)] * len(node.outputs)
         elif Trait.LINEAR in definition.traits:
             is_cheap = Trait.VIEW in definition.traits
-            results = moved(self.b, node, [m if is_cheap or m in self.given else None for m in masks])
+            results = moved(self.b, node, [m if is_cheap else self.given(m) for m in masks])
         else:
             results = [None] * len(node.outputs)
         for output, mask in zip(node.outputs, results, strict=True):
@@ -114,18 +124,33 @@ class Support:
         is_product = Trait.BILINEAR in opdef(op).traits
         if is_product and isinstance(factor, Value) and factor not in b.zeros:
             if _is_zero_or_one(factor):
-                return self._masked_by(factor, v)
+                return self.masked_by(factor, v)
             if _is_discrete(factor):
                 return self._masked_by_cast(op, v, factor)
-        if v in self._masked:
-            mask, inner = self._masked[v]
-            return self._masked_by(mask, b.add(op, _with(inputs, slot, inner)))
-        if _is_harmless(factor, is_product):
-            return b.plain(op, inputs)
-        chosen = self.mask(v)
+        inner = v if v in self._masked else self.unselected.get(v, v)
+        if inner in self._masked:
+            return self._sunk(op, inputs, slot, inner)
+        chosen = None if _is_harmless(factor, is_product) else self.mask(v)
         if chosen is None:
             return b.plain(op, inputs)
-        return self.selected(chosen, b.plain(op, _with(inputs, slot, self.unselected.get(v, v))))
+        return self.selected(chosen, b.plain(op, _with(inputs, slot, inner)))
+
+    def _sunk(self, op: str, inputs: Sequence[Any], slot: int, masked: Value) -> Value:
+        """Return a product whose operand is one with a mask, or what is selected from it: the mask comes last."""
+        v, (mask, inner) = inputs[slot], self._masked[masked]
+        made = self.b.add(op, _with(inputs, slot, inner))
+        chosen = None if v is masked else self.mask(v)
+        if chosen is not None:
+            made = self.selected(chosen, self.unselected.get(made, made))
+        return self._masked_product(mask, made)
+
+    def passed(self, node: Node) -> list[Mask]:
+        """Return the outputs of a node that was copied as it stands: of a product, what a selection leaves."""
+        slot = self.slot(node.op, node.inputs)
+        if slot is None or _is_harmless(node.inputs[1 - slot], Trait.BILINEAR in opdef(node.op).traits):
+            return list(node.outputs)
+        mask = self.mask(node.input(slot))
+        return [node.output() if mask is None else self.selected(mask, node.output())]
 
     def linear(self, op: str, inputs: Sequence[Any]) -> Value | None:
         """Return an elementwise linear ``op`` of products with one mask as the product of its result with the mask."""
@@ -135,13 +160,25 @@ class Support:
         found = [self._masked.get(v, (None, None)) if isinstance(v, Value) else (None, None) for v in inputs]
         masks = {mask for mask, _ in found}
         mask = masks.pop()
-        return None if masks or mask is None else self._masked_by(mask, self.b.plain(op, [inner for _, inner in found]))
+        return None if masks or mask is None else self._masked_product(mask, self.b.plain(op, [inner for _, inner in found]))
 
-    def _masked_by(self, factor: Value, v: Value) -> Value:
-        """A product with zeros and ones. The factor keeps its own derivative: it may be a weight that begins at zero."""
-        if v in self._masked:
+    def masked_by(self, factor: Value, v: Value) -> Value:
+        """Return a product with a mask of zeros and ones, selected like ``v``.
+
+        The factor keeps its own derivative: it may be a weight that begins at zero.
+        """
+        chosen = None if _is_harmless(factor, True) else self.mask(v)
+        if chosen is None:
+            return self._masked_product(factor, v)
+        return self.selected(chosen, self._masked_product(factor, self.unselected.get(v, v)))
+
+    def _masked_product(self, factor: Value, v: Value) -> Value:
+        if v in self._masked and _is_zero_or_one(factor):
             mask, v = self._masked[v]
             factor = self.b.plain("Mul", [factor, mask])
+        elif v in self._masked:
+            mask, inner = self._masked[v]
+            factor, v = mask, self.b.plain("MaskedMul", [factor, inner])
         made = self.b.plain("MaskedMul", [factor, v])
         self._masked[made] = factor, v
         return made
@@ -153,7 +190,7 @@ class Support:
         is_cast = source.op not in ENTRIES and [x.type.dtype for x in source.operands] == [BOOL]
         kept = source.input(0) if is_cast else self.b.cast(factor, BOOL)
         inner = self.unselected.get(v, v)
-        chosen = self.condition(kept) if mask is None else self.made(self.b.And(self.condition(kept), mask), kept, mask)
+        chosen = intersection(self.b, self.condition(kept), mask)
         return self.selected(chosen, inner if is_cast else self.b.plain(op, [inner, factor]))
 
     def selected(self, mask: Value, value: Value) -> Value:
@@ -170,8 +207,8 @@ class Support:
         ``axes`` are those of ``bar`` that ``x`` does not have: the mask must be the same along them. Then 0 * NaN is not
         formed; where the mask is not, what a NaN in ``x`` meets is a sum over numbers that are wanted too.
         """
-        mask = self.mask(bar)
-        if mask is None or mask not in self.given or not all(has_one(mask, a) for a in axes):
+        mask = self.given(self.mask(bar))
+        if mask is None or not all(has_one(mask, a) for a in axes):
             return x
         chosen = self.b.Where(mask, x, self.b.scalar(0, x.type.dtype))
         return chosen if chosen.type == x.type else x
@@ -183,26 +220,27 @@ class Support:
 def union(b: DerivativeBuilder, masks: Sequence[Mask]) -> Mask:
     """Return where one of ``masks`` holds."""
     known = list(dict.fromkeys(m for m in masks if m is not None))
-    if not known or len(known) < len(set(masks)) or any(_opposite(m) in known for m in known):
+    if not known or len(known) < len(set(masks)) or any(b.support.opposites.get(m) in known for m in known):
         return None
     return reduce(lambda x, y: b.support.made(b.Or(x, y), x, y), known)
 
 
-def intersection(b: DerivativeBuilder, first: Mask, second: Mask) -> Mask:
+def intersection(b: DerivativeBuilder, first: Value, second: Mask) -> Value:
     """Return where both masks hold."""
-    if first is None or second is None or first is second:
-        return first if second is None else second
-    return b.support.made(b.And(first, second), first, second)
+    if second is None or first is second:
+        return first
+    both = b.support.made(b.And(first, second), first, second)
+    part = b.support.given(both) or b.support.given(first) or b.support.given(second)
+    return both if part is None else b.support.containing(both, part)
 
 
 def negation(b: DerivativeBuilder, mask: Value) -> Value:
     """Return where ``mask`` does not hold."""
-    opposite = _opposite(mask)
-    return b.support.made(b.Not(mask), mask) if opposite is None else opposite
-
-
-def _opposite(mask: Value) -> Value | None:
-    return mask.producer.input(0) if mask.producer.op == "Not" else None
+    opposites = b.support.opposites
+    if mask not in opposites:
+        made = b.support.made(b.Not(mask), mask)
+        opposites[mask], opposites[made] = made, mask
+    return opposites[mask]
 
 
 def is_zero(b: DerivativeBuilder, value: Value | None) -> bool:
@@ -248,7 +286,7 @@ def moved(b: DerivativeBuilder, node: Node, masks: Sequence[Mask], *, whole: boo
 
 def summed(b: DerivativeBuilder, node: Node, masks: Sequence[Mask]) -> Mask:
     """Return the mask of a sum along axes: of all that is summed there, something may be other than zero."""
-    mask = masks[0] if masks[0] in b.support.given else None
+    mask = b.support.given(masks[0])
     axis, spread = b.support.along.get(mask, (None, None))
     x, axes = node.input(0), node.optional(1)
     if axis is not None and x.type.rank is not None and axes is not None and axes.constant is not None:

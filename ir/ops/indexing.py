@@ -151,7 +151,7 @@ def _wrapped(indices: Array, extent: Any) -> Array:
     return np.where(indices < 0, indices + extent, indices) if isinstance(extent, int) else indices
 
 
-def _scatter_adjoint(b: Builder, node: Node, y_bar: Value) -> Any:
+def _scatter_adjoint(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """Each reduction has its own rule; without one, what is overwritten gets nothing.
 
     Without a reduction no two indices may be equal, says the standard, and the derivative relies on it: constant
@@ -164,7 +164,7 @@ def _scatter_adjoint(b: Builder, node: Node, y_bar: Value) -> Any:
     if reduction == "add":
         return y_bar, NO_GRADIENT, _read(b, node, y_bar)
     if reduction == "none":
-        return _write(b, node, y_bar, b.zeros_like(updates), "none"), NO_GRADIENT, _read(b, node, y_bar)
+        return _write(b, node, y_bar, b.zero(updates), "none"), NO_GRADIENT, _read(b, node, y_bar)
     if reduction == "mul":
         factors = _write(b, node, b.filled(1, data), updates, "mul")
         return b.Mul(y_bar, factors), NO_GRADIENT, refuse("the updates of a multiplying scatter may repeat and be zero")
@@ -182,7 +182,7 @@ def _extreme_adjoint(b: Builder, node: Node, y_bar: Value) -> Any:
     return b.Where(kept, share, zero), NO_GRADIENT, b.Where(chosen, _read(b, node, share), zero)
 
 
-def _scatter_tangent(b: Builder, node: Node, x_dot: Value | None, indices_dot: Any, u_dot: Value | None) -> Any:
+def _scatter_tangent(b: DerivativeBuilder, node: Node, x_dot: Value | None, indices_dot: Any, u_dot: Value | None) -> Any:
     """Linear in data and updates together, except for a product or an extreme."""
     data, updates = node.input(0), node.input(2)
     reduction = attr(node, "reduction")
@@ -192,8 +192,8 @@ def _scatter_tangent(b: Builder, node: Node, x_dot: Value | None, indices_dot: A
         return refuse("the updates of a multiplying scatter may repeat and be zero")
     if reduction == "mul":
         return b.Mul(x_dot, _write(b, node, b.filled(1, data), updates, "mul"))
-    x_dot = b.zeros_like(data) if x_dot is None else x_dot
-    u_dot = b.zeros_like(updates) if u_dot is None else u_dot
+    x_dot = b.zero(data) if x_dot is None else x_dot
+    u_dot = b.zero(updates) if u_dot is None else u_dot
     if reduction in ("none", "add"):
         return _write(b, node, x_dot, u_dot, reduction)
     return _extreme_tangent(b, node, x_dot, u_dot)
@@ -212,7 +212,7 @@ def _scatter_support(b: DerivativeBuilder, node: Node, masks: Sequence[Value | N
     """Where something lies that was written, or was there and is not overwritten."""
     if attr(node, "reduction") not in ("none", "add"):
         return None
-    mask = moved(b, node, [m if m in b.support.given else None for m in masks])[0]
+    mask = moved(b, node, [b.support.given(m) for m in masks])[0]
     if mask is not None and node.op == "ScatterElements" and is_zero(b, node.input(0)):
         _note_rows(b, node, mask, masks[2])
     return mask

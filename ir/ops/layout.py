@@ -230,7 +230,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 # ---- triangles and the identity -----------------------------------------------------------------------------------------
 
 
-@op("Trilu", since=14, outputs=("output",), traits=(Trait.LINEAR,))
+@op("Trilu", since=14, outputs=("output",), traits=(Trait.LINEAR, Trait.SPREADS))
 def trilu(input: Array, k: Array | None = None, *, upper: int = 1) -> Array:
     diagonal = 0 if k is None else int(np.asarray(k).reshape(-1)[0])
     return np.triu(input, diagonal) if upper else np.tril(input, diagonal)
@@ -281,7 +281,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return b.add("ReverseSequence", [y_bar, node.input(1)], dict(node.attributes)), NO_GRADIENT
 
 
-@op("CenterCropPad", since=18, outputs=("output_data",), traits=(Trait.LINEAR,), extents=("shape",))
+@op("CenterCropPad", since=18, outputs=("output_data",), traits=(Trait.LINEAR, Trait.SPREADS), extents=("shape",))
 def center_crop_pad(input_data: Array, shape: Array, *, axes: Sequence[int] | None = None) -> Array:
     wanted = int_list(shape) or []
     read, write, new = [slice(None)] * input_data.ndim, [slice(None)] * input_data.ndim, list(input_data.shape)

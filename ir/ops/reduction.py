@@ -548,7 +548,7 @@ def _(b: DerivativeBuilder, node: Node, values_bar: Value, indices_bar: Any = No
     """x_bar = zeros with values_bar at the chosen places."""
     x, indices = node.input(0), b.residual(node, "Indices")
     axis = attr(node, "axis")
-    return b.ScatterElements(b.zeros_like(x), indices, values_bar, axis=axis), NO_GRADIENT
+    return b.ScatterElements(b.zero(x), indices, values_bar, axis=axis), NO_GRADIENT
 
 
 @top_k.tangent

@@ -96,8 +96,11 @@ def _first_maxima(
     best = np.zeros(y.shape, np.int64)
     np.copyto(y, seen[0])
     chosen = np.broadcast_to(inside[0], y.shape).copy()
+    has_nan = placed.dtype.kind == "f" and bool(np.isnan(np.max(placed, initial=-np.inf)))
     for tap in range(1, len(seen)):
         better = seen[tap] > y
+        if has_nan:
+            better |= np.isnan(seen[tap]) & ~np.isnan(y)
         np.logical_or(better, ~chosen & inside[tap], out=better)  # a pad never wins, even against minus infinity
         better &= inside[tap]
         np.copyto(y, seen[tap], where=better)

@@ -1,4 +1,4 @@
-"""Operators of the flowgrad domain that derivatives are made with: a product that selects first, and a stop."""
+"""Operators of the flowgrad domain that derivatives are made with: a product with a mask, and a stop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import computed
+from flowgrad.ir.ops.operands import sum_of_present
 from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, Trait, op
 from flowgrad.ir.types import BOOL, Type
 
 
 @op("MaskedMul", domain=FLOWGRAD, traits=(Trait.BROADCASTS, Trait.ELEMENTWISE, Trait.BILINEAR))
 def masked_mul(a: Array, b: Array, *, out: Array | None = None, work: Sequence[Array] | None = None) -> Array:
-    """a * b where a is not zero, else 0: a zero cotangent meets a NaN or an infinity without harm."""
+    """a * b where a is not zero, else 0: what a mask of zeros and ones discards may be NaN or infinite."""
     zero = np.equal(a, 0, out=work[0] if work else None)
     result = np.multiply(a, b, out=out)
     if result.ndim == 0:
@@ -33,16 +34,24 @@ def _(node: Node) -> list[Type]:
 
 @masked_mul.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
-    """a_bar = y_bar * b, b_bar = y_bar * a, selected likewise."""
-    x, y = node.inputs
-    return b.MaskedMul(y_bar, y), b.MaskedMul(x, y_bar)
+    """a_bar = y_bar * b; b_bar = a * y_bar, where a is zero that of a selection."""
+    return b.Mul(y_bar, node.input(1)), b.support.masked_by(node.input(0), y_bar)
+
+
+@masked_mul.tangent
+def _(b: DerivativeBuilder, node: Node, a_dot: Value | None, b_dot: Value | None) -> Any:
+    """y_dot = a_dot * b + a * b_dot."""
+    first = None if a_dot is None else b.Mul(a_dot, node.input(1))
+    return sum_of_present(b, first, None if b_dot is None else b.support.masked_by(node.input(0), b_dot))
 
 
 @masked_mul.expansion
 def _(b: Builder, node: Node) -> Any:
-    """y = Where(a = 0, 0, a * b)."""
+    """y = a b', where b' is b, but 0 where a is 0 and b is infinite or NaN. So dy/da is b where a is 0, too."""
     x, y = node.input(0), node.input(1)
-    return b.Where(b.Equal(x, 0.0), b.scalar(0, x.type.dtype), b.Mul(x, y))
+    zero = b.scalar(0, y.type.dtype)
+    is_finite = b.Equal(b.Sub(y, y), zero)
+    return b.Mul(x, b.Where(b.Or(b.Not(b.Equal(x, zero)), is_finite), y, zero))
 
 
 @op("StopGradient", domain=FLOWGRAD, traits=(Trait.ELEMENTWISE, Trait.VIEW, Trait.ZERO))
