@@ -7,7 +7,7 @@ made is a number like any other. Masks are made when a product asks for them, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -155,30 +155,35 @@ class Support:
     def linear(self, op: str, inputs: Sequence[Any]) -> Value | None:
         """Return an elementwise linear ``op`` of products with one mask as the product of its result with the mask."""
         traits = opdef(op).traits
-        if Trait.ELEMENTWISE not in traits or Trait.LINEAR not in traits or not inputs:
+        if Trait.ELEMENTWISE not in traits or not traits & {Trait.LINEAR, Trait.CHOOSES}:
             return None
-        found = [self._masked.get(v, (None, None)) if isinstance(v, Value) else (None, None) for v in inputs]
-        masks = {mask for mask, _ in found}
-        mask = masks.pop()
-        return None if masks or mask is None else self._masked_product(mask, self.b.plain(op, [inner for _, inner in found]))
+        floats = inputs[1:] if Trait.CHOOSES in traits else inputs
+        parts = [v for v in floats if not isinstance(v, Value) or not is_zero(self.b, v)]
+        masks = {self._masked[v][0] if _is_in(self._masked, v) else None for v in parts}
+        mask = masks.pop() if len(masks) == 1 else None
+        if mask is None:
+            return None
+        inner = [self._masked[v][1] if _is_in(self._masked, v) else v for v in inputs]
+        return self._masked_product(mask, self.b.plain(op, inner))
 
     def masked_by(self, factor: Value, v: Value) -> Value:
         """Return a product with a mask of zeros and ones, selected like ``v``.
 
         The factor keeps its own derivative: it may be a weight that begins at zero.
         """
-        chosen = None if _is_harmless(factor, True) else self.mask(v)
-        if chosen is None:
+        if _is_harmless(factor, True):
             return self._masked_product(factor, v)
-        return self.selected(chosen, self._masked_product(factor, self.unselected.get(v, v)))
+        if v in self._masked:
+            mask, inner = self._masked[v]
+            return self._masked_product(mask, self.masked_by(factor, inner))
+        chosen = self.mask(v)
+        made = self.b.plain("MaskedMul", [factor, v if chosen is None else self.unselected.get(v, v)])
+        return made if chosen is None else self.selected(chosen, made)
 
     def _masked_product(self, factor: Value, v: Value) -> Value:
-        if v in self._masked and _is_zero_or_one(factor):
+        if v in self._masked:
             mask, v = self._masked[v]
             factor = self.b.plain("Mul", [factor, mask])
-        elif v in self._masked:
-            mask, inner = self._masked[v]
-            factor, v = mask, self.b.plain("MaskedMul", [factor, inner])
         made = self.b.plain("MaskedMul", [factor, v])
         self._masked[made] = factor, v
         return made
@@ -325,8 +330,8 @@ def aligned(b: DerivativeBuilder, mask: Value, like: Value) -> Value | None:
 # ---- factors ------------------------------------------------------------------------------------------------------------
 
 
-def _is_in(carried: set[Value], what: Any) -> bool:
-    return isinstance(what, Value) and what in carried
+def _is_in(values: Container[Value], what: Any) -> bool:
+    return isinstance(what, Value) and what in values
 
 
 def _with(inputs: Sequence[Any], slot: int, value: Any) -> list[Any]:

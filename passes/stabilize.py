@@ -113,6 +113,14 @@ def sigmoid(b: RewriteBuilder, node: Node, x: Value) -> Any:
     return b.Sigmoid(x)
 
 
+@rewrite("Div(1, Add(Exp(%x), 1))", "Reciprocal(Add(Exp(%x), 1))", kind="repairs", shared=True)
+def sigmoid_of_negated(b: RewriteBuilder, node: Node, x: Value) -> Any:
+    """1 / (1 + exp(x)) = sigmoid(-x)."""
+    if x.type != node.output().type or b.made_by(x, "Neg") is not None:
+        return no_match("a 1 broadcasts, or x is negated itself")
+    return b.Sigmoid(b.Neg(x))
+
+
 @rewrite("Div(Exp(%x), Add(Exp(%x), 1))", "Div(%e, Add(%e, 1))", kind="repairs", shared=True)
 def sigmoid_of_positive(b: RewriteBuilder, node: Node) -> Any:
     """exp(x) / (exp(x) + 1) = sigmoid(x)."""
@@ -256,6 +264,22 @@ def root_of_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
     if x.type != node.output().type:
         return no_match("the exponent broadcasts")
     return b.Abs(x)
+
+
+@rewrite("Mul(Sqrt(%x), Sqrt(%x))", "Pow(Sqrt(%x), 2)", kind="repairs", shared=True)
+def square_of_root(b: RewriteBuilder, node: Node, x: Value) -> Any:
+    """sqrt(x) sqrt(x) = x, whose derivative at 0 is 1; NaN below."""
+    if x.type != node.output().type:
+        return no_match("the exponent broadcasts")
+    return b.Where(b.Less(x, 0.0), b.Mul(x, float("nan")), x)
+
+
+@rewrite("Atan(Div(%y, %x))", kind="repairs", shared=True)
+def angle(b: RewriteBuilder, y: Value, x: Value) -> Any:
+    """atan(y / x) as one operator: its derivative is finite where x is 0."""
+    if x.constant is not None and x.constant.all():
+        return no_match("the divisor is never 0")
+    return b.AtanOfQuotient(y, x)
 
 
 @rewrite("Sqrt(ReduceSum(Mul(%x, %x), %axes?))", "Sqrt(ReduceSum(Pow(%x, 2), %axes?))", "Sqrt(ReduceSumSquare(%x, %axes?))",

@@ -30,6 +30,7 @@ class Trait(enum.Enum):
     LINEAR = "linear in all float inputs jointly: the op is its own tangent"
     BILINEAR = "linear in each of its first two inputs"
     QUOTIENT = "linear in its first input, for any second"
+    CHOOSES = "the first input chooses between the others"
     SPREADS = "linear, and puts what it is given among zeros"
     COMMUTATIVE = "the first two inputs may be swapped"
     VIEW = "the kernel may return a view of its first input"

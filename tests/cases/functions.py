@@ -13,10 +13,14 @@ from tests.op_cases import Case, away, const, fixed, held, normal, positive
 SPECIAL = [-7.0, -1.0, -0.0, 0.0, 1e-300, 0.3, 1.0, 6.5, 30.0, float("inf"), -float("inf"), float("nan")]
 
 
-
 def exact_erf(x: Array) -> Array:
     """The error function of the C library: the reference computes it in single precision."""
     return np.asarray([math.erf(v) for v in x.ravel().tolist()], x.dtype).reshape(x.shape)
+
+
+def angle(y: Array, x: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(np.arctan(y / x))
 
 
 ERF: dict[str, Any] = {"reference": False, "expected": exact_erf}
@@ -32,6 +36,12 @@ ON_DOMAIN = [
     Case("Acos", [positive(3, 4, low=-0.9, high=0.9)]),
     Case("Atanh", [positive(3, 4, low=-0.9, high=0.9)]),
     Case("Acosh", [positive(3, 4, low=1.3, high=3.0)]),
+]
+ANGLES = [
+    Case("AtanOfQuotient", [away(3, 4, gap=0.5), away(3, 4, gap=0.5)], expected=angle),
+    Case("AtanOfQuotient", [normal(3, 1), away(4, gap=0.5)], expected=angle, name="broadcast"),
+    Case("AtanOfQuotient", [fixed([1.0, -2.0, 0.0, 0.0]), fixed([0.0, 0.0, 3.0, 0.0])], name="axes", smooth=False,
+         expected=angle, note="a pole of the quotient"),
 ]
 EDGES = [
     Case(name, [fixed(SPECIAL)], name="edges", smooth=False, note="poles, infinities and NaN")
@@ -60,4 +70,4 @@ DTYPES = [
     Case("Reciprocal", [away(3, dtype="float32")], name="float32"),
 ]
 
-CASES: list[Case] = [*EVERYWHERE, *ON_DOMAIN, *EDGES, *POWERS, *DTYPES]
+CASES: list[Case] = [*EVERYWHERE, *ON_DOMAIN, *ANGLES, *EDGES, *POWERS, *DTYPES]

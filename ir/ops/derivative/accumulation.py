@@ -135,11 +135,24 @@ def _(b: DerivativeBuilder, node: Node, x_bar: Value) -> Any:
 @slice_grad.support
 def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
     """Where the pieces lie: along the axes that are sliced, if they are known, for whole pieces."""
-    axes = [known_ints(axes) for _, _, _, axes, _ in _groups(node.inputs[1:], 5)]
+    pieces = list(_groups(node.inputs[1:], 5))
+    axes = [known_ints(axes) for _, _, _, axes, _ in pieces]
+    if all(m is None for m in masks) and _covers(node, pieces):
+        return None
     rank = node.output().type.rank
     if rank is None or any(found is None for found in axes):
         return moved(b, node, masks)[0]
     return _spread(b, node, masks, {a % rank for found in axes for a in found or ()}, 5)
+
+
+def _covers(node: Node, pieces: Sequence[Sequence[Value]]) -> bool:
+    """Return whether pieces are known to leave nothing out, as those of a tensor that was cut up or rolled."""
+    layers = _layers(node, pieces)
+    if layers is None or len(layers[1]) != 1:
+        return False
+    ends = [0, *(end for _, end, _ in layers[1][0])]
+    extent = (known_dims(node.input(0)) or [])[layers[0]]
+    return [start for start, _, _ in layers[1][0]] == ends[:-1] and ends[-1] == extent
 
 
 def _spread(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None], axes: Collection[int], width: int

@@ -364,7 +364,7 @@ def _clip_regions(b: Builder, node: Node) -> tuple[Value | None, Value | None, V
 # ---- selection and copies -----------------------------------------------------------------------------------------------
 
 
-@op("Where", since=9, outputs=("output",), traits=SHAPES)
+@op("Where", since=9, outputs=("output",), traits=(*SHAPES, Trait.CHOOSES))
 def where(condition: Array, x: Array, y: Array, *, out: Array | None = None) -> Array:
     if out is None:
         return np.where(condition, x, y)

@@ -14,7 +14,7 @@ from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, select, slope
 from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.operands import sum_of
-from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Trait, op
+from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, OpDef, Trait, op
 from flowgrad.ir.types import FLOAT64, Type, broadcast_shapes
 
 UNARY = (Trait.ELEMENTWISE,)
@@ -229,6 +229,29 @@ def _atan_divisor(b: Builder, node: Node) -> Value:
 
 
 scaled_by_reciprocal(atan, _atan_divisor)
+
+
+@op("AtanOfQuotient", domain=FLOWGRAD, traits=BROADCASTS)
+def atan_of_quotient(y: Array, x: Array, *, out: Array | None = None) -> Array:
+    """atan(y / x), with a derivative of its own: that of the two in turn is no number where x is 0."""
+    return np.arctan(np.divide(y, x, out=out), out=out)
+
+
+@atan_of_quotient.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """da/dy = x / (x^2 + y^2), da/dx = -y / (x^2 + y^2), divided by the greater first: no square overflows."""
+    y, x = node.input(0), node.input(1)
+    is_flat = b.GreaterOrEqual(b.Abs(x), b.Abs(y))
+    p, q = b.Div(y, x), b.Div(x, y)
+    flat, steep = b.Add(x, b.Mul(y, p)), b.Add(y, b.Mul(x, q))
+    return (b.Where(is_flat, b.Reciprocal(flat), b.Div(q, steep)),
+            b.Neg(b.Where(is_flat, b.Div(p, flat), b.Reciprocal(steep))))
+
+
+@atan_of_quotient.expansion
+def _(b: Builder, node: Node) -> Any:
+    """a = atan(y / x); read again, it is repaired again."""
+    return b.Atan(b.Div(node.input(0), node.input(1)))
 
 
 @op("Sinh", since=9, outputs=("output",), traits=UNARY)
