@@ -20,6 +20,7 @@ from flowgrad.ir.ops.operands import (
     sum_of,
     unknown_ranks,
 )
+from flowgrad.ir.ops.reduction import END
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
 from flowgrad.ir.support import is_zero, moved
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
@@ -134,8 +135,13 @@ REPEATED = "indices repeat, and without a reduction which update stays is left o
 
 def _repeats(node: Node) -> bool:
     """True if a scatter without reduction is known to write an element twice."""
+    return attr(node, "reduction") == "none" and _meet(node)
+
+
+def _meet(node: Node) -> bool:
+    """True if two updates of a scatter are known to go to one element."""
     indices, shape = node.input(1).constant, node.input(0).type.shape
-    if attr(node, "reduction") != "none" or indices is None or not indices.size or shape is None:
+    if indices is None or not indices.size or shape is None:
         return False
     if node.op == "ScatterND":
         extents_, rows = shape[: indices.shape[-1]], indices.reshape(-1, indices.shape[-1])
@@ -149,6 +155,32 @@ def _repeats(node: Node) -> bool:
 
 def _wrapped(indices: Array, extent: Any) -> Array:
     return np.where(indices < 0, indices + extent, indices) if isinstance(extent, int) else indices
+
+
+@scatter_nd.expands_on_export
+def _(node: Node) -> bool:
+    """Runtimes that share the updates among threads lose some of those that meet at one element."""
+    indices, shape = node.input(1).constant, node.input(0).type.shape
+    if attr(node, "reduction") == "none":
+        return False
+    return indices is None or shape is None or _meet(node)
+
+
+@scatter_nd.expansion
+def _(b: Builder, node: Node) -> Value:
+    """Axes that are indexed become one, the others another: ScatterElements takes one update after the other."""
+    data, indices, updates = (node.input(i) for i in range(3))
+    shape, width = b.shape(data), b.extent(indices, -1)
+    indexed, rest = b.Slice(shape, [0], width, [0]), b.Slice(shape, width, [END], [0])
+    count, row = (b.ReduceProd(b.Concat([1], extents_, axis=0), keepdims=1) for extents_ in (indexed, rest))
+    numbers = b.Reshape(ramp(b, count), indexed, allowzero=1)
+    places = b.Reshape(b.GatherND(numbers, indices), b.ints([-1, 1]))
+    wide = b.Concat(b.Shape(places, start=0, end=1), row, axis=0)
+    total = b.ScatterElements(
+        b.Reshape(data, b.Concat(count, row, axis=0), allowzero=1), b.Expand(places, wide),
+        b.Reshape(updates, wide, allowzero=1), axis=0, reduction=attr(node, "reduction"),
+    )
+    return reshape_to(b, total, data)
 
 
 def _scatter_adjoint(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
