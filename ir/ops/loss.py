@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import select
-from flowgrad.ir.ops.registry import attr, op
+from flowgrad.ir.ops.operands import expand_to
+from flowgrad.ir.ops.registry import NO_GRADIENT, attr, op
 from flowgrad.ir.ops.softmax import log_softmax
-from flowgrad.ir.types import Shape, Type, merge_dims
+from flowgrad.ir.types import DType, Shape, Type, merge_dims
 
 
 @op("NegativeLogLikelihoodLoss", since=12, outputs=("loss",))
@@ -48,38 +50,60 @@ def _loss_type(node: Node) -> Type:
     return x.with_shape([merge_dims(a, t) for a, t in zip(batch, target.shape, strict=True)])
 
 
-@negative_log_likelihood_loss.expansion
-def _(b: Builder, node: Node) -> Any:
-    """loss = -w[t] x[t], 0 where t is ignored; the mean divides by the sum of the weights used."""
-    x, target, weight = node.input(0), node.input(1), node.optional(2)
-    ignore_index, reduction = attr(node, "ignore_index"), attr(node, "reduction")
-    ignored = None if ignore_index is None else b.Equal(target, b.scalar(ignore_index, target.type.dtype))
-    classes = target if ignored is None else b.Where(ignored, b.scalar(0, target.type.dtype), target)
-    picked = b.Squeeze(b.GatherElements(x, b.Unsqueeze(classes, [1]), axis=1), [1])
-    loss = b.Neg(picked)
-    shares = None if weight is None else b.Gather(weight, classes, axis=0)
-    if shares is not None:
-        loss = b.Mul(loss, shares)
-    kept = None if ignored is None else b.Not(ignored)
-    if kept is not None:
-        loss = select(b, kept, loss)
-    if reduction == "none":
-        return loss
-    total = _total(b, loss)
-    return total if reduction == "sum" else b.Div(total, _weight_used(b, shares, kept, loss))
+@negative_log_likelihood_loss.adjoint
+def _(b: DerivativeBuilder, node: Node, loss_bar: Value) -> Any:
+    """x_bar[t] = -w[t] e, w_bar[t] = -x[t] e, with e = loss_bar, for the mean over the sum W of the weights used
+    e = loss_bar / W and a share of loss in w_bar besides. All in the type that is computed in."""
+    x_bar, weight_bar = _likelihood_bars(b, node, node.input(0), loss_bar)
+    return [b.cast_like(x_bar, node.input(0)), NO_GRADIENT, weight_bar][: len(node.inputs)]
 
 
-def _total(b: Builder, x: Value) -> Value:
-    return b.ReduceSum(x, None, keepdims=0)
+def _likelihood_bars(b: DerivativeBuilder, node: Node, x: Value, loss_bar: Value) -> tuple[Value, Any]:
+    """Return the cotangents of ``x`` in the type that is computed in, and of the weights (NO_GRADIENT if there are none)."""
+    target, weight, wide = node.input(1), node.optional(2), x.type.dtype.wide
+    classes, kept = _classes(b, node, x)
+    places = b.Unsqueeze(classes, [1])
+    shares = None if weight is None else b.cast(b.Gather(weight, classes, axis=0), wide)
+    is_mean = attr(node, "reduction") == "mean"
+    unit = b.cast(loss_bar, wide)
+    if is_mean:
+        unit = b.Div(unit, _weight_used(b, shares, kept, target, wide))
+    unit = expand_to(b, unit, target)
+    unit = unit if kept is None else select(b, kept, unit)
+    picked_bar = b.Neg(unit if shares is None else b.Mul(unit, shares))
+    zeros = b.filled(0, x, wide)
+    b.zeros.add(zeros)
+    x_bar = b.ScatterElements(zeros, places, b.Unsqueeze(picked_bar, [1]), axis=1)
+    if weight is None:
+        return x_bar, NO_GRADIENT
+    loss = b.cast(b.Squeeze(b.GatherElements(x, places, axis=1), [1]), wide)
+    if is_mean:
+        loss = b.Add(loss, b.cast(node.output(), wide))
+    share_bar = b.cast_like(b.Neg(b.Mul(unit, loss)), weight)
+    return x_bar, b.GatherGrad(b.shape(weight), share_bar, classes)
 
 
-def _weight_used(b: Builder, shares: Value | None, kept: Value | None, loss: Value) -> Value:
+def _classes(b: DerivativeBuilder, node: Node, x: Value) -> tuple[Value, Value | None]:
+    """Return the classes, 0 where they are ignored, and where they are not (None: all count).
+
+    A label below 0 is one beyond the last class: operators that read at indices would count it from the end.
+    """
+    target, ignore_index = node.input(1), attr(node, "ignore_index")
+    beyond = b.cast_like(b.Squeeze(b.extent(x, 1), [0]), target)
+    classes = b.Where(b.Less(target, b.scalar(0, target.type.dtype)), beyond, target)
+    if ignore_index is None:
+        return classes, None
+    ignored = b.Equal(target, b.scalar(ignore_index, target.type.dtype))
+    return b.Where(ignored, b.scalar(0, target.type.dtype), classes), b.support.made(b.Not(ignored))
+
+
+def _weight_used(b: Builder, shares: Value | None, kept: Value | None, target: Value, wide: DType) -> Value:
     """Return the sum of the weights of all labels that are not ignored."""
     if shares is not None:
-        return _total(b, shares if kept is None else select(b, kept, shares))
+        return b.ReduceSum(shares if kept is None else select(b, kept, shares), None, keepdims=0)
     if kept is not None:
-        return _total(b, b.cast(kept, loss.type.dtype))
-    return b.cast(b.Size(loss), loss.type.dtype)
+        return b.ReduceSum(b.cast(kept, wide), None, keepdims=0)
+    return b.cast(b.Size(target), wide)
 
 
 @op("SoftmaxCrossEntropyLoss", since=12, outputs=("output", "log_prob"), required_outputs=1)
@@ -97,10 +121,16 @@ def _(node: Node) -> list[Type]:
     return [_loss_type(node), node.input(0).type]
 
 
-@softmax_cross_entropy_loss.expansion
-def _(b: Builder, node: Node) -> Any:
-    """log_prob = LogSoftmax(scores) over the classes; output = NegativeLogLikelihoodLoss(log_prob)."""
-    scores, *rest = node.inputs
-    log_prob = b.LogSoftmax(scores, axis=1)
-    attributes = {name: attr(node, name) for name in ("ignore_index", "reduction")}
-    return b.NegativeLogLikelihoodLoss(log_prob, *rest, **attributes), log_prob
+@softmax_cross_entropy_loss.adjoint
+def _(b: DerivativeBuilder, node: Node, loss_bar: Value, log_prob_bar: Value) -> Any:
+    """With l = log_prob and l_bar that of NegativeLogLikelihoodLoss and log_prob_bar: x_bar = l_bar - exp(l) sum(l_bar)."""
+    scores, log_prob = node.input(0), b.residual(node, "log_prob")
+    total, weight_bar = _likelihood_bars(b, node, log_prob, loss_bar)
+    kept = _classes(b, node, scores)[1]
+    if not b.is_zero(log_prob_bar):
+        total, kept = b.Add(total, b.cast_like(log_prob_bar, total)), None
+    wide = b.cast_like(scores, total)
+    shares = b.Exp(log_prob) if wide is scores else b.Softmax(wide, axis=1)  # not of what was rounded
+    spread = b.Mul(b.ReduceSum(total, [1], keepdims=1), shares)
+    scores_bar = b.Sub(total, spread if kept is None else select(b, b.Unsqueeze(kept, [1]), spread))
+    return [b.cast_like(scores_bar, scores), NO_GRADIENT, weight_bar][: len(node.inputs)]

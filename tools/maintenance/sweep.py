@@ -30,8 +30,8 @@ from flowgrad.tools.maintenance.jets import Jet
 DIGITS, LIMIT_DIGITS = 420, 2500
 BEYOND, NEAR = mpmath.mpf(10) ** 400, mpmath.mpf(10) ** -2000
 """What infinity stands for, and how far beside an edge a limit is taken."""
-FAR_BEYOND = mpmath.mpf(10) ** 10**400
-"""What it stands for in logarithms."""
+GROWING = 500
+"""A limit beyond this is infinite: logarithms grow slowly towards it."""
 
 BOUND = (4.0, 16.0, 64.0)
 """Units in the last place that value, first and second derivatives may be off."""
@@ -49,6 +49,8 @@ class Stated:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     build: Callable[..., Value] | None = None
     bound: tuple[float, float, float] = BOUND
+    floor: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What smaller numbers are measured by, where they are differences of larger ones."""
     arity: int = 1
     beyond: Any = BEYOND
     """What infinity stands for; None where a form that is infinity times zero is NaN in every library."""
@@ -59,7 +61,8 @@ FORMS: dict[str, Stated] = {}
 
 def state(op: str, form: Form, *, name: str = "", **facts: Any) -> None:
     """State the closed form of an operator."""
-    FORMS[name or op] = Stated(form, op, **facts)
+    stated = Stated(form, op, **facts)
+    FORMS[name or (f"{op}, two" if stated.arity == 2 and op in FORMS else op)] = stated
 
 
 def default(op: str, attribute: str) -> float:
@@ -101,10 +104,8 @@ def _clipped(x: Jet, low: float, high: float, inside: Callable[[Jet], Jet]) -> J
     return where(y.value <= low, low, where(y.value >= high, high, y, x), x)
 
 
-for _name in ("acos", "asin", "atan", "atanh", "cosh", "erf", "exp", "sinh", "sqrt", "tanh"):
+for _name in ("acos", "acosh", "asin", "asinh", "atan", "atanh", "cosh", "erf", "exp", "log", "sinh", "sqrt", "tanh"):
     state(_name.capitalize(), getattr(jets, _name))
-for _name in ("acosh", "asinh", "log"):
-    state(_name.capitalize(), getattr(jets, _name), beyond=FAR_BEYOND)
 for _name in ("cos", "sin", "tan"):
     state(_name.capitalize(), getattr(jets, _name), beyond=None)
 state("Abs", jets.magnitude)
@@ -146,7 +147,27 @@ def _power_of(x: Jet, p: float) -> Jet:
 
 
 def _power(x: Jet, y: Jet) -> Jet:
-    return jets.exp(y * jets.log(x))
+    """x^y; at x = 0 a limit from above, and where x < 0 a function of x alone for an integer y."""
+    v, p = x.value, y.value
+    if v > 0:
+        return jets.exp(y * jets.log(x))
+    if v < 0 and not mpmath.isint(p):
+        raise ValueError("complex")
+    unknown = mpmath.nan
+    if v < 0:
+        n = int(p)
+        across = n * v ** (n - 1), n * (n - 1) * v ** (n - 2)
+        return Jet(v**n, (across[0], unknown), ((across[1], unknown), (unknown, unknown)))
+    if p == 0:
+        return Jet(mpmath.mpf(1), (mpmath.mpf(0), unknown), ((mpmath.mpf(0), unknown), (unknown, unknown)))
+    zero, flat = mpmath.mpf(0), mpmath.mpf(0) if p > 0 else unknown
+    curvature = p * (p - 1) * _zero_to(p - 2) if p != 1 else zero
+    return Jet(_zero_to(p), (p * _zero_to(p - 1), flat), ((curvature, zero if p > 1 else unknown),
+                                                        (zero if p > 1 else unknown, flat)))
+
+
+def _zero_to(p: Any) -> Any:
+    return mpmath.mpf(0) if p > 0 else mpmath.mpf(1) if p == 0 else mpmath.inf
 
 
 def _pair(op: str) -> Callable[..., Value]:
@@ -178,8 +199,7 @@ state("Mod", lambda x, y: x - y * int(mpmath.nint((x.value - mpmath.fmod(x.value
 state("ReduceL1", lambda x, y: jets.magnitude(x) + jets.magnitude(y), arity=2, build=_pair("ReduceL1"))
 state("ReduceL2", lambda x, y: jets.sqrt(x * x + y * y), arity=2, build=_pair("ReduceL2"))
 state("ReduceSumSquare", lambda x, y: x * x + y * y, arity=2, build=_pair("ReduceSumSquare"))
-state("ReduceLogSum", lambda x, y: jets.log(x + y), arity=2, build=_pair("ReduceLogSum"),
-      beyond=FAR_BEYOND)
+state("ReduceLogSum", lambda x, y: jets.log(x + y), arity=2, build=_pair("ReduceLogSum"))
 state("ReduceLogSumExp", lambda x, y: jets.log(jets.exp(x) + jets.exp(y)), arity=2, build=_pair("ReduceLogSumExp"))
 state("ReduceProd", lambda x, y: x * y, arity=2, build=_pair("ReduceProd"))
 state("ReduceMean", lambda x, y: (x + y) / 2, arity=2, build=_pair("ReduceMean"))
@@ -243,18 +263,27 @@ def exact(stated: Stated, point: Sequence[float]) -> Jet | None:
             found = _attempt(stated, [mpmath.mpf(v) for v in point])
             if found is not None:
                 return found
+    elif stated.beyond is None:
+        return None
     with mpmath.workdps(LIMIT_DIGITS):
-        for near in product(*(_beside(v, stated.beyond) for v in point)):
+        for near in product(*_neighbours(point, stated.beyond)):
             found = _attempt(stated, near)
             if found is not None:
                 return found
     return None
 
 
+def _neighbours(point: Sequence[float], beyond: Any) -> list[list[Any]]:
+    """Return where limits at a point are taken, for each number the side of its sign first; of two numbers at a zero only."""
+    if len(point) == 1:
+        return [_beside(v, beyond) for v in point]
+    zeros = [v == 0 for v in point]
+    return [_beside(v, beyond) if v == 0 else [mpmath.mpf(v)] for v in point] if sum(zeros) == 1 else [[]]
+
+
 def _beside(v: float, beyond: Any) -> list[Any]:
-    """Return where limits at a number are taken, the side of its sign first."""
     if np.isinf(v):
-        return [] if beyond is None else [beyond if v > 0 else -beyond]
+        return [beyond if v > 0 else -beyond]
     if v == 0:
         return [-NEAR, NEAR] if np.signbit(v) else [NEAR, -NEAR]
     return [mpmath.mpf(v) * (1 - NEAR), mpmath.mpf(v) * (1 + NEAR)]
@@ -266,21 +295,27 @@ def _attempt(stated: Stated, point: Sequence[Any]) -> Jet | None:
     except (ZeroDivisionError, ValueError, OverflowError):
         return None
     numbers = [jet.value, *jet.first, *(h for row in jet.second for h in row)]
-    return None if any(isinstance(n, mpmath.mpc) or mpmath.isnan(n) for n in numbers) else jet
+    return None if any(isinstance(n, mpmath.mpc) for n in numbers) or mpmath.isnan(jet.value) else jet
 
 
-def error(got: float, right: Any, dtype: np.dtype[Any]) -> float:
-    """Return the difference in units in the last place of what is right."""
+def error(got: float, right: Any, floor: float, dtype: np.dtype[Any], is_limit: bool) -> float:
+    """Return the difference in units in the last place of what is right, or of ``floor`` if that is larger.
+
+    A number is as good as infinite within a few units of the largest, and 0 within a thousand times the smallest normal.
+    """
     info = np.finfo(dtype)  # type: ignore[arg-type]
-    most = mpmath.ldexp(1, info.maxexp)
-    if abs(right) >= most * (1 - mpmath.ldexp(1, 4 - info.nmant)) and np.isinf(got) and (got > 0) == (right > 0):
-        return 0.0
+    most, least = mpmath.ldexp(1, info.maxexp), mpmath.ldexp(1, info.minexp + 10)
+    if np.isinf(got) and (got > 0) == (right > 0):
+        edge = GROWING if is_limit else most * (1 - mpmath.ldexp(1, 5 - info.nmant))
+        if abs(right) >= edge:
+            return 0.0
     if np.isnan(got):
         return float("inf")
+    if abs(right) < least and abs(got) < least:
+        return 0.0
     right = max(-most, min(most, right))
     given = most * (1 if got > 0 else -1) if np.isinf(got) else mpmath.mpf(got)
-    exponent = mpmath.frexp(right)[1] if right else info.minexp
-    unit = mpmath.ldexp(1, max(exponent - 1, info.minexp) - info.nmant)
+    unit = mpmath.ldexp(1, mpmath.frexp(max(abs(right), floor, least))[1] - 1 - info.nmant)
     return float(abs(given - right) / unit)
 
 
@@ -334,10 +369,12 @@ def worst_of(stated: Stated, dtype: str, count: int) -> list[Worst]:
         if jet is None:
             continue
         for (mode, at), array in found.items():
-            got, right = float(array[place]), _part(jet, at)
-            off = error(got, right, numpy)
-            if off > worst[ORDERS[mode]].error:
-                worst[ORDERS[mode]] = Worst(off, f"{mode} {at}", point, got, float(right))
+            got, right, order = float(array[place]), _part(jet, at), ORDERS[mode]
+            if mpmath.isnan(right):
+                continue
+            off = error(got, right, stated.floor[order], numpy, bool(np.isinf(point).any() or mpmath.isinf(right)))
+            if off > worst[order].error:
+                worst[order] = Worst(off, f"{mode} {at}", point, got, float(right))
     return worst
 
 
