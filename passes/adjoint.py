@@ -50,7 +50,7 @@ class _Reverse:
         self.seeds = list(seeds)
         self.b = DerivativeBuilder(graph, bodies)
         self.pass_name = pass_name
-        self.order = expand_for_derivative(graph, wrt, [y for y, _ in seeds])
+        self.order, self.beside = expand_for_derivative(graph, wrt, [y for y, _ in seeds])
         self.active = active_values(self.order, wrt)
         self.named = {y_bar for _, y_bar in seeds}
         self.bars: dict[Value, list[Value]] = {}
@@ -70,6 +70,8 @@ class _Reverse:
             check_zero(self.graph, [x for x, found in zip(self.wrt, results, strict=True) if found is None],
                        [y for y, _ in self.seeds])
         self.b.sweep([*results, *(y_bar for _, y_bar in self.seeds)])
+        for stand_in in self.beside:
+            stand_in.restore(self.graph)
         return results
 
     def _visit(self, node: Node) -> None:

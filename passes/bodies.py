@@ -95,7 +95,7 @@ class _Split:
         wrt = [self.formals[i] for i in inputs]
         active = active_values(joint.nodes(), wrt)
         chosen = [o for o in outputs if o in states or self.outputs[o] in active]
-        expand_for_derivative(joint, wrt, [self.outputs[o] for o in chosen])
+        _, beside = expand_for_derivative(joint, wrt, [self.outputs[o] for o in chosen])
         self.boundary = joint._next_key
         for o in chosen:
             y = self.outputs[o]
@@ -104,6 +104,8 @@ class _Split:
         seeds = [(self.outputs[o], bar) for o, bar in self.bars.items() if self.outputs[o] in active]
         found = adjoint(joint, seeds, wrt, bodies, zero="allow") if seeds else []
         self.found = {i: bar for i, bar in zip(inputs, found, strict=bool(seeds)) if bar is not None}
+        for stand_in in beside:
+            stand_in.restore(joint)
 
     def find_sources(self, given: Collection[int], kept: Collection[int]) -> None:
         """Find the forward values that the backward part uses, and where each comes from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import PassError, UnsupportedError, ValidationError
@@ -77,19 +78,82 @@ def lacks_rule(node: Node, forward: bool = False) -> bool:
     return not forward or not (definition.tangent_rule or {Trait.LINEAR, Trait.BILINEAR} & definition.traits)
 
 
+class Beside(NamedTuple):
+    """A node whose outputs an expansion stands in for while the graph is differentiated."""
+
+    node: Node
+    outputs: tuple[Value | None, ...]
+
+    def restore(self, graph: Graph) -> None:
+        """Let the node give its outputs again, so that they are the bits they were; remove what nothing else uses."""
+        for index, value in enumerate(self.outputs):
+            if value is None:
+                continue
+            stand_in = value.producer
+            own = graph.set_output(self.node, index, graph.unique_name(value.name), value.type)
+            graph.adopt(value, own)
+            _remove_unused(graph, stand_in, self.node.key)
+
+
+def _remove_unused(graph: Graph, node: Node, first_key: int) -> None:
+    pending = [node]
+    while pending:
+        top = pending.pop()
+        if top.op in ENTRIES or top.key < first_key or top.key not in graph.dag or any(v.uses for v in top.results):
+            continue
+        inputs = top.operands
+        graph.remove(top)
+        pending += [v.producer for v in inputs]
+
+
+def _expand_beside(graph: Graph, node: Node) -> Beside | Refusal:
+    """Let the expansion of a node, in the type that is computed in, stand in for its outputs."""
+    rule = opdef(node.op).expansion_rule
+    assert rule is not None
+    b = Builder(graph, prefix=node.label, origin=graph.new_origin("expand", (node,)))
+    wide = _wide_twin(b, node)
+    try:
+        result = rule(b, wide)
+    except ValidationError as error:
+        return refusal_of(node, error)
+    if isinstance(result, Refusal):
+        return result
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    outputs = node.outputs
+    for old, new in zip(outputs, results, strict=False):
+        if old is not None:
+            graph.adopt(old, b.Identity(new) if new.type.dtype == old.type.dtype else b.cast_like(new, old))
+    if wide is not node:
+        graph.remove(wide)
+    return Beside(node, outputs)
+
+
+def _wide_twin(b: Builder, node: Node) -> Node:
+    """Return ``node``, or a twin that takes its narrow floats in the type that is computed in."""
+    if not any(v.type.dtype.is_narrow for v in node.operands):
+        return node
+    inputs = [v if v is None else b.cast(v, v.type.dtype.wide) for v in node.inputs]
+    names = ["" if v is None else b.fresh(v.name) for v in node.outputs]
+    return b.add_node(node.op, inputs, node.attributes, outputs=names)
+
+
 def expand_for_derivative(
     graph: Graph, wrt: Sequence[Value], of: Sequence[Value], *, forward: bool = False
-) -> list[Node]:
-    """Expand the nodes on a path from ``wrt`` to ``of`` that only their expansion can differentiate.
+) -> tuple[list[Node], list[Beside]]:
+    """Let expansions stand in for the nodes on a path from ``wrt`` to ``of`` that only they can differentiate.
 
-    Returns the topological order of the graph that results. Raises NotDifferentiableError where expansions refuse.
+    Returns the topological order of the graph that results, and what is to be restored when the derivative is made.
+    Raises NotDifferentiableError where expansions refuse.
     """
     order = graph.nodes()
+    beside: list[Beside] = []
     while True:
         chosen = [n for n in path_nodes(order, wrt, of) if lacks_rule(n, forward)]
         if not chosen:
-            return order
-        refusals = [(n, refused.reason) for n in chosen if (refused := expand_node(graph, n)) is not None]
+            return order, beside[::-1]
+        found = [(n, _expand_beside(graph, n)) for n in chosen]
+        refusals = [(n, made.reason) for n, made in found if isinstance(made, Refusal)]
         if refusals:
             raise refusal_error(refusals, dependents(graph.nodes(), wrt))
+        beside += [made for _, made in found if isinstance(made, Beside)]
         order = graph.nodes()

@@ -35,7 +35,7 @@ def tangent(
     and where a path crosses a node with an adjoint rule of its own, whose tangent nobody gave. ``bodies`` differentiates subgraphs.
     """
     wrt = [x for x, _ in pairs]
-    order = expand_for_derivative(graph, wrt, of, forward=True)
+    order, beside = expand_for_derivative(graph, wrt, of, forward=True)
     active = active_values(order, wrt)
     b = DerivativeBuilder(graph, bodies)
     b.independent = all(x_dot.producer.op in ENTRIES for _, x_dot in pairs)
@@ -63,6 +63,8 @@ def tangent(
         raise refusal_error(refusals, active)
     results = [dots.get(y) for y in of]
     b.sweep([*results, *(x_dot for _, x_dot in pairs)])
+    for stand_in in beside:
+        stand_in.restore(graph)
     return results
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.elementwise.arithmetic import select
 from flowgrad.ir.ops.operands import (
+    divided,
     extents,
     joined,
     known_dims,
@@ -206,12 +208,16 @@ def _scatter_adjoint(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 def _extreme_adjoint(b: Builder, node: Node, y_bar: Value) -> Any:
     """Data and updates that are equal to the result share its cotangent equally."""
     data, updates, y = node.input(0), node.input(2), node.output()
-    dtype = y.type.dtype
     kept, chosen = b.Equal(data, y), b.Equal(updates, _read(b, node, y))
-    ties = _write(b, node, b.cast(kept, dtype), b.cast(chosen, dtype), "add")
-    share = b.Div(y_bar, b.Max(ties, 1.0))
-    zero = b.scalar(0, dtype)
+    share = divided(b, y_bar, _ties(b, node, kept, chosen))
+    zero = b.scalar(0, y.type.dtype)
     return b.Where(kept, share, zero), NO_GRADIENT, b.Where(chosen, _read(b, node, share), zero)
+
+
+def _ties(b: Builder, node: Node, kept: Value, chosen: Value) -> Value:
+    """Return how many data and updates are equal to the result, in the type that is computed in; at least 1."""
+    wide = node.output().type.dtype.wide
+    return b.Max(_write(b, node, b.cast(kept, wide), b.cast(chosen, wide), "add"), 1.0)
 
 
 def _scatter_tangent(b: DerivativeBuilder, node: Node, x_dot: Value | None, indices_dot: Any, u_dot: Value | None) -> Any:
@@ -233,11 +239,9 @@ def _scatter_tangent(b: DerivativeBuilder, node: Node, x_dot: Value | None, indi
 
 def _extreme_tangent(b: Builder, node: Node, x_dot: Value, u_dot: Value) -> Value:
     data, updates, y = node.input(0), node.input(2), node.output()
-    dtype, zero = y.type.dtype, b.scalar(0, y.type.dtype)
     kept, chosen = b.Equal(data, y), b.Equal(updates, _read(b, node, y))
-    ties = _write(b, node, b.cast(kept, dtype), b.cast(chosen, dtype), "add")
-    total = _write(b, node, b.Where(kept, x_dot, zero), b.Where(chosen, u_dot, zero), "add")
-    return b.Div(total, b.Max(ties, 1.0))
+    parts = [b.cast(select(b, c, v), y.type.dtype.wide) for c, v in ((kept, x_dot), (chosen, u_dot))]
+    return b.cast_like(b.Div(_write(b, node, *parts, "add"), _ties(b, node, kept, chosen)), y)
 
 
 def _scatter_support(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:

@@ -206,6 +206,14 @@ def sum_of_present(b: Builder, *terms: Value | None) -> Value | None:
     return sum_of(b, present) if present else None
 
 
+def divided(b: Builder, value: Value, count: Value | float) -> Value:
+    """Return ``value`` / ``count``, divided in the type that is computed in: float16 counts to 65,504 only.
+
+    A count that is a value has that type.
+    """
+    return b.cast_like(b.Div(b.cast(value, value.type.dtype.wide), count), value)
+
+
 def ramp(b: Builder, count: Value) -> Value:
     """Return 0, 1, ... as many as ``count`` says, an int64 vector of length 1."""
     return b.Range(np.int64(0), b.Squeeze(count, [0]), np.int64(1))

@@ -11,6 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.ops.operands import (
+    divided,
     expand_to,
     extents,
     into,
@@ -142,13 +143,13 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 
 
 def count_of(b: Builder, node: Node) -> Value:
-    """Return how many elements each output element is made of, in the dtype of the input; at least 0."""
+    """Return how many elements each output element is made of, in the type that is computed in; at least 0."""
     x, y = node.input(0), node.output()
     if x.type.is_static and y.type.is_static:
         total, groups = int(np.prod(x.type.static_shape)), int(np.prod(y.type.static_shape))
-        return b.scalar(total // max(groups, 1), x.type.dtype)
+        return b.scalar(total // max(groups, 1), x.type.dtype.wide)
     count = b.Div(b.Size(x), b.Max(b.Size(y), 1))
-    return b.cast(count, x.type.dtype)
+    return b.cast(count, x.type.dtype.wide)
 
 
 @op("ReduceMean", since=18, outputs=("reduced",), traits=(Trait.LINEAR,), extents=("axes",))
@@ -170,7 +171,7 @@ reduce_mean.types(reduced_type)
 @reduce_mean.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar / count, broadcast along the reduced axes."""
-    share = b.Div(y_bar, count_of(b, node))
+    share = divided(b, y_bar, count_of(b, node))
     return expand_to(b, restored(b, node, share), node.input(0)), NO_GRADIENT
 
 
@@ -211,12 +212,13 @@ def _extreme_adjoint(b: Builder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar / ties where x = y, else 0: equal extremes share the cotangent equally."""
     x, y = node.input(0), restored(b, node, node.output())
     mask = b.Equal(x, y)
-    ties = _ties(b, node, mask)
-    return b.Where(mask, restored(b, node, b.Div(y_bar, ties)), b.scalar(0, x.type.dtype)), NO_GRADIENT
+    share = divided(b, y_bar, _ties(b, node, mask))
+    return b.Where(mask, restored(b, node, share), b.scalar(0, x.type.dtype)), NO_GRADIENT
 
 
 def _ties(b: Builder, node: Node, mask: Value) -> Value:
-    count = _like_node(b, node, b.cast(mask, node.output().type.dtype))
+    """Return how many elements the mask holds for, in the type that is computed in; at least 1."""
+    count = _like_node(b, node, b.cast(mask, node.output().type.dtype.wide))
     return b.Max(count, 1.0)
 
 
@@ -225,8 +227,8 @@ def _extreme_tangent(b: Builder, node: Node, x_dot: Value | None, axes_dot: Any 
     if x_dot is None:
         return None
     mask = b.Equal(node.input(0), restored(b, node, node.output()))
-    chosen = b.Where(mask, x_dot, b.scalar(0, x_dot.type.dtype))
-    return b.Div(_like_node(b, node, chosen), _ties(b, node, mask))
+    chosen = b.cast(b.Where(mask, x_dot, b.scalar(0, x_dot.type.dtype)), x_dot.type.dtype.wide)
+    return b.cast_like(b.Div(_like_node(b, node, chosen), _ties(b, node, mask)), x_dot)
 
 
 reduce_max.specialise(specialise_by(np.maximum))
@@ -296,14 +298,21 @@ def reduce_log_sum(
 @reduce_log_sum.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar / sum(x)."""
-    share = b.Div(y_bar, _like_node(b, node, node.input(0)))
+    share = divided(b, y_bar, _wide_sum(b, node, node.input(0)))
     return expand_to(b, restored(b, node, share), node.input(0)), NO_GRADIENT
 
 
 @reduce_log_sum.tangent
 def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, axes_dot: Any = None) -> Any:
     """y_dot = sum(x_dot) / sum(x)."""
-    return None if x_dot is None else b.Div(_like_node(b, node, x_dot), _like_node(b, node, node.input(0)))
+    if x_dot is None:
+        return None
+    return b.cast_like(b.Div(_wide_sum(b, node, x_dot), _wide_sum(b, node, node.input(0))), x_dot)
+
+
+def _wide_sum(b: Builder, node: Node, value: Value) -> Value:
+    """Return the sums of ``value`` in the type that is computed in: they may overflow where their logarithm does not."""
+    return _like_node(b, node, b.cast(value, value.type.dtype.wide))
 
 
 @op("ReduceLogSumExp", since=18, outputs=("reduced",), extents=("axes",))

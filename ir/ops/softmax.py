@@ -56,9 +56,9 @@ softmax.work(_row_type)
 
 def _softmax_rule(b: Builder, node: Node, v: Value) -> Value:
     """y (v - sum(y v)): the Jacobian is symmetric, so both modes share this."""
-    y = node.output()
-    weighted = b.ReduceSum(b.Mul(v, y), [attr(node, "axis")], keepdims=1)
-    return b.Mul(b.Sub(v, weighted), y)
+    y, change = (b.cast(a, a.type.dtype.wide) for a in (node.output(), v))
+    weighted = b.ReduceSum(b.Mul(change, y), [attr(node, "axis")], keepdims=1)
+    return b.cast_like(b.Mul(b.Sub(change, weighted), y), v)
 
 
 softmax.adjoint(_softmax_rule)
@@ -88,23 +88,25 @@ def _(node: Node) -> list[Type]:
 
 
 def _shares(b: Builder, node: Node) -> Value:
-    """Return exp(y); not from y itself where its rounding would show, which grows with |y|."""
+    """Return exp(y) in the type that is computed in; not from a y that was rounded to a narrower one."""
     x, y = node.input(0), node.output()
-    return b.Softmax(x, axis=attr(node, "axis")) if y.type.dtype.is_narrow else b.Exp(y)
+    return b.Softmax(b.cast(x, x.type.dtype.wide), axis=attr(node, "axis")) if y.type.dtype.is_narrow else b.Exp(y)
 
 
 @log_softmax.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar - exp(y) sum(y_bar)."""
-    total = b.ReduceSum(y_bar, [attr(node, "axis")], keepdims=1)
-    return b.Sub(y_bar, b.Mul(total, _shares(b, node)))
+    change = b.cast(y_bar, y_bar.type.dtype.wide)
+    total = b.ReduceSum(change, [attr(node, "axis")], keepdims=1)
+    return b.cast_like(b.Sub(change, b.Mul(total, _shares(b, node))), y_bar)
 
 
 @log_softmax.tangent
 def _(b: DerivativeBuilder, node: Node, x_dot: Value) -> Any:
     """y_dot = x_dot - sum(exp(y) x_dot)."""
-    weighted = b.Mul(x_dot, _shares(b, node))
-    return b.Sub(x_dot, b.ReduceSum(weighted, [attr(node, "axis")], keepdims=1))
+    change = b.cast(x_dot, x_dot.type.dtype.wide)
+    weighted = b.Mul(change, _shares(b, node))
+    return b.cast_like(b.Sub(change, b.ReduceSum(weighted, [attr(node, "axis")], keepdims=1)), x_dot)
 
 
 @op("Hardmax", since=13, outputs=("output",), traits=(Trait.ZERO,))

@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Node, Value
 from flowgrad.ir.ops.convolution.window import SAME, spatial_tuple, split_pads
-from flowgrad.ir.ops.operands import known_ints, moved_first, ramp
+from flowgrad.ir.ops.operands import divided, known_ints, moved_first, ramp
 from flowgrad.ir.ops.registry import attr
 
 FAR = 2**62
@@ -182,7 +182,8 @@ def _channels_first(b: Builder, x: Value, group: int) -> Value:
 
 
 def window_counts(b: Builder, slide: Slide, pooled: Value, kernel: Sequence[int], include_pad: int) -> Value:
-    """Return how many positions each window counts, as a tensor that broadcasts against ``pooled``, in its dtype."""
+    """Return how many positions each window counts, as a tensor that broadcasts against ``pooled``, in the type that
+    is computed in."""
     begin, end = slide.begin_end(b.ints(kernel))
     total = None
     for axis, taps in enumerate(kernel):
@@ -193,7 +194,7 @@ def window_counts(b: Builder, slide: Slide, pooled: Value, kernel: Sequence[int]
         low = b.Neg(start) if include_pad else b.ints([0])
         high = b.Add(size, _entry(b, end, axis)) if include_pad else size
         counted = b.And(b.GreaterOrEqual(at, low), b.Less(at, high))
-        counts = b.ReduceSum(b.cast(counted, pooled.type.dtype), [1], keepdims=0)
+        counts = b.ReduceSum(b.cast(counted, pooled.type.dtype.wide), [1], keepdims=0)
         column = b.Unsqueeze(counts, list(range(1, slide.rank - axis))) if axis < slide.rank - 1 else counts
         total = column if total is None else b.Mul(total, column)
     return total  # type: ignore[return-value]
@@ -213,7 +214,7 @@ def _range(b: Builder, length: Value) -> Value:
 
 def average_gradient(b: Builder, slide: Slide, y_bar: Value, x_shape: Value, kernel: Sequence[int], include_pad: int) -> Value:
     """Return x_bar of an average pooling: what each window counted gets an even share, channel by channel."""
-    share = b.Div(y_bar, b.Max(window_counts(b, slide, y_bar, kernel, include_pad), b.scalar(1, y_bar.type.dtype)))
+    share = divided(b, y_bar, b.Max(window_counts(b, slide, y_bar, kernel, include_pad), 1.0))
     planes = b.ReduceProd(b.Slice(x_shape, [0], [2]), keepdims=1)
     single = b.Reshape(share, b.Concat(planes, [1], vector_tail(b, y_bar), axis=0), allowzero=1)
     ones = b.value(np.ones((1, 1, *kernel), y_bar.type.dtype.numpy))

@@ -24,7 +24,7 @@ from flowgrad.ir.ops.convolution.window import (
     slide,
     tap_slices,
 )
-from flowgrad.ir.ops.operands import known_ints, mean_of
+from flowgrad.ir.ops.operands import divided, known_ints, mean_of
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.types import INT64, Type
 
@@ -321,15 +321,15 @@ global_average_pool.types(global_type)
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar / count, spread over the image."""
     x = node.input(0)
-    return b.Expand(b.Div(y_bar, image_size(b, x)), b.shape(x))
+    return b.Expand(divided(b, y_bar, image_size(b, x)), b.shape(x))
 
 
 def image_size(b: Builder, x: Value) -> Any:
-    """Return the number of pixels of an image: a number if it is known, else a value in the dtype of ``x``."""
+    """Return the number of pixels of an image: a number if it is known, else a value in the type that is computed in."""
     sizes = x.shape[2:]
     if all(isinstance(n, int) for n in sizes):
         return float(np.prod([int(n) for n in sizes]))  # type: ignore[arg-type]
-    return b.cast(b.ReduceProd(b.Shape(x, start=2), keepdims=0), x.type.dtype)
+    return b.cast(b.ReduceProd(b.Shape(x, start=2), keepdims=0), x.type.dtype.wide)
 
 
 @op("GlobalMaxPool")
@@ -372,7 +372,7 @@ def _(b: Builder, node: Node) -> Value:
     x, p, kernel = node.input(0), int(attr(node, "p")), attr(node, "kernel_shape")
     mean = b.AveragePool(_powered(b, x, p), count_include_pad=1, **geometry(node))
     how = Slide.of(b, node, len(x.shape) - 2, vector_tail(b, x))
-    return _root(b, b.Mul(mean, window_counts(b, how, mean, kernel, 1)), p)
+    return _root(b, b.Mul(mean, b.cast_like(window_counts(b, how, mean, kernel, 1), mean)), p)
 
 
 def _powered(b: Builder, x: Value, p: int) -> Value:
