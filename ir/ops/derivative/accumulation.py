@@ -320,9 +320,9 @@ def _add_rows(rows: Array, indices: Array, updates: Array) -> None:
     if indices.size == 1:
         rows[int(indices[0])] += updates[0]
         return
+    indices = _from_front(indices, len(rows))
     if not updates.size:
         return
-    indices = np.where(indices < 0, indices + len(rows), indices)
     order = np.argsort(indices, kind="stable")
     ordered = indices[order]
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
@@ -330,6 +330,15 @@ def _add_rows(rows: Array, indices: Array, updates: Array) -> None:
         rows[indices] += updates
     else:
         rows[ordered[first]] += np.add.reduceat(updates[order], first, axis=0, dtype=updates.dtype)
+
+
+def _from_front(indices: Array, extent: int) -> Array:
+    """Return indices counted from the front; IndexError for one that is out of bounds, as when it was read."""
+    wrapped = np.where(indices < 0, indices + extent, indices)
+    outside = (wrapped < 0) | (wrapped >= extent)
+    if outside.any():
+        raise IndexError(f"index {int(indices[outside][0])} is out of bounds for extent {extent}")
+    return wrapped
 
 
 @gather_grad.types
@@ -379,7 +388,7 @@ def _(b: Builder, node: Node) -> Value:
     if order is not None:
         total = concatenated(b, [rows[i] for i in order])
         return permuted(b, total, inverse_of(moved_first([axis], rank)))
-    return _scatter_rows(b, shape, axis, rank, [_from_front(b, i, extent) for _, i in pieces], rows)
+    return _scatter_rows(b, shape, axis, rank, [_flat(b, i) for _, i in pieces], rows)
 
 
 def _rows(b: Builder, shape: Value, rank: int, axis: int, y_bar: Value, indices: Value) -> Value:
@@ -394,13 +403,12 @@ def _rows(b: Builder, shape: Value, rank: int, axis: int, y_bar: Value, indices:
     return b.Reshape(y_bar, joined(b, [count, *rest]), allowzero=1)
 
 
-def _from_front(b: Builder, indices: Value, extent: Value) -> Value:
-    """Return indices as an int64 vector of numbers that are not negative."""
-    constant, length = indices.constant, known_ints(extent)
-    if constant is not None and (length is not None or constant.size == 0 or int(constant.min()) >= 0):
-        return b.value(np.where(constant < 0, constant + (length or [0])[0], constant).reshape(-1).astype(np.int64))
-    flat = b.Reshape(b.cast(indices, INT64), b.ints([-1]))
-    return b.Where(b.Less(flat, 0), b.Add(flat, extent), flat)
+def _flat(b: Builder, indices: Value) -> Value:
+    """Return indices as an int64 vector, those from behind as they are: a scatter refuses what is out of bounds."""
+    constant = indices.constant
+    if constant is not None:
+        return b.value(constant.reshape(-1).astype(np.int64))
+    return b.Reshape(b.cast(indices, INT64), b.ints([-1]))
 
 
 def _each_once(extent: list[int] | None, pieces: Sequence[Value]) -> list[int] | None:
