@@ -426,3 +426,14 @@ def test_a_product_with_a_single_zero_keeps_nan_and_infinity(op: str) -> None:
     text = f"graph @g (%a: f64[3,1], %w: f64[1,1]) -> (%y: f64[3,1]) {{ %y: f64[3,1] = {op}(%a, %w) }}"
     found = fg.load(text.encode())(a=np.array([[1.0], [np.nan], [np.inf]]), w=np.zeros((1, 1)))
     np.testing.assert_array_equal(found["y"], [[0], [np.nan], [np.nan]])
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+def test_a_row_read_by_a_single_index_carries_its_own_mask(op: str) -> None:
+    def first(b: Any, x: Value) -> Value:
+        return b.Gather(b.add(op, [b.Reshape(x, [2, -1])], {"axis": 0}), np.int64(0))  # type: ignore[no-any-return]
+
+    found = derivatives(None, first, [np.array([0.5, -1.0, 1.5, 2.0])])
+    shares = 1 / (1 + np.exp(np.array([1.0, 3.0])))
+    slopes = shares * (1 - shares) if op == "Softmax" else 1 - shares
+    np.testing.assert_allclose(found["vjp of 0"], np.concatenate([slopes, -slopes]), rtol=1e-12)

@@ -261,8 +261,20 @@ def reduce_l2(
     data: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0,
     out: Array | None = None,
 ) -> Array:
-    squares = reduce_sum_square.kernel(data, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes, out=out)
-    return np.asarray(np.sqrt(squares, out=out)).astype(data.dtype, copy=False)
+    options = {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes}
+    squares = reduce_sum_square.kernel(data, axes, **options, out=out)
+    if data.dtype.kind != "f" or _in_range(squares):
+        return np.asarray(np.sqrt(squares, out=out)).astype(data.dtype, copy=False)
+    unit = np.abs(data).max(reduced_axes(axes, noop_with_empty_axes), keepdims=True, initial=0)
+    unit = np.where((unit > 0) & (unit < np.inf), unit, data.dtype.type(1))
+    root = np.sqrt(reduce_sum_square.kernel(data / unit, axes, **options))
+    return np.asarray(np.multiply(root, unit.reshape(root.shape), out=out))
+
+
+def _in_range(squares: Array) -> bool:
+    """Return whether no square that counts has left the range of its type on the way to these sums."""
+    info = np.finfo(squares.dtype)
+    return bool(((squares > info.tiny / info.eps) & (squares < np.inf)).all())
 
 
 def _l2_weights(b: Builder, node: Node) -> Value:

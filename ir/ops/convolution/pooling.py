@@ -25,6 +25,7 @@ from flowgrad.ir.ops.convolution.window import (
     tap_slices,
 )
 from flowgrad.ir.ops.operands import divided, known_ints, mean_of
+from flowgrad.ir.ops.reduction import reduce_l2
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.types import INT64, Type
 
@@ -395,6 +396,8 @@ def _root(b: Builder, total: Value, p: int) -> Value:
 
 @op("GlobalLpPool", since=2)
 def global_lp_pool(x: Array, *, p: int = 2, out: Array | None = None) -> Array:
+    if p == 2:
+        return np.asarray(reduce_l2.kernel(x, np.arange(2, x.ndim), noop_with_empty_axes=1, out=out))
     total = np.sum(np.abs(x) ** p, axis=tuple(range(2, x.ndim)), keepdims=True, out=out)
     return np.asarray(np.power(total, x.dtype.type(1 / p), out=out))
 

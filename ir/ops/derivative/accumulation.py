@@ -171,7 +171,7 @@ def _spread(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None], axe
         if shape is None or not all(isinstance(d, int) for d in shape):
             return moved(b, node, masks)[0]
         first = min(axes, default=0)
-        kept = [d if j in axes or first <= j <= first + offset else 1 for j, d in enumerate(shape)]
+        kept = [d if (j in axes and offset >= 0) or first <= j <= first + offset else 1 for j, d in enumerate(shape)]
         inputs[i] = b.Expand(b.scalar(1, dtype), b.ints(kept))
     return b.support.made(b.Greater(b.add(node.op, inputs, node.attributes), 0.0))
 

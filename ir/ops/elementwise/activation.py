@@ -217,9 +217,15 @@ def _exponential_linear(x: Array, alpha: float, width: float, out: Array, work: 
 
 @slope(elu)
 def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
-    """v where x > 0, else (y + alpha) v."""
-    negative = b.Mul(v, b.Add(node.output(), float(attr(node, "alpha"))))
+    """v where x > 0, else alpha exp(x) v; exp(x) is lost in y + alpha where it is small."""
+    negative = b.Mul(b.Mul(v, _fading(b, node.input(0))), float(attr(node, "alpha")))
     return b.Where(b.Greater(node.input(0), 0.0), v, negative)
+
+
+def _fading(b: Builder, x: Value, width: float = 1.0) -> Value:
+    """Return exp(min(x, 0) / width)."""
+    below = b.Clip(x, None, 0.0)
+    return b.Exp(below if width == 1 else b.Div(below, width))
 
 
 @op("Celu", since=12, traits=UNARY)
@@ -234,8 +240,8 @@ def _(node: Node) -> list[Type]:
 
 @slope(celu)
 def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
-    """v where x > 0, else (y / alpha + 1) v."""
-    negative = b.Mul(v, b.Add(b.Div(node.output(), float(attr(node, "alpha"))), 1.0))
+    """v where x > 0, else exp(x / alpha) v."""
+    negative = b.Mul(v, _fading(b, node.input(0), float(attr(node, "alpha"))))
     return b.Where(b.Greater(node.input(0), 0.0), v, negative)
 
 
@@ -251,9 +257,9 @@ selu.work(_one_like_first)
 
 @slope(selu)
 def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
-    """gamma v where x > 0, else (y + gamma alpha) v."""
+    """gamma v where x > 0, else gamma alpha exp(x) v."""
     gamma, alpha = float(attr(node, "gamma")), float(attr(node, "alpha"))
-    negative = b.Mul(v, b.Add(node.output(), gamma * alpha))
+    negative = b.Mul(b.Mul(v, _fading(b, node.input(0))), gamma * alpha)
     return b.Where(b.Greater(node.input(0), 0.0), b.Mul(v, gamma), negative)
 
 
@@ -294,8 +300,8 @@ mish.work(_one_like_first)
 
 @mish.partials
 def _(b: DerivativeBuilder, node: Node) -> Any:
-    """With t = tanh(softplus(x)): dy/dx = t + x (1 - t^2) sigmoid(x)."""
-    x = node.input(0)
+    """With t = tanh(softplus(x)): dy/dx = t + x (1 - t^2) sigmoid(x), of which only t is left where x is large."""
+    x = b.Clip(node.input(0), None, 100.0)
     t = b.Tanh(b.Softplus(x))
     rest = b.Sub(b.scalar(1, x.type.dtype), b.Mul(t, t))
     return (b.Add(t, b.Mul(b.Mul(x, b.Sigmoid(x)), rest)),)
@@ -322,11 +328,16 @@ def _swish(x: Array, alpha: float, out: Array) -> Array:
 
 @swish.partials
 def _(b: DerivativeBuilder, node: Node) -> Any:
-    """With s = sigmoid(alpha x): dy/dx = s + alpha y (1 - s)."""
-    alpha, y = float(attr(node, "alpha")), node.output()
-    s = _gate(b, node.input(0), alpha)
-    rest = b.Sub(b.scalar(1, y.type.dtype), s)
-    return (b.Add(s, b.Mul(b.Mul(y, alpha), rest)),)
+    """With z = alpha x and s = sigmoid(z): dy/dx = s (1 + z (1 - s))."""
+    return (_swish_slope(b, node),)
+
+
+def _swish_slope(b: Builder, node: Node) -> Value:
+    x, alpha = node.input(0), float(attr(node, "alpha"))
+    z = b.Clip(x if alpha == 1 else b.Mul(x, alpha), -1000.0, 1000.0)  # where s is 0 or 1 and z (1 - s) is finite
+    s = b.Sigmoid(z)
+    rest = b.Sub(b.scalar(1, x.type.dtype), s)
+    return b.Mul(s, b.Add(b.Mul(z, rest), 1.0))
 
 
 @swish.expansion
@@ -344,6 +355,13 @@ def _gate(b: Builder, x: Value, alpha: float) -> Value:
 def swiglu(a: Array, b: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
     result = _swish(a, alpha, _buffer(a, out))
     return np.multiply(result, b, out=result)
+
+
+@swiglu.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """With g(a) = a sigmoid(alpha a): dy/da = g'(a) b; dy/db = g(a)."""
+    gated, factor = node.input(0), node.input(1)
+    return b.Mul(_swish_slope(b, node), factor), b.Mul(gated, _gate(b, gated, float(attr(node, "alpha"))))
 
 
 @swiglu.expansion
@@ -382,9 +400,10 @@ def _(node: Node) -> list[Type]:
 
 @gelu.partials
 def _(b: DerivativeBuilder, node: Node) -> Any:
-    """With y = x F(x): dy/dx = F(x) + x F'(x)."""
-    x = node.input(0)
-    if attr(node, "approximate") == "tanh":
+    """With y = x F(x): dy/dx = F(x) + x F'(x), where F is 0 or 1 long before its argument overflows."""
+    is_tanh = attr(node, "approximate") == "tanh"
+    x = b.Clip(node.input(0), *((-20.0, 20.0) if is_tanh else (-40.0, 40.0)))
+    if is_tanh:
         t = b.Tanh(_tanh_argument(b, x))
         inner = b.Add(b.Mul(b.Mul(x, x), 3 * SLOPE * CUBIC), SLOPE)
         density = b.Mul(b.Mul(b.Sub(b.scalar(1, x.type.dtype), b.Mul(t, t)), inner), 0.5)
@@ -415,5 +434,5 @@ def softsign(x: Array, *, out: Array | None = None) -> Array:
 @softsign.partials
 def _(b: DerivativeBuilder, node: Node) -> Any:
     """dy/dx = 1 / (1 + |x|)^2."""
-    scale = b.Add(b.Abs(node.input(0)), 1.0)
-    return (b.Reciprocal(b.Mul(scale, scale)),)
+    inverse = b.Reciprocal(b.Add(b.Abs(node.input(0)), 1.0))
+    return (b.Mul(inverse, inverse),)

@@ -209,12 +209,10 @@ def acos(x: Array, *, out: Array | None = None) -> Array:
     return np.arccos(x, out=out)
 
 
-def _acos_divisor(b: Builder, node: Node) -> Value:
-    """dy/dx = -1 / sqrt((1 - x)(1 + x))."""
-    return b.Neg(_asin_divisor(b, node))
-
-
-scaled_by_reciprocal(acos, _acos_divisor)
+@slope(acos)
+def _(b: Builder, node: Node, v: Value) -> Any:
+    """dy/dx = -1 / sqrt((1 - x)(1 + x)): the sign is not the divisor's, which may be 0."""
+    return b.Neg(b.Div(v, _asin_divisor(b, node)))
 
 
 @op("Atan", since=7, outputs=("output",), traits=UNARY)
@@ -222,13 +220,23 @@ def atan(x: Array, *, out: Array | None = None) -> Array:
     return np.arctan(x, out=out)
 
 
-def _atan_divisor(b: Builder, node: Node) -> Value:
+@slope(atan)
+def _(b: Builder, node: Node, v: Value) -> Any:
     """dy/dx = 1 / (1 + x^2)."""
-    x = node.input(0)
-    return b.Add(b.Mul(x, x), 1.0)
+    length = _hypotenuse(b, node.input(0))
+    return b.cast_like(b.Div(b.Div(b.cast_like(v, length), length), length), v)
 
 
-scaled_by_reciprocal(atan, _atan_divisor)
+FAR = 2.0**30
+"""Where 1 + x^2 is x^2 in every float type, and neither overflows in those that are computed in."""
+
+
+def _hypotenuse(b: Builder, x: Value) -> Value:
+    """Return sqrt(1 + x^2) in the type that is computed in: of an x within FAR, times |x| / FAR beyond."""
+    x = b.cast(x, x.type.dtype.wide)
+    near = b.Clip(x, -FAR, FAR)
+    beyond = b.Sub(b.Mul(b.Sub(b.Clip(x, FAR, None), b.Clip(x, None, -FAR)), 1 / FAR), 1.0)
+    return b.Mul(b.Sqrt(b.Add(b.Mul(near, near), 1.0)), beyond)
 
 
 @op("AtanOfQuotient", domain=FLOWGRAD, traits=BROADCASTS)
@@ -281,13 +289,11 @@ def asinh(x: Array, *, out: Array | None = None) -> Array:
     return np.arcsinh(x, out=out)
 
 
-def _asinh_divisor(b: Builder, node: Node) -> Value:
+@slope(asinh)
+def _(b: Builder, node: Node, v: Value) -> Any:
     """dy/dx = 1 / sqrt(1 + x^2)."""
-    x = node.input(0)
-    return b.Sqrt(b.Add(b.Mul(x, x), 1.0))
-
-
-scaled_by_reciprocal(asinh, _asinh_divisor)
+    length = _hypotenuse(b, node.input(0))
+    return b.cast_like(b.Div(b.cast_like(v, length), length), v)
 
 
 @op("Acosh", since=9, outputs=("output",), traits=UNARY)
@@ -335,6 +341,6 @@ def _(node: Node) -> list[Type]:
 
 @erf.partials
 def _(b: DerivativeBuilder, node: Node) -> Any:
-    """dy/dx = 2 / sqrt(pi) exp(-x^2)."""
-    x = node.input(0)
+    """dy/dx = 2 / sqrt(pi) exp(-x^2), which is 0 long before x^2 overflows."""
+    x = b.Clip(node.input(0), -30.0, 30.0)
     return (b.Mul(b.Exp(b.Neg(b.Mul(x, x))), 2.0 / math.sqrt(math.pi)),)

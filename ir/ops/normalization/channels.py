@@ -12,6 +12,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import mean_of
+from flowgrad.ir.ops.reduction import reduce_l2
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.types import FLOAT32, Type
 
@@ -121,10 +122,7 @@ def _safe_root(b: Builder, square: Value) -> Value:
 
 @op("LpNormalization", since=1)
 def lp_normalization(x: Array, *, axis: int = -1, p: int = 2, out: Array | None = None) -> Array:
-    if p == 1:
-        norm = np.sum(np.abs(x), axis=axis, keepdims=True)
-    else:
-        norm = np.sqrt(np.sum(np.square(x), axis=axis, keepdims=True))
+    norm = np.sum(np.abs(x), axis=axis, keepdims=True) if p == 1 else reduce_l2.kernel(x, np.array([axis]))
     return np.asarray(np.divide(x, np.where(norm == 0, x.dtype.type(1), norm), out=out))
 
 
