@@ -6,12 +6,14 @@ mathematically. Inner nodes of these patterns may have other users: what matters
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.operands import known_ints
+from flowgrad.ir.ops.reduction import count_of
 from flowgrad.ir.ops.registry import attr
 from flowgrad.passes.canonicalize import unchanged
 from flowgrad.passes.registry import pass_
@@ -306,35 +308,45 @@ def square_of_norm(b: RewriteBuilder, node: Node, r: Value) -> Any:
 @rewrite("Sqrt(%s)", "Pow(%s, 0.5)", kind="repairs", shared=True)
 def scaled_norm(b: RewriteBuilder, node: Node, s: Value) -> Any:
     """sqrt(c mean(x x)) = ||x|| sqrt(c / n), as in a standard deviation; its derivative at 0 is 0."""
-    factor, reduction = _scaled(b, s)
+    factors, reduction = _scaled(b, s)
     if reduction is None:
         return no_match("it is no multiple of a sum of squares")
     x = _squared(b, reduction)
     if x is None or attr(reduction, "noop_with_empty_axes"):
         return no_match("no squares are summed, or nothing may be reduced")
     if reduction.op == "ReduceMean":
-        if not x.type.is_static or not reduction.output().type.is_static or not x.type.size:
-            return no_match("how many are summed is known only at run time")
-        factor /= int(np.prod(x.type.static_shape)) // int(np.prod(reduction.output().type.static_shape))
-    if factor == 1:
+        factors = [("Div", b.cast_like(count_of(b, reduction), s)), *factors]
+    if not factors:
         return no_match("it is a plain norm")
     norm = b.ReduceL2(x, *reduction.inputs[1:], keepdims=attr(reduction, "keepdims"))
-    scaled = b.Mul(norm, float(np.sqrt(factor)))
+    scaled = b.Mul(norm, _root_of_product(b, factors))
     return scaled if scaled.type == node.output().type else no_match("a factor broadcasts")
 
 
-def _scaled(b: RewriteBuilder, value: Value) -> tuple[float, Node | None]:
-    """Return (c, node) of a value that is c > 0 times the result of a reduction."""
-    factor = 1.0
+def _scaled(b: RewriteBuilder, value: Value) -> tuple[list[tuple[str, Value]], Node | None]:
+    """Return what the result of a reduction is multiplied with and divided by, single numbers, and the reduction."""
+    factors: list[tuple[str, Value]] = []
     while (node := b.made_by(value, "Mul", "Div")) is not None:
         x, y = node.input(0), node.input(1)
-        if node.op == "Mul" and x.constant is not None:
+        if node.op == "Mul" and x.type.size == 1 and y.type.size != 1:
             x, y = y, x
-        if y.constant is None or y.constant.size != 1 or not 0 < float(y.constant.item()) < np.inf:
-            return 1.0, None
-        factor = factor * float(y.constant.item()) if node.op == "Mul" else factor / float(y.constant.item())
+        if y.type.size != 1 or not (y.constant is None or 0 < float(y.constant.item()) < np.inf):
+            return [], None
+        factors.append((node.op, y))
         value = x
-    return factor, b.made_by(value, "ReduceSum", "ReduceMean", "ReduceSumSquare")
+    return factors[::-1], b.made_by(value, "ReduceSum", "ReduceMean", "ReduceSumSquare")
+
+
+def _root_of_product(b: RewriteBuilder, factors: Sequence[tuple[str, Value]]) -> Value:
+    """Return the square root of a product of numbers: a constant if all are."""
+    product, rest = 1.0, b.scalar(1, factors[0][1].type.dtype)
+    for op, factor in factors:
+        if factor.constant is None:
+            rest = b.add(op, [rest, factor])
+        else:
+            number = float(factor.constant.item())
+            product = product * number if op == "Mul" else product / number
+    return b.scalar(float(np.sqrt(product)), rest.type.dtype) if rest.constant is not None else b.Sqrt(b.Mul(rest, product))
 
 
 def _squared(b: RewriteBuilder, reduction: Node) -> Value | None:
@@ -348,6 +360,40 @@ def _squared(b: RewriteBuilder, reduction: Node) -> Value | None:
         return node.input(0) if node.input(0) is node.input(1) else None
     exponent = node.input(1).constant
     return node.input(0) if exponent is not None and exponent.size == 1 and exponent.item() == 2 else None
+
+
+# ---- powers of sizes --------------------------------------------------------------------------------------------------------
+
+
+@rewrite("Pow(Abs(%x), %p)", kind="repairs", shared=True)
+def power_of_size(b: RewriteBuilder, node: Node, x: Value, p: Value) -> Any:
+    """|x|^p with 0 < p < 1, whose derivative at 0 is 0 as that of |x|, where infinity times zero stood."""
+    if not _is_root(p) or x.type != node.output().type:
+        return no_match("the exponent is none between 0 and 1, or it broadcasts")
+    return _rooted(b, x, b.Abs, p)
+
+
+@rewrite("Pow(ReduceSum(Pow(Abs(%x), %p), %axes?), %q)", "Pow(ReduceSum(Pow(%x, %p), %axes?), %q)", kind="repairs", shared=True)
+def norm_of_order_p(b: RewriteBuilder, node: Node, p: Value, q: Value) -> Any:
+    """(sum |x|^p)^q with 0 < q < 1, whose derivative at a zero vector is 0."""
+    total, exponent = node.input(0), p.constant
+    is_even = exponent is not None and exponent.size == 1 and exponent.item() % 2 == 0
+    powers = total.producer.input(0).producer
+    if not _is_root(q) or total.type != node.output().type:
+        return no_match("the root is none, or it broadcasts")
+    if not is_even and b.made_by(powers.input(0), "Abs") is None:
+        return no_match("a sum of odd powers may be 0 elsewhere")
+    return _rooted(b, total, lambda v: v, q)
+
+
+def _is_root(p: Value) -> bool:
+    return p.constant is not None and p.constant.size == 1 and 0 < float(p.constant.item()) < 1
+
+
+def _rooted(b: RewriteBuilder, x: Value, size: Callable[[Value], Value], p: Value) -> Value:
+    """Return size(x)^p where x is not 0, and 0 with slope 0 elsewhere."""
+    vanishes, dtype = b.Equal(x, 0.0), x.type.dtype
+    return b.Where(vanishes, b.scalar(0, dtype), b.Pow(b.Where(vanishes, b.scalar(1, dtype), size(x)), p))
 
 
 RULES = rules_in(globals())

@@ -10,7 +10,7 @@ import pytest
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Value
-from flowgrad.ir.types import FLOAT64, Type
+from flowgrad.ir.types import FLOAT64, Dim, DimLike, Type
 
 Formula = Callable[[Builder, Value], Value]
 
@@ -93,3 +93,45 @@ def test_a_differentiated_output_that_is_an_existing_value_is_repaired_too() -> 
     found = fg.load(b"graph @g (%x: f64[]) -> (%y: f64[]) { %e: f64[] = Exp(%x) %y: f64[] = Log(%e) }")
     outputs = fg.value_and_grad(found)(x=np.array(1000.0))
     assert outputs["y"] == 1000 and outputs["x_grad"] == 1
+
+
+def root_mean_square(b: Builder, x: Value) -> Value:
+    """As exporters write a standard deviation: the count and the one less are computed from the shape."""
+    count = b.cast(b.Size(x), FLOAT64)
+    scaled = b.Mul(b.ReduceMean(b.Mul(x, x), keepdims=0), count)
+    return b.Sqrt(b.Div(scaled, b.Sub(count, 1.0)))
+
+
+def half_norm(b: Builder, x: Value) -> Value:
+    return b.Pow(b.ReduceSum(b.Pow(b.Abs(x), 0.5), keepdims=0), 2.0)
+
+
+def cubic_norm(b: Builder, x: Value) -> Value:
+    return b.Pow(b.ReduceSum(b.Pow(b.Abs(x), 3.0), keepdims=0), 1 / 3)
+
+
+def even_norm(b: Builder, x: Value) -> Value:
+    return b.Pow(b.ReduceSum(b.Pow(x, 4.0), keepdims=0), 0.25)
+
+
+@pytest.mark.parametrize(("formula", "x", "gradient"), [
+    (root_mean_square, [0.0, 0.0], [0.0, 0.0]),
+    (root_mean_square, [3.0, 4.0], [0.6, 0.8]),
+    (half_norm, [0.0, 4.0], [0.0, 1.0]),
+    (half_norm, [1.0, 4.0], [3.0, 1.5]),
+    (cubic_norm, [0.0, 0.0], [0.0, 0.0]),
+    (cubic_norm, [0.0, -2.0], [0.0, -1.0]),
+    (even_norm, [0.0, 0.0], [0.0, 0.0]),
+    (even_norm, [0.0, -2.0], [0.0, -1.0]),
+])
+@pytest.mark.parametrize("extent", [2, Dim.named("N")], ids=["static", "symbolic"])
+def test_norms_have_slope_zero_where_nothing_but_zeros_is_summed(
+    formula: Formula, x: list[float], gradient: list[float], extent: DimLike
+) -> None:
+    graph = Graph("norms")
+    graph.add_output(formula(Builder(graph), graph.add_input("x", Type(FLOAT64, (extent,)))), "y")
+    found, point, direction = fg.Model(graph), np.array(x), np.array([1.0, 0.5])
+    np.testing.assert_allclose(fg.grad(found)(x=point)["x_grad"], gradient, rtol=1e-12, atol=1e-300)
+    tangent = fg.jvp(found)(x=point, x_tangent=direction)["y_tangent"]
+    np.testing.assert_allclose(tangent, np.dot(gradient, direction), rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(fg.value_and_grad(found)(x=point)["y"], found(x=point)["y"], rtol=1e-12)

@@ -29,7 +29,7 @@ from flowgrad.tools.maintenance import jets
 from flowgrad.tools.maintenance.jets import Jet
 
 DIGITS, LIMIT_DIGITS = 420, 2500
-BEYOND, NEAR = mpmath.mpf(10) ** 400, mpmath.mpf(10) ** -2000
+BEYOND, NEAR = mpmath.mpf(10) ** 4000, mpmath.mpf(10) ** -2000
 """What infinity stands for, and how far beside an edge a limit is taken."""
 NEVER = mpmath.mpf(10) ** 320
 """Larger than any float: only poles are."""

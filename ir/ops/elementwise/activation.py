@@ -389,8 +389,8 @@ def gelu(x: Array, *, approximate: str = "none", out: Array | None = None, work:
         np.multiply(x, math.sqrt(0.5), out=result)
         erf_into(result, result, work[0] if work else None)
     np.add(result, 1, out=result)
-    np.multiply(result, x, out=result)
-    return np.multiply(result, 0.5, out=result)
+    np.multiply(result, 0.5, out=result)
+    return np.multiply(result, x, out=result)
 
 
 @gelu.work
