@@ -155,6 +155,11 @@ def _meet(node: Node) -> bool:
     return bool((np.diff(ordered, axis=axis) == 0).any())
 
 
+def _apart(node: Node) -> bool:
+    """True if no two updates of a scatter can go to one element."""
+    return node.input(1).constant is not None and node.input(0).type.is_static and not _meet(node)
+
+
 def _wrapped(indices: Array, extent: Any) -> Array:
     return np.where(indices < 0, indices + extent, indices) if isinstance(extent, int) else indices
 
@@ -162,10 +167,7 @@ def _wrapped(indices: Array, extent: Any) -> Array:
 @scatter_nd.expands_on_export
 def _(node: Node) -> bool:
     """Runtimes that share the updates among threads lose some of those that meet at one element."""
-    indices, shape = node.input(1).constant, node.input(0).type.shape
-    if attr(node, "reduction") == "none":
-        return False
-    return indices is None or shape is None or _meet(node)
+    return attr(node, "reduction") != "none" and not _apart(node)
 
 
 @scatter_nd.expansion
@@ -188,21 +190,38 @@ def _(b: Builder, node: Node) -> Value:
 def _scatter_adjoint(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """Each reduction has its own rule; without one, what is overwritten gets nothing.
 
-    Without a reduction no two indices may be equal, says the standard, and the derivative relies on it: constant
-    indices that repeat are refused, those of run time are not looked at.
+    Without a reduction no two indices may be equal, says the standard, and the derivative by the updates relies on it:
+    constant indices that repeat are refused, those of run time are not looked at.
     """
     data, updates = node.input(0), node.input(2)
     reduction = attr(node, "reduction")
-    if _repeats(node):
-        return refuse(REPEATED)
     if reduction == "add":
         return y_bar, NO_GRADIENT, _read(b, node, y_bar)
     if reduction == "none":
-        return _write(b, node, y_bar, b.zero(updates), "none"), NO_GRADIENT, _read(b, node, y_bar)
+        updates_bar = refuse(REPEATED) if _repeats(node) else _read(b, node, y_bar)
+        return _write(b, node, y_bar, b.zero(updates), "none"), NO_GRADIENT, updates_bar
     if reduction == "mul":
         factors = _write(b, node, b.filled(1, data), updates, "mul")
-        return b.Mul(y_bar, factors), NO_GRADIENT, refuse("the updates of a multiplying scatter may repeat and be zero")
+        return b.Mul(y_bar, factors), NO_GRADIENT, b.Mul(_read(b, node, y_bar), _others(b, node))
     return _extreme_adjoint(b, node, y_bar)
+
+
+def _others(b: Builder, node: Node) -> Value:
+    """Return the product of all but itself that each update of a multiplying scatter meets, zeros among them or not.
+
+    Takes n x n numbers for n updates, unless it is known that no two meet.
+    """
+    data, updates = node.input(0), node.input(2)
+    before = _read(b, node, data)
+    if _apart(node):
+        return before
+    count = b.Reshape(b.Size(data), b.ints([1]))
+    numbers = b.Reshape(ramp(b, count), b.shape(data), allowzero=1)
+    places = b.Reshape(_read(b, node, numbers), b.ints([-1]))
+    order = ramp(b, b.extent(places, 0))
+    meet, same = (b.Equal(b.Unsqueeze(v, [1]), v) for v in (places, order))
+    factors = b.Where(b.And(meet, b.Not(same)), b.Reshape(updates, b.ints([-1])), b.scalar(1, updates.type.dtype))
+    return b.Mul(before, reshape_to(b, b.ReduceProd(factors, [1], keepdims=0), updates))
 
 
 def _extreme_adjoint(b: Builder, node: Node, y_bar: Value) -> Any:
@@ -224,12 +243,13 @@ def _scatter_tangent(b: DerivativeBuilder, node: Node, x_dot: Value | None, indi
     """Linear in data and updates together, except for a product or an extreme."""
     data, updates = node.input(0), node.input(2)
     reduction = attr(node, "reduction")
-    if _repeats(node):
+    if _repeats(node) and u_dot is not None:
         return refuse(REPEATED)
-    if reduction == "mul" and u_dot is not None:
-        return refuse("the updates of a multiplying scatter may repeat and be zero")
     if reduction == "mul":
-        return b.Mul(x_dot, _write(b, node, b.filled(1, data), updates, "mul"))
+        terms = [] if x_dot is None else [b.Mul(x_dot, _write(b, node, b.filled(1, data), updates, "mul"))]
+        if u_dot is not None:
+            terms.append(_write(b, node, b.zero(data), b.Mul(u_dot, _others(b, node)), "add"))
+        return sum_of(b, terms)
     x_dot = b.zero(data) if x_dot is None else x_dot
     u_dot = b.zero(updates) if u_dot is None else u_dot
     if reduction in ("none", "add"):
