@@ -24,5 +24,6 @@ from flowgrad.transforms.editing import stop_gradient as stop_gradient
 from flowgrad.transforms.editing import straight_through as straight_through
 from flowgrad.transforms.editing import unbatch as unbatch
 from flowgrad.transforms.gradcheck import gradcheck as gradcheck
+from flowgrad.transforms.kinks import kinks as kinks
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ import flowgrad as fg
 from flowgrad.exchange.lowering import lowered
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
-from flowgrad.ir.graph import Graph
+from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.types import FLOAT32, INT64, Dim, Type
 from flowgrad.passes.expand import expand
 from flowgrad.tools.maintenance import races
@@ -85,9 +85,8 @@ def test_the_engine_ort_loses_none() -> None:
     pytest.importorskip("onnxruntime")
     graph = Graph("reads")
     model = embedding(Builder(graph), graph)
-    rng = np.random.default_rng(0)
-    feeds = {"x": np.zeros((2, 8), np.float32), "i": np.zeros(200_000, np.int64),
-             "y_grad": rng.integers(0, 4, (200_000, 8)).astype(np.float32)}
+    y_grad: Array = np.asarray(np.random.default_rng(0).integers(0, 4, (200_000, 8)), np.float32)
+    feeds = {"x": np.zeros((2, 8), np.float32), "i": np.zeros(200_000, np.int64), "y_grad": y_grad}
     program = model.compile(engine="ort", threads=2)
     for _ in range(4):
-        np.testing.assert_array_equal(program.run(feeds)["x_grad"][0], feeds["y_grad"].sum(0))
+        np.testing.assert_array_equal(program.run(feeds)["x_grad"][0], y_grad.sum(0))

@@ -8,6 +8,7 @@ import json
 from flowgrad.tools import files, samples
 from flowgrad.tools.notes import note, progress
 from flowgrad.transforms.gradcheck import Check, compare_engines, gradcheck
+from flowgrad.transforms.kinks import kinks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
                            samples=arguments.samples, seed=arguments.seed).checks
         if arguments.against:
             checks += compare_engines(model, feeds, of, wrt, arguments.against, seed=arguments.seed)
+        met = kinks(model, feeds)
     failed = [c for c in checks if not c.passed]
     if arguments.json:
-        print(json.dumps({"passed": not failed, "checks": [c.__dict__ for c in checks]}))
+        print(json.dumps({"passed": not failed, "checks": [c.__dict__ for c in checks],
+                          "kinks": [str(kink) for kink in met]}))
     else:
         _print(checks)
+    for kink in met:
+        note(f"{kink}: derivatives there are conventions", quiet)
     note(f"{len(checks) - len(failed)} of {len(checks)} checks passed", quiet)
     return 1 if failed else 0
 

@@ -260,8 +260,8 @@ def _scatter_tangent(b: DerivativeBuilder, node: Node, x_dot: Value | None, indi
 def _extreme_tangent(b: Builder, node: Node, x_dot: Value, u_dot: Value) -> Value:
     data, updates, y = node.input(0), node.input(2), node.output()
     kept, chosen = b.Equal(data, y), b.Equal(updates, _read(b, node, y))
-    parts = [b.cast(select(b, c, v), y.type.dtype.wide) for c, v in ((kept, x_dot), (chosen, u_dot))]
-    return b.cast_like(b.Div(_write(b, node, *parts, "add"), _ties(b, node, kept, chosen)), y)
+    x_part, u_part = (b.cast(select(b, c, v), y.type.dtype.wide) for c, v in ((kept, x_dot), (chosen, u_dot)))
+    return b.cast_like(b.Div(_write(b, node, x_part, u_part, "add"), _ties(b, node, kept, chosen)), y)
 
 
 def _scatter_support(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:

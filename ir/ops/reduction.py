@@ -231,10 +231,17 @@ def _extreme_tangent(b: Builder, node: Node, x_dot: Value | None, axes_dot: Any 
     return b.cast_like(b.Div(_like_node(b, node, chosen), _ties(b, node, mask)), x_dot)
 
 
+def _extreme_kinks(b: Builder, node: Node) -> Value:
+    """Where more than one element is the largest, the smallest."""
+    mask = b.Equal(node.input(0), restored(b, node, node.output()))
+    return b.Greater(_ties(b, node, mask), 1.0)
+
+
 reduce_max.specialise(specialise_by(np.maximum))
 reduce_min.specialise(specialise_by(np.minimum))
 for _extreme in (reduce_max, reduce_min):
     _extreme.types(reduced_type)
+    _extreme.kinks(_extreme_kinks)
     _extreme.adjoint(_extreme_adjoint)
     _extreme.tangent(_extreme_tangent)
 
@@ -254,6 +261,12 @@ def reduce_l1(
 def _l1_weights(b: Builder, node: Node) -> Value:
     """Return sign(x), 0 at 0."""
     return b.Sign(node.input(0))
+
+
+@reduce_l1.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At elements that are 0."""
+    return b.Equal(node.input(0), 0.0)
 
 
 @op("ReduceL2", since=18, outputs=("reduced",), extents=("axes",))
@@ -282,6 +295,12 @@ def _l2_weights(b: Builder, node: Node) -> Value:
     y = node.output()
     safe = b.Where(b.Equal(y, 0.0), b.scalar(1, y.type.dtype), y)
     return b.Div(node.input(0), restored(b, node, safe))
+
+
+@reduce_l2.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At zero vectors."""
+    return b.Equal(node.output(), 0.0)
 
 
 @op("ReduceSumSquare", since=18, outputs=("reduced",), extents=("axes",))

@@ -147,6 +147,7 @@ class OpDef:
         self.partial_rule: Callable[[DerivativeBuilder, Node], Sequence[Any]] | None = None
         self.expansion_rule: Callable[[Builder, Node], Any] | None = None
         self.combine_rule: Callable[[DerivativeBuilder, Sequence[Node]], Value] | None = None
+        self.kink_rule: Callable[[Builder, Node], Value] | None = None
         self.work_rule: Callable[[Node], Sequence[Type]] | None = None
         self.value_rule: Callable[[Node], Any] | None = None
         self.residual_rules: Mapping[str, Callable[[Builder, Node], Value]] = {}
@@ -219,6 +220,11 @@ class OpDef:
         Masks are booleans that broadcast to their value; None says everywhere. Elementwise and other linear ops need none.
         """
         return self._register("support_rule", rule)
+
+    def kinks(self, rule: Callable[[Builder, Node], Value]) -> OpDef:
+        """Register ``rule(b, node) -> booleans``: where the op is evaluated exactly where its derivative jumps or has no
+        end, so that what the derivative rules give there is a convention."""
+        return self._register("kink_rule", rule)
 
     # ---- how it runs -------------------------------------------------------------------------------------------------
 

@@ -51,16 +51,19 @@ class Jet:
     def __truediv__(self, other: Any) -> Jet:
         other = other if isinstance(other, Jet) else self.like(other)
         v = 1 / other.value
-        return self * other.through(v, -v * v, 2 * v * v * v)
+        quotient: Jet = self * other.through(v, -v * v, 2 * v * v * v)
+        return quotient
 
     def __neg__(self) -> Jet:
         return self * -1
 
     def __sub__(self, other: Any) -> Jet:
-        return self + -other
+        difference: Jet = self + -other
+        return difference
 
     def __rsub__(self, other: Any) -> Jet:
-        return -self + other
+        difference: Jet = -self + other
+        return difference
 
     def __rtruediv__(self, other: Any) -> Jet:
         return self.like(other) / self

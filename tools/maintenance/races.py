@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.types import FLOAT32, INT64, Type
 from flowgrad.model import Model
 from flowgrad.transforms.derivatives import vjp
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 THREADS = (2, 4)
 RUNS = 100
@@ -99,9 +101,9 @@ def accumulating(rows: int = ROWS) -> Iterator[tuple[str, Model, Feeds]]:
         x, i = graph.add_input("x", Type(FLOAT32, (rows, WIDTH))), graph.add_input("i", Type(INT64, (rows,)))
         graph.add_output(formula(Builder(graph), x, i), "y")
         model = Model(graph)
-        feeds: Feeds = {"x": rng.integers(-3, 4, (rows, WIDTH)).astype(np.float32), "i": _few(rows)}
-        shape = model(feeds)["y"].shape
-        yield name, vjp(model, of="y", wrt="x"), {**feeds, "y_grad": rng.integers(0, 3, shape).astype(np.float32)}
+        feeds: Feeds = {"x": np.asarray(rng.integers(-3, 4, (rows, WIDTH)), np.float32), "i": _few(rows)}
+        y_grad = np.asarray(rng.integers(0, 3, model(feeds)["y"].shape), np.float32)
+        yield name, vjp(model, of="y", wrt="x"), {**feeds, "y_grad": y_grad}
 
 
 def lost(model: Model, feeds: Mapping[str, Array], threads: int, runs: int) -> int:
@@ -128,6 +130,8 @@ def session(model: ModelProto, threads: int) -> Callable[[Mapping[str, Array]], 
 
 
 def _single(op: str, inputs: Mapping[str, Array], **attributes: Any) -> tuple[ModelProto, Feeds]:
+    from onnx import TensorProto, helper
+
     def info(name: str, array: Array) -> Any:
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 

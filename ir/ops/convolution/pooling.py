@@ -341,6 +341,14 @@ def global_max_pool(x: Array, *, out: Array | None = None) -> Array:
 global_max_pool.types(global_type)
 
 
+@global_max_pool.kinks
+def _(b: Builder, node: Node) -> Value:
+    """Where more than one pixel is the largest."""
+    x = node.input(0)
+    largest = b.cast(b.Equal(x, node.output()), x.type.dtype.wide)
+    return b.Greater(b.ReduceSum(largest, list(range(2, len(x.shape))), keepdims=1), 1.0)
+
+
 @global_max_pool.expansion
 def _(b: Builder, node: Node) -> Value:
     """The maximum over all axes of the image."""

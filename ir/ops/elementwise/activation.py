@@ -11,11 +11,11 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, computed, select, slope, zero
+from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, at, computed, select, slope, zero
 from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import Trait, attr, like_first, op
-from flowgrad.ir.types import FLOAT64, Type
+from flowgrad.ir.types import BOOL, FLOAT64, Type
 
 UNARY = (Trait.ELEMENTWISE,)
 Work = Sequence[Array] | None
@@ -52,6 +52,12 @@ def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
     return select(b, b.Greater(node.output(), 0.0), v)
 
 
+@relu.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At 0."""
+    return at(b, node.input(0), 0.0)
+
+
 @op("LeakyRelu", since=6, traits=UNARY)
 def leaky_relu(x: Array, *, alpha: float = _single(0.01), out: Array | None = None) -> Array:
     if alpha == 0:
@@ -64,6 +70,12 @@ def leaky_relu(x: Array, *, alpha: float = _single(0.01), out: Array | None = No
 def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
     """v where x > 0, else alpha v."""
     return b.Where(b.Greater(node.input(0), 0.0), v, b.Mul(v, float(attr(node, "alpha"))))
+
+
+@leaky_relu.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At 0."""
+    return at(b, node.input(0), 0.0)
 
 
 @op("PRelu", since=9, traits=BROADCASTS)
@@ -96,6 +108,12 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, slope_dot: Value | 
     return b.Where(b.Greater(x, 0.0), nothing if x_dot is None else x_dot, negative)
 
 
+@prelu.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At 0."""
+    return at(b, node.input(0), 0.0)
+
+
 @op("ThresholdedRelu", since=10, traits=UNARY)
 def thresholded_relu(x: Array, *, alpha: float = 1.0, out: Array | None = None) -> Array:
     result = _buffer(x, out)
@@ -108,6 +126,12 @@ def thresholded_relu(x: Array, *, alpha: float = 1.0, out: Array | None = None) 
 def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
     """v where x > alpha, else 0."""
     return select(b, b.Greater(node.input(0), float(attr(node, "alpha"))), v)
+
+
+@thresholded_relu.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At the threshold."""
+    return at(b, node.input(0), float(attr(node, "alpha")))
 
 
 @op("HardSigmoid", since=6, traits=UNARY)
@@ -124,6 +148,13 @@ def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
     y = node.output()
     inside = b.And(b.Greater(y, 0.0), b.Less(y, 1.0))
     return select(b, inside, b.Mul(v, float(attr(node, "alpha"))))
+
+
+@hard_sigmoid.kinks
+def _(b: Builder, node: Node) -> Value:
+    """Where the line meets 0 and 1."""
+    line = b.Add(b.Mul(node.input(0), float(attr(node, "alpha"))), float(attr(node, "beta")))
+    return at(b, line, 0.0, 1.0)
 
 
 @op("HardSwish", since=14, traits=UNARY)
@@ -143,6 +174,12 @@ def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
     return b.Where(b.GreaterOrEqual(x, 3.0), v, select(b, b.Greater(x, -3.0), middle))
 
 
+@hard_swish.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At -3 and 3."""
+    return at(b, node.input(0), -3.0, 3.0)
+
+
 @op("Shrink", since=9, outputs=("output",), traits=UNARY)
 def shrink(x: Array, *, bias: float = 0.0, lambd: float = 0.5, out: Array | None = None) -> Array:
     result = _buffer(x, out)
@@ -157,6 +194,13 @@ def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
     """v where x < -lambd or x > lambd, else 0."""
     x, edge = node.input(0), float(attr(node, "lambd"))
     return select(b, b.Or(b.Less(x, -edge), b.Greater(x, edge)), v)
+
+
+@shrink.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At the edges of what is shrunk to 0."""
+    edge = float(attr(node, "lambd"))
+    return at(b, node.input(0), -edge, edge)
 
 
 # ---- exponential --------------------------------------------------------------------------------------------------------
@@ -228,6 +272,13 @@ def _fading(b: Builder, x: Value, width: float = 1.0) -> Value:
     return b.Exp(below if width == 1 else b.Div(below, width))
 
 
+@elu.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At 0, unless alpha is 1."""
+    x = node.input(0)
+    return at(b, x, 0.0) if attr(node, "alpha") != 1 else b.filled(False, x, BOOL)
+
+
 @op("Celu", since=12, traits=UNARY)
 def celu(x: Array, *, alpha: float = 1.0, out: Array | None = None, work: Work = None) -> Array:
     return _exponential_linear(x, alpha, alpha, _buffer(x, out), work)
@@ -261,6 +312,12 @@ def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
     gamma, alpha = float(attr(node, "gamma")), float(attr(node, "alpha"))
     negative = b.Mul(b.Mul(v, _fading(b, node.input(0))), gamma * alpha)
     return b.Where(b.Greater(node.input(0), 0.0), b.Mul(v, gamma), negative)
+
+
+@selu.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At 0."""
+    return at(b, node.input(0), 0.0)
 
 
 @op("Softplus", since=1, traits=UNARY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import ml_dtypes
@@ -32,6 +33,11 @@ def zero(b: Builder, like: Value) -> Value:
 def select(b: Builder, condition: Value, x: Value) -> Value:
     """Return ``x`` where ``condition`` holds, else zero."""
     return b.Where(condition, x, zero(b, x))
+
+
+def at(b: Builder, x: Value, *points: float) -> Value:
+    """Return where ``x`` is one of some numbers."""
+    return reduce(b.Or, [b.Equal(x, point) for point in points])
 
 
 def float_info(dtype: np.dtype[Any]) -> Any:
@@ -225,6 +231,12 @@ def _(b: DerivativeBuilder, node: Node) -> Any:
     return (b.Sign(node.input(0)),)
 
 
+@absolute.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At 0."""
+    return at(b, node.input(0), 0.0)
+
+
 @op("Sum", since=8, outputs=("sum",), traits=(*SHAPES, Trait.LINEAR))
 def sum_(*xs: Array, out: Array | None = None) -> Array:
     return _chained(np.add, xs, out)
@@ -314,7 +326,15 @@ def _ties(b: Builder, node: Node) -> tuple[list[Value], Value]:
     return chosen, b.Max(b.Sum(*counted), 1.0)
 
 
+def _extremum_kinks(b: Builder, node: Node) -> Value:
+    """Where more than one input is the largest, the smallest."""
+    if len(node.inputs) == 1:
+        return b.filled(False, node.output(), BOOL)
+    return b.Greater(_ties(b, node)[1], 1.0)
+
+
 for _extremum in (maximum, minimum):
+    _extremum.kinks(_extremum_kinks)
     _extremum.adjoint(_extremum_adjoint)
     _extremum.tangent(_extremum_tangent)
 
@@ -345,6 +365,13 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, low_dot: Value | No
     parts = [y if region is None else select(b, region, y)
              for region, y in zip((inside, below, above), (x_dot, low_dot, high_dot), strict=True) if y is not None]
     return sum_of(b, parts)
+
+
+@clip.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At a bound."""
+    x, bounds = node.input(0), [v for v in node.inputs[1:] if v is not None]
+    return reduce(b.Or, [b.Equal(x, v) for v in bounds]) if bounds else b.filled(False, x, BOOL)
 
 
 def _clip_regions(b: Builder, node: Node) -> tuple[Value | None, Value | None, Value | None]:

@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, select, slope
+from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, at, select, slope
 from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, OpDef, Trait, op
@@ -42,6 +42,12 @@ def sqrt(x: Array, *, out: Array | None = None) -> Array:
 def _(b: DerivativeBuilder, node: Node, v: Value) -> Any:
     """dy/dx = 1 / (2 y)."""
     return b.Div(b.Mul(v, 0.5), node.output())
+
+
+@sqrt.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At 0, where the slope has no end."""
+    return at(b, node.input(0), 0.0)
 
 
 @op("Exp", since=6, outputs=("output",), traits=UNARY, ufunc=np.exp, in_place=True)
@@ -109,6 +115,13 @@ _QUICK_POWERS: dict[float, Callable[[Array, Array | None], Array]] = {
 def _(node: Node) -> Type:
     x, y = node.input(0).type, node.input(1).type
     return Type(x.dtype, broadcast_shapes(x.shape, y.shape))
+
+
+@power.kinks
+def _(b: Builder, node: Node) -> Value:
+    """At base 0 for an exponent below 1 that is not 0."""
+    x, y = node.input(0), b.cast_like(node.input(1), node.input(0))
+    return b.And(at(b, x, 0.0), b.And(b.Less(y, 1.0), b.Not(at(b, y, 0.0))))
 
 
 def _power_rule(b: DerivativeBuilder, node: Node, v: Value) -> Value:

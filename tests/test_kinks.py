@@ -1,0 +1,108 @@
+"""Operators that are evaluated exactly at a kink: each is named, with the places; what is smooth or repaired is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.graph import INITIALIZER, Graph
+from flowgrad.ir.ops.registry import all_ops
+from flowgrad.ir.types import FLOAT64, Dim, Type
+
+UNARY: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "Abs": ({}, [0.0]),
+    "Relu": ({}, [0.0]),
+    "LeakyRelu": ({}, [0.0]),
+    "ThresholdedRelu": ({"alpha": 0.5}, [0.5]),
+    "HardSigmoid": ({"alpha": 0.25, "beta": 0.5}, [-2.0, 2.0]),
+    "HardSwish": ({}, [-3.0, 3.0]),
+    "Shrink": ({"lambd": 0.5}, [-0.5, 0.5]),
+    "Elu": ({"alpha": 0.5}, [0.0]),
+    "Selu": ({}, [0.0]),
+    "Sqrt": ({}, [0.0]),
+}
+POINTS = [-3.0, -2.0, -0.5, -1e-9, 0.0, 1e-9, 0.5, 2.0, 3.0]
+
+
+def unary(op: str, attributes: dict[str, Any], extent: Any = 9) -> fg.Model:
+    graph = Graph("kinks")
+    x = graph.add_input("x", Type(FLOAT64, (extent,)))
+    graph.add_output(Builder(graph).add(op, [x], attributes), "y")
+    return fg.Model(graph)
+
+
+@pytest.mark.parametrize("extent", [len(POINTS), Dim.named("N")], ids=["static", "symbolic"])
+@pytest.mark.parametrize("op", UNARY)
+def test_points_where_the_slope_jumps(op: str, extent: Any) -> None:
+    attributes, expected = UNARY[op]
+    (kink,) = fg.kinks(unary(op, attributes, extent), x=np.array(POINTS))
+    assert (kink.op, kink.places, POINTS[kink.first[0]]) == (op, len(expected), expected[0])
+    assert op in str(kink)
+    rest = np.array([p for p in POINTS if p not in expected])
+    assert not fg.kinks(unary(op, attributes, Dim.named("N")), x=rest)
+
+
+def test_one_sided_slopes_differ_at_kinks_and_there_alone() -> None:
+    """By differences of the kernels, which know nothing of the rules."""
+    for op, (attributes, expected) in UNARY.items():
+        kernel = all_ops()[op].kernel
+        for point in (p for p in POINTS if abs(p) != 1e-9 and not (op == "Sqrt" and p < 0)):
+            with np.errstate(all="ignore"):
+                left, mid, right = (kernel(np.array(point + step), **attributes) for step in (-1e-6, 0.0, 1e-6))
+            jumps = not abs((right - mid) - (mid - left)) < 1e-8
+            assert jumps == (point in expected), (op, point)
+
+
+def test_smooth_operators_have_none() -> None:
+    for op in ("Elu", "Celu", "Softplus", "Softsign", "Tanh", "Gelu"):
+        assert not fg.kinks(unary(op, {}), x=np.array(POINTS))
+
+
+TEXTS = {
+    "ties": ("%y: f64[3] = Max(%x, %u)", {"x": [1.0, 2.0, 3.0], "u": [0.0, 2.0, 3.0]}, "Max", 2, (1,)),
+    "bounds": ("%y: f64[3] = Clip(%x, %u)", {"x": [0.5, 0.0, 1.0], "u": [0.0] * 3}, "Clip", 1, (1,)),
+    "reduced": ("%y: f64[] = ReduceMax(%x) {keepdims=0}", {"x": [1.0, 2.0, 2.0], "u": [0.0] * 3}, "ReduceMax", 1, ()),
+    "zero vector": ("%y: f64[] = ReduceL2(%x) {keepdims=0}", {"x": [0.0] * 3, "u": [0.0] * 3}, "ReduceL2", 1, ()),
+    "zero element": ("%y: f64[] = ReduceL1(%x) {keepdims=0}", {"x": [1.0, 0.0, 2.0], "u": [0.0] * 3}, "ReduceL1", 1, (1,)),
+    "slope": ("%y: f64[3] = PRelu(%x, %u)", {"x": [1.0, 0.0, 2.0], "u": [0.5] * 3}, "PRelu", 1, (1,)),
+    "root": ("%y: f64[3] = Pow(%x, 0.5)", {"x": [1.0, 0.0, 0.0], "u": [0.5] * 3}, "Pow", 2, (1,)),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_ties_bounds_and_zero_vectors(name: str) -> None:
+    line, feeds, op, count, first = TEXTS[name]
+    shape = "f64[]" if "f64[]" in line else "f64[3]"
+    model = fg.load(f"graph @g (%x: f64[3], %u: f64[3]) -> (%y: {shape}) {{ {line} }}".encode())
+    arrays = {k: np.array(v) for k, v in feeds.items()}
+    (kink,) = fg.kinks(model, arrays)
+    assert (kink.op, kink.value, kink.places, kink.first) == (op, "y", count, first)
+    assert not fg.kinks(model, {**arrays, "x": arrays["x"] + 0.25 * np.arange(1, 4)})
+
+
+def test_kinks_that_a_repair_removes_are_none_and_constants_are_not_looked_at() -> None:
+    graph = Graph("stable")
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (2,)))
+    held = graph.add_constant(np.zeros(2), "offset", INITIALIZER)
+    loss = b.Add(b.Relu(x), b.Log(b.Add(b.Exp(b.Neg(b.Abs(x))), 1.0)))
+    graph.add_output(b.Add(loss, b.Mul(b.Relu(b.value(np.zeros(2))), held)), "y")
+    model, zeros = fg.Model(graph), np.zeros(2)
+    assert not fg.kinks(model, x=zeros)
+    assert [kink.op for kink in fg.kinks(model, x=zeros, stabilize=False)] == ["Relu", "Abs"]
+
+
+def test_every_rule_is_tried_here() -> None:
+    stated = {*UNARY, *(op for _, _, op, _, _ in TEXTS.values()), "Min", "ReduceMin", "GlobalMaxPool"}
+    assert {name for name, d in all_ops().items() if d.kink_rule is not None} == stated
+
+
+def test_pixels_that_tie() -> None:
+    text = b"graph @g (%x: f64[1,2,2,2]) -> (%y: f64[1,2,1,1]) { %y: f64[1,2,1,1] = GlobalMaxPool(%x) }"
+    image = np.array([[1.0, 2.0, 2.0, 0.0], [1.0, 2.0, 3.0, 4.0]]).reshape(1, 2, 2, 2)
+    (kink,) = fg.kinks(fg.load(text), x=image)
+    assert (kink.op, kink.first) == ("GlobalMaxPool", (0, 0, 0, 0))
