@@ -25,6 +25,8 @@ def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names =
 
     Formulas that overflow or divide zero by zero (log(sum(exp)), sqrt(sum(x^2)), ...) are differentiated after they are
     repaired, and a note says which; with ``stabilize=False`` the model and its derivative stay as they are written.
+    What a selection (Where, Gather, Slice, a mask, ...) has zeroed stays zero whatever it is multiplied by; a zero that
+    arithmetic made is a number, and 0 * inf is NaN then.
     """
     task = _Task(model, stabilize)
     of_values, wrt_values = find_of(task.graph, of), find_wrt(task.graph, wrt)  # before cotangents become inputs
