@@ -207,62 +207,74 @@ class Model:
 
 
 @bulk
-def load(source: Any, *, limits: Limits | None = None) -> Model:
+def load(source: Any, *, limits: Limits | None = None, strict: bool = False) -> Model:
     """Load a model from a ``.onnx`` or ``.msgpack`` file (told apart by content), bytes, or an onnx.ModelProto.
 
-    Raises LoadError for a damaged file, UnsupportedError for what the product cannot represent, LimitError for what
-    passes ``limits``.
+    An ONNX file may declare shapes that are not those of the run; as in onnxruntime they do not count, and the model's
+    ``notes`` name them. With ``strict`` they are refused. Raises LoadError for a damaged file, ValidationError for one
+    that breaks the standard, UnsupportedError for what the product cannot represent, LimitError for what passes
+    ``limits``.
     """
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+    notes: list[str] = []
+    graph = _Loader(limits, strict, notes).graph(source)
+    return Model(graph, notes=notes)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Reads any form; ``notes`` takes what is to be said about the file."""
+
+    limits: Limits | None
+    strict: bool
+    notes: list[str]
+
+    def graph(self, source: Any) -> Graph:
+        if isinstance(source, (str, os.PathLike)):
+            return self._file(Path(source))
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return self._bytes(bytes(source))
+        return self._onnx(source)
+
+    def _file(self, path: Path) -> Graph:
+        from flowgrad.ir import pack
+
         try:
             with open_file(path) as file:
                 head = file.read(64)
         except OSError as error:
-            shown = safe_text(os.fspath(source), 100)
+            shown = safe_text(os.fspath(path), 100)
             hint = "; text of a graph is loaded as bytes, text.encode()" if "graph @" in shown else ""
             raise LoadError(f"cannot read {shown!r}: {error.strerror}{hint}", code="file") from error
-        return Model(_load_file(path, head, limits))
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        return Model(_load_bytes(data, limits))
-    from flowgrad.exchange.reader import read_onnx
+        if pack.is_packed(head):
+            return pack.load(path, self.limits)
+        if _is_text(head):
+            return self._text(bytes(read_file(path, limits_or_default(self.limits))))
+        return self._onnx(path)
 
-    return Model(read_onnx(source, limits))
+    def _bytes(self, data: bytes) -> Graph:
+        from flowgrad.ir import pack
 
+        if pack.is_packed(data[:64]):
+            return pack.unpack(data, self.limits)
+        return self._text(data) if _is_text(data[:64]) else self._onnx(data)
 
-def _load_file(path: Path, head: bytes, limits: Limits | None) -> Graph:
-    from flowgrad.ir import pack
+    def _onnx(self, source: Any) -> Graph:
+        from flowgrad.exchange.reader import read_onnx
 
-    if pack.is_packed(head):
-        return pack.load(path, limits)
-    if head.lstrip().startswith((b"graph", b"#")):
-        return _load_text(bytes(read_file(path, limits_or_default(limits))), limits)
-    from flowgrad.exchange.reader import read_onnx
+        return read_onnx(source, self.limits, strict=self.strict, notes=self.notes)
 
-    return read_onnx(path, limits)
+    def _text(self, data: bytes) -> Graph:
+        from flowgrad.ir.text import parse_graph
 
-
-def _load_bytes(data: bytes, limits: Limits | None) -> Graph:
-    from flowgrad.ir import pack
-
-    if pack.is_packed(data[:64]):
-        return pack.unpack(data, limits)
-    if data[:64].lstrip().startswith((b"graph", b"#")):
-        return _load_text(data, limits)
-    from flowgrad.exchange.reader import read_onnx
-
-    return read_onnx(data, limits)
+        limits_or_default(self.limits).check("file_bytes", len(data))
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise LoadError(f"not a text, msgpack or ONNX file: {error}", code="file") from error
+        graph = parse_graph(text, limits=self.limits)
+        verify(graph)
+        return graph
 
 
-def _load_text(data: bytes, limits: Limits | None) -> Graph:
-    from flowgrad.ir.text import parse_graph
-
-    limits_or_default(limits).check("file_bytes", len(data))
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LoadError(f"not a text, msgpack or ONNX file: {error}", code="file") from error
-    graph = parse_graph(text, limits=limits)
-    verify(graph)
-    return graph
+def _is_text(head: bytes) -> bool:
+    return head.lstrip().startswith((b"graph", b"#"))

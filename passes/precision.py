@@ -58,10 +58,11 @@ def _convert_node(b: Builder, node: Node, known: dict[Value, Value], target: DTy
         if slot in definition.float32_inputs and value is not None and value.type.dtype != FLOAT32:
             held = node.input(slot).constant
             inputs[slot] = b.cast(value, FLOAT32) if held is None else b.value(held)  # as precise as it was
+    attributes = {n: d for n, d in definition.attributes.items() if isinstance(d, np.ndarray)} | node.attributes
     made = b.add_node(
         node.op,
         inputs,
-        {name: _attribute(name in definition.dtype_attributes, value, target) for name, value in node.attributes.items()},
+        {name: _attribute(name in definition.dtype_attributes, value, target) for name, value in attributes.items()},
         outputs=["" if v is None else v.name for v in node.outputs],
         captures=[known[v] for v in node.captures],
         subgraphs={name: _convert(sub, target, False) for name, sub in node.subgraphs.items()},

@@ -12,7 +12,7 @@ from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.ops.control.loop_layout import slice_type
 from flowgrad.ir.process_state import quiet
-from flowgrad.ir.types import FLOAT32, Dim, Type
+from flowgrad.ir.types import FLOAT32, INT64, Dim, Type
 
 Adapter = Callable[[ImportBuilder, ImportedNode], Sequence[Value | None] | None]
 """Changes the call and returns None, or returns the values of its outputs (None for those nobody wants)."""
@@ -272,12 +272,36 @@ def resize_empty_inputs(b: ImportBuilder, call: ImportedNode) -> None:
     """Inputs that do not count had to be there, empty."""
     if call.version < 11:
         return
-    if call.attributes.get("coordinate_transformation_mode") == "tf_half_pixel_for_nn":
-        raise UnsupportedError("Resize with coordinates tf_half_pixel_for_nn", code="attribute", where=call.label)
     for index in (1, 2):
         value = call.optional(index)
         if value is not None and value.type.shape == (0,):
             call.inputs[index] = None
+
+
+_SHIFTED = {"floor": "round_prefer_ceil", "round_prefer_floor": "ceil"}
+"""Which rounding of x - 1/2 is a rounding of x."""
+
+
+@before(13, "Resize")
+def resize_for_nearest(b: ImportBuilder, call: ImportedNode) -> None:
+    """Coordinates (i + 1/2) / scale are half a pixel above those of half_pixel, which another rounding makes up for."""
+    if call.attributes.get("coordinate_transformation_mode") != "tf_half_pixel_for_nn":
+        return
+    mode, rounding = call.attributes.get("mode", "nearest"), call.attributes.get("nearest_mode", "round_prefer_floor")
+    if mode != "nearest" or rounding not in _SHIFTED:
+        raise UnsupportedError(f"Resize with coordinates tf_half_pixel_for_nn, mode {mode!r} and nearest_mode {rounding!r}",
+                               code="attribute", where=call.label)
+    call.attributes |= {"coordinate_transformation_mode": "half_pixel", "nearest_mode": _SHIFTED[rounding]}
+
+
+@before(EVERY_OPSET, "Slice", "Pad")
+def wide_axes(b: ImportBuilder, call: ImportedNode) -> None:
+    """Starts, ends, axes and steps of 32 bits become ones of 64: the checker reads no others where it infers shapes."""
+    for index, value in enumerate(call.inputs):
+        if value is not None and (index == 3 or (index and call.op == "Slice")) and value.type.dtype != INT64:
+            known = value.constant
+            wide = b.cast(value, INT64) if known is None else b.graph.add_constant(known.astype(np.int64))
+            call.set_input(index, wide)
 
 
 # ---- control flow -------------------------------------------------------------------------------------------------------

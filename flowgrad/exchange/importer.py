@@ -42,8 +42,9 @@ from flowgrad.ir.errors import (
 )
 from flowgrad.ir.graph import CONSTANT, ENTRIES, INITIALIZER, LITERAL, PARAMETER, Array, Graph, Value
 from flowgrad.ir.infer import draft
+from flowgrad.ir.known import known_value
 from flowgrad.ir.limits import Limits
-from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, find_op
+from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, OpDef, find_op
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, parse_dim
 
 FRAME_DEPTH = 128
@@ -51,6 +52,9 @@ FRAME_DEPTH = 128
 
 REPEATS = 64
 """How often bodies of Loops are read again for better types; nested ones would multiply without an end."""
+
+MOST_NOTES = 50
+"""How many remarks about a file are kept."""
 
 _NO_NAME = {"", "?", "None", "-1", "*"}
 _OURS = re.compile(r"_d(\d{1,18})")
@@ -97,12 +101,15 @@ class Importer:
     """Builds one graph out of regions."""
 
     def __init__(
-        self, reader: RegionReader, functions: Mapping[Key, Function], folder: ExternalFolder, limits: Limits
+        self, reader: RegionReader, functions: Mapping[Key, Function], folder: ExternalFolder, limits: Limits,
+        strict: bool = False,
     ) -> None:
         self.reader = reader
         self.functions = functions
         self.folder = folder
         self.limits = limits
+        self.strict = strict
+        self.notes: list[str] = []
         self.count = 0
         self.repeats = 0
         self.own_names = False
@@ -183,7 +190,9 @@ class Importer:
     def _initializer(self, graph: Graph, name: str, array: Array, declared: Sequence[onnx.TypeProto]) -> Value:
         value = graph.add_constant(array, self._named(name), INITIALIZER)
         for type_ in declared:
-            refine(graph, value, type_)
+            conflict = refine(graph, value, type_)
+            if conflict:
+                raise ValidationError(conflict, code="shape", where=name)
         return value
 
     def _type(self, graph: Graph, info: onnx.ValueInfoProto) -> Type:
@@ -322,6 +331,7 @@ class Importer:
         most = len(definition.outputs) - len(definition.residuals)
         if not names or (len(names) > most and not definition.variadic_outputs):
             raise ValidationError(f"{call.op} with {len(names)} outputs", code="arity", where=call.label)
+        _take_ranks(b.graph, definition, call)
         metadata = {p.key: p.value for p in call.proto.metadata_props}
         stops = call.op == "Identity" and metadata.pop(STANDS_FOR, "") == "StopGradient"
         node = b.add_node("StopGradient" if stops else call.op, call.inputs, call.attributes, outputs=names,
@@ -337,10 +347,18 @@ class Importer:
                 self._declare(frame, value, name)
                 frame.values[name] = value
 
-    @staticmethod
-    def _declare(frame: Frame, value: Value, name: str) -> None:
+    def _declare(self, frame: Frame, value: Value, name: str) -> None:
         for declared in frame.region.declared.get(name, ()):
-            refine(frame.b.graph, value, declared)
+            conflict = refine(frame.b.graph, value, declared, trusted=self.own_names)
+            if conflict and self.strict:
+                raise ValidationError(f"{conflict}; without strict, what the operators say counts", code="shape", where=value.name)
+            if conflict:
+                self.note(f"{conflict}: what the operators say counts")
+
+    def note(self, text: str) -> None:
+        """Keep a remark for whoever loads the file; each once, and not thousands."""
+        if text not in self.notes and len(self.notes) < MOST_NOTES:
+            self.notes.append(text)
 
     # ---- functions -------------------------------------------------------------------------------------------------------
 
@@ -403,15 +421,24 @@ class Importer:
         sources: list[tuple[str | HoistKey, Value]] = [(n, frame.value(n)) for n in names]
         sources += [(k, self._hoisted(frame, k)) for k in keys]
         call.captures = list(dict.fromkeys(v for _, v in sources if not _is_copied(v)))
+        never = _branch_never_taken(call)
         for name, sub in call.subregions.items():
             formals = self._formals(call, sub)
             if call.op == "Loop" and self.repeats > REPEATS:
                 formals[2:] = [t.with_shape(None) for t in formals[2:]]
-            graph = self._subgraph(frame, call, sub, formals, sources)
+            try:
+                graph = self._subgraph(frame, call, sub, formals, sources)
+            except ValidationError as error:
+                if name != never:
+                    raise
+                self.note(f"the {never} of the If that makes %{call.label} does not fit, and is never taken: {error.message}")
+                continue
             if call.op == "Loop":
                 graph = self._stable_body(frame, call, sub, formals, sources, graph)
             outer._next_dim = max(outer._next_dim, graph._next_dim)
             call.subgraphs[name] = graph
+        if never and never not in call.subgraphs:
+            call.subgraphs[never] = next(iter(call.subgraphs.values())).copy()
 
     @staticmethod
     def _hoisted(frame: Frame, key: HoistKey) -> Value:
@@ -496,6 +523,24 @@ def _check_types(call: ImportedNode) -> None:
         raise ValidationError(conflict, code="dtype", where=call.label)
 
 
+def _take_ranks(graph: Graph, definition: OpDef, call: ImportedNode) -> None:
+    """Give inputs of unknown rank the rank that the operator demands of them: with another it cannot run."""
+    if definition.ranks_rule is None or all(v is None or v.type.rank is not None for v in call.inputs):
+        return
+    ranks = definition.ranks_rule(draft(call.op, call.inputs, call.attributes))
+    for value, rank in zip(call.inputs, ranks, strict=False):
+        if value is not None and value.type.rank is None and rank is not None:
+            graph.set_type(value, Type(value.type.dtype, (UNKNOWN,) * rank))
+
+
+def _branch_never_taken(call: ImportedNode) -> str:
+    """Return which branch of an If is never taken, "" if only the run tells."""
+    condition = known_value(call.input(0)) if call.op == "If" and len(call.subregions) == 2 else None
+    if condition is None or condition.size != 1:
+        return ""
+    return "else_branch" if bool(condition.reshape(-1)[0]) else "then_branch"
+
+
 def _is_copied(value: Value) -> bool:
     """True for what a subgraph gets as a constant of its own."""
     data = value.producer.data
@@ -519,34 +564,37 @@ def _without(region: Region, absent: set[str]) -> Region:
     return Region(region.name, nodes, region.inputs, region.outputs, subregions=region.subregions)
 
 
-def refine(graph: Graph, value: Value, declared: onnx.TypeProto) -> None:
-    """Check the type that the file declares for a value, and take from it the extents that nothing else tells.
+def refine(graph: Graph, value: Value, declared: onnx.TypeProto, trusted: bool = False) -> str:
+    """Return what is wrong with the shape that the file declares for a value, "" if nothing is.
 
-    Raises ValidationError if the two conflict. Names of extents in the file are not believed: exporters reuse them.
+    Runtimes do not believe declared shapes, so files with wrong ones abound, and what is believed here would end in wrong
+    derivatives: only a ``trusted`` file adds what nothing else tells, and never the names of extents, which exporters
+    reuse. Raises ValidationError for another element type, which no runtime accepts.
     """
     if declared.WhichOneof("value") != "tensor_type":
         if declared.WhichOneof("value") is None:
-            return
+            return ""
         raise ValidationError(f"{value!r} is declared as {declared.WhichOneof('value')}", code="dtype", where=value.name)
     tensor = declared.tensor_type
     if tensor.elem_type and element_type(tensor.elem_type, value.name) != value.type.dtype:
         raise ValidationError(f"{value!r} is declared as {element_type(tensor.elem_type).name}", code="dtype",
                               where=value.name)
     if not tensor.HasField("shape"):
-        return
+        return ""
     dims: list[DimLike] = [int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else UNKNOWN
                            for d in tensor.shape.dim]
     shape = value.type.shape
     if shape is None:
-        graph.set_type(value, Type(value.type.dtype, tuple(dims)))
-        return
+        if trusted:
+            graph.set_type(value, Type(value.type.dtype, tuple(dims)))
+        return ""
     if len(shape) != len(dims) or any(isinstance(a, int) and isinstance(b, int) and a != b
                                       for a, b in zip(shape, dims, strict=True)):
         shown = ["?" if d is UNKNOWN else d for d in dims]
-        raise ValidationError(f"{value!r} is declared with shape {shown}", code="shape", where=value.name)
-    if value.producer.op in ENTRIES:
-        return
+        return f"{value!r} is declared with shape {shown}"
+    if value.producer.op in ENTRIES or not trusted:
+        return ""
     merged = tuple(b if is_unknown(a) and isinstance(b, int) else a for a, b in zip(shape, dims, strict=True))
     if merged != shape:
         graph.set_type(value, value.type.with_shape(merged))
-
+    return ""

@@ -27,22 +27,25 @@ PRODUCER = "flowgrad"
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | ModelProto
 
 
-def read_onnx(source: Source, limits: Limits | None = None) -> Graph:
+def read_onnx(
+    source: Source, limits: Limits | None = None, *, strict: bool = False, notes: list[str] | None = None
+) -> Graph:
     """Return the graph of an ONNX model: a path, the bytes of a file, or a ModelProto.
 
-    Weights in other files are read only for a path, from beneath its folder. Raises LoadError for what is no ONNX
+    Weights in other files are read only for a path, from beneath its folder. What the file says and is not true, such as
+    the shape of a value, is added to ``notes``, and refused if ``strict``. Raises LoadError for what is no ONNX
     file, ValidationError for one that breaks the standard, UnsupportedError (with all operators that are missing),
     ExternalDataError, LimitError.
     """
     limits = limits_or_default(limits)
     if isinstance(source, ModelProto):
-        return _graph(source, ExternalFolder(None), limits)
+        return _graph(source, ExternalFolder(None), limits, strict, notes)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _graph(_parsed(bytes(source), limits), ExternalFolder(None), limits)
+        return _graph(_parsed(bytes(source), limits), ExternalFolder(None), limits, strict, notes)
     path = Path(source)
     data = _contents(path, limits)
     with ExternalFolder(path.parent) as folder:
-        return _graph(_parsed(data, limits), folder, limits)
+        return _graph(_parsed(data, limits), folder, limits, strict, notes)
 
 
 def _contents(path: Path, limits: Limits) -> bytes:
@@ -71,7 +74,7 @@ def _parsed(data: bytes, limits: Limits) -> ModelProto:
         raise ResourceError("out of memory", code="memory") from error
 
 
-def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits) -> Graph:
+def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits, strict: bool, notes: list[str] | None) -> Graph:
     if not model.HasField("graph") or not model.ir_version:
         raise LoadError("not an ONNX model: it has no graph or no IR version", code="empty")
     if model.training_info:
@@ -81,11 +84,13 @@ def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits) -> Graph:
     functions = _functions(model, regions, opsets)
     main = regions.graph(model.graph)
     reached = check_calls(main, {k: f.region for k, f in functions.items()}, limits)
-    importer = Importer(regions, functions, folder, limits)
+    importer = Importer(regions, functions, folder, limits, strict)
     importer.own_names = model.producer_name == PRODUCER
     importer.check_known(main, opsets, reached)
     graph = importer.main(model.graph, main, opsets)
     graph.metadata = _metadata(model)
+    if notes is not None:
+        notes += importer.notes
     return graph
 
 

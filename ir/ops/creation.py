@@ -14,9 +14,13 @@ from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.types import FLOAT32, UNKNOWN, Dim, DimLike, Type, ceil_div, dtype_of
 
 
+ZERO = np.zeros(1, np.float32)
+"""What ConstantOfShape repeats if nothing else is said."""
+
+
 @op("ConstantOfShape", since=9, outputs=("output",), traits=(Trait.ZERO, Trait.SHAPE_ARITHMETIC), extents=("input",))
-def constant_of_shape(input: Array, *, value: Any = None, out: Array | None = None) -> Array:
-    number = np.zeros(1, np.float32) if value is None else np.asarray(value).reshape(1)
+def constant_of_shape(input: Array, *, value: Any = ZERO, out: Array | None = None) -> Array:
+    number = np.asarray(value).reshape(1)
     if out is None:
         return np.full(int_list(input) or (), number[0], number.dtype)
     out.fill(number[0])
@@ -25,8 +29,7 @@ def constant_of_shape(input: Array, *, value: Any = None, out: Array | None = No
 
 @constant_of_shape.types
 def _(node: Node) -> Type:
-    value = attr(node, "value")
-    dtype = FLOAT32 if value is None else dtype_of(np.asarray(value).dtype)
+    dtype = dtype_of(np.asarray(attr(node, "value")).dtype)
     dims = known_dims(node.input(0))
     return Type(dtype, unknown_shape(known_length(node.input(0))) if dims is None else tuple(dims))
 

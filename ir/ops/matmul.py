@@ -158,6 +158,12 @@ def _(node: Node) -> Type:
     return x.with_shape((rows, columns))
 
 
+@gemm.ranks
+def _(node: Node) -> list[int | None]:
+    """Both factors are matrices."""
+    return [2, 2]
+
+
 _PRODUCTS: dict[tuple[bool, bool], Kernel] = {
     (False, False): np.dot,
     (False, True): lambda a, b, out: np.dot(a, b.T, out),

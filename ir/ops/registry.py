@@ -154,6 +154,7 @@ class OpDef:
         self.specialise_rule: Callable[[Node], Kernel | None] | None = None
         self.split_rule: Callable[[Node], Sequence[tuple[Cut, ...]]] | None = None
         self.formals_rule: Callable[[Node], Sequence[Type]] | None = None
+        self.ranks_rule: Callable[[Node], Sequence[int | None]] | None = None
         self.export_rule: Callable[[Node], bool] | None = None
         self.export_outputs_rule: Callable[[Node], Sequence[Type]] | None = None
 
@@ -186,6 +187,13 @@ class OpDef:
     def formals(self, rule: Callable[[Node], Sequence[Type]]) -> OpDef:
         """Register ``rule(node) -> types`` of the formal inputs of the subgraphs, besides captures, as the inputs tell."""
         return self._register("formals_rule", rule)
+
+    def ranks(self, rule: Callable[[Node], Sequence[int | None]]) -> OpDef:
+        """Register ``rule(node) -> ranks`` that the first inputs must have, None for one of any rank.
+
+        An If whose branches differ leaves the rank of what it gives unknown; what uses it may tell.
+        """
+        return self._register("ranks_rule", rule)
 
     def expansion(self, rule: Callable[[Builder, Node], Any]) -> OpDef:
         """Register ``rule(b, node) -> value, tuple of values or refusal``: the same outputs from plain ONNX ops."""

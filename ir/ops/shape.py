@@ -238,6 +238,13 @@ def _(node: Node) -> Type:
     return x.with_shape([x.shape[i] for i in order])
 
 
+@transpose.ranks
+def _(node: Node) -> list[int | None]:
+    """A permutation says how many axes there are."""
+    perm = attr(node, "perm")
+    return [None if perm is None else len(perm)]
+
+
 @transpose.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar with the axes permuted back."""
@@ -505,4 +512,4 @@ def _all_operands(b: Builder, where: Sequence[Value | None]) -> list[Value]:
         axes = b.ints(range(count)) if count is not None else b.Range(0, b.Size(starts), 1)
     if steps is None:
         steps = b.ints([1] * count) if count is not None else b.Expand(b.ints([1]), b.Shape(starts))
-    return [starts, ends, axes, steps]
+    return [b.cast(v, INT64) for v in (starts, ends, axes, steps)]

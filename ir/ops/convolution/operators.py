@@ -66,6 +66,12 @@ def check_channels(node: Node, channels: DimLike, per_group: DimLike, outputs: D
                               code="shape", where=node.label)
 
 
+def ranks_alike(node: Node) -> list[int | None]:
+    """Image and weights have as many axes as each other."""
+    x, w = node.input(0).type.rank, node.input(1).type.rank
+    return [w if x is None else x] * 2
+
+
 def bilinear_tangent(b: Builder, node: Node, x_dot: Value | None, w_dot: Value | None, bias_dot: Value | None) -> Value:
     """Return op(x_dot, w) + op(x, w_dot), the tangent of the bias added on the way."""
     x, w = node.input(0), node.input(1)
@@ -102,6 +108,9 @@ def _(node: Node) -> Type:
     batch, channels, *sizes = x.shape
     check_channels(node, channels, w.shape[1], w.shape[0])
     return Type(x.type.dtype, (batch, w.shape[0], *output_shape(node, tuple(sizes), kernel_of(node, w, len(sizes)))))
+
+
+conv.ranks(ranks_alike)
 
 
 @conv.adjoint
@@ -304,6 +313,9 @@ def _(node: Node) -> Type:
         wanted = tuple(s * (n - 1) + e + (k - 1) * d + 1 - p - q for n, k, s, d, e, p, q in
                        zip(sizes, kernel, steps, spread, extra, begin, end, strict=True))
     return Type(x.type.dtype, (batch, w.shape[1] * group, *wanted))
+
+
+conv_transpose.ranks(ranks_alike)
 
 
 @conv_transpose.adjoint

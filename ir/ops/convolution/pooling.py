@@ -48,6 +48,11 @@ def pooled_type(node: Node) -> Type:
     return x.type.with_shape((*x.shape[:2], *output_shape(node, x.shape[2:], kernel)))
 
 
+def pooled_rank(node: Node) -> list[int | None]:
+    """The image has the axes of the kernel, besides batch and channels."""
+    return [2 + len(attr(node, "kernel_shape"))]
+
+
 def _checked_kernel(node: Node) -> tuple[int, ...]:
     """Return the kernel's extents; ValidationError if a run could not list its taps."""
     kernel = tuple(int(n) for n in attr(node, "kernel_shape"))
@@ -418,3 +423,7 @@ def _(b: Builder, node: Node) -> Value:
     """(sum of |x|^p over the image)^(1/p)."""
     x, p = node.input(0), int(attr(node, "p"))
     return _root(b, b.ReduceSum(_powered(b, x, p), list(range(2, len(x.shape))), keepdims=1), p)
+
+
+for _pool in (max_pool, average_pool, lp_pool):
+    _pool.ranks(pooled_rank)

@@ -281,6 +281,11 @@ def recurrent_types(node: Node) -> list[Type]:
     return [Type(x.dtype, y), *[Type(x.dtype, state)] * kind.states]
 
 
+def recurrent_ranks(node: Node) -> list[int | None]:
+    """Sequence, batch and features; weights by direction."""
+    return [3, 3, 3]
+
+
 # ---- operators --------------------------------------------------------------------------------------------------------------
 
 
@@ -324,4 +329,5 @@ def lstm(
 
 for _operator in (rnn, gru, lstm):
     _operator.types(recurrent_types)
+    _operator.ranks(recurrent_ranks)
     _operator.expansion(expanded)

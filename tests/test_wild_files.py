@@ -1,0 +1,211 @@
+"""Files as they are found: shapes that are not true, ranks that only the run tells, inputs with defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import flowgrad as fg
+from flowgrad.ir.errors import ValidationError
+
+X = np.arange(6.0, dtype=np.float32).reshape(2, 3) - 2.5
+
+
+def info(name: str, shape: Any, dtype: int = TensorProto.FLOAT) -> Any:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def model(nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any] | None = None,
+          opset: int = 18) -> ModelProto:
+    initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    made: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    made.ir_version = 8
+    return made
+
+
+def branch(op: str, inputs: list[str], **attributes: Any) -> Any:
+    return helper.make_graph([helper.make_node(op, inputs, ["z"], **attributes)], "b", [], [info("z", None)])
+
+
+def in_onnxruntime(proto: ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def agrees(proto: ModelProto, feeds: dict[str, Any], wrt: str, expected: Any, runs: bool = True) -> fg.Model:
+    """Check value and gradient of sum(y * y) / 2, here and of the exported files in onnxruntime.
+
+    Unless it ``runs``, onnxruntime refuses the file itself.
+    """
+    of = "y"
+    loaded = fg.load(proto)
+    y = loaded(feeds)[of]
+    gradient = fg.vjp(loaded, of=of, wrt=wrt)
+    fed = {**feeds, f"{of}_grad": y}
+    np.testing.assert_allclose(gradient(fed)[f"{wrt}_grad"], expected, rtol=1e-5, atol=1e-6)
+    if runs:
+        np.testing.assert_allclose(in_onnxruntime(proto, feeds)[of], y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(in_onnxruntime(loaded.to_onnx(), feeds)[of], y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(in_onnxruntime(gradient.to_onnx(), fed)[f"{wrt}_grad"], expected, rtol=1e-5, atol=1e-6)
+    return loaded
+
+
+# ---- declared shapes ----------------------------------------------------------------------------------------------------
+
+
+NEGATED = [helper.make_node("Neg", ["x"], ["h"]), helper.make_node("Neg", ["h"], ["y"])]
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(None, (6,)), ((1, 3), (2, 3)), ((2, 3, 1), (3, 2)), (("n", 4), None)])
+def test_shapes_that_are_not_true_do_not_count(inner: Any, outer: Any) -> None:
+    proto = model(NEGATED, [info("x", (2, 3))], [info("y", outer)])
+    if inner:
+        proto.graph.value_info.append(info("h", inner))
+    loaded = agrees(proto, {"x": X}, "x", X)
+    wrong = {"h"} if inner else set()
+    wrong |= {"y"} if outer not in ((2, 3), None) else set()
+    assert {n.split(":")[0] for n in loaded.notes} == {f"%{name}" for name in wrong}
+    with pytest.raises(ValidationError, match=r"%. *: f32\[2,3\] is declared with shape"):
+        fg.load(proto, strict=True)
+
+
+@pytest.mark.parametrize("declared", [(6,), (1, 3), (2, 3)])
+@pytest.mark.parametrize("count", [2, "k"])
+def test_shapes_of_what_only_the_run_tells_are_not_believed(declared: Any, count: Any) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "t"], ["h"]), helper.make_node("Mul", ["h", "w"], ["y"])]
+    w = np.array([[2.0, 3.0, 4.0]], np.float32)
+    proto = model(nodes, [info("x", (2, 3)), info("t", (count,), TensorProto.INT64)], [info("y", None)], {"w": w})
+    proto.graph.value_info.append(info("h", declared))
+    feeds = {"x": X, "t": np.array([2, 3])}
+    agrees(proto, feeds, "x", X * w * w, runs=declared != (6,))
+    gradient = fg.vjp(fg.load(proto), of="y", wrt="w")
+    np.testing.assert_allclose(gradient({**feeds, "y_grad": np.ones_like(X)})["w_grad"], X.sum(0, keepdims=True))
+
+
+def test_a_squeeze_that_is_not_one_and_a_declared_rank() -> None:
+    """As PyTorch exports squeeze(-1) of an extent it does not know, with the rank of one of both branches declared."""
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Gather", ["s", "last"], ["n"]),
+             helper.make_node("Equal", ["n", "one"], ["c"]),
+             helper.make_node("If", ["c"], ["h"], then_branch=branch("Squeeze", ["x", "axes"]),
+                              else_branch=branch("Identity", ["x"])),
+             helper.make_node("Softmax", ["h"], ["y"], axis=-1)]
+    constants = {"last": np.array(-1), "one": np.array(1), "axes": np.array([-1])}
+    for x_shape in (("a", "b"), (2, 3)):
+        proto = model(nodes, [info("x", x_shape)], [info("y", ("a",))], constants)
+        e = np.exp(X - X.max(1, keepdims=True))
+        p = e / e.sum(1, keepdims=True)
+        agrees(proto, {"x": X}, "x", p * (p - (p * p).sum(1, keepdims=True)), runs=x_shape != (2, 3))
+
+
+def test_another_element_type_is_refused() -> None:
+    proto = model(NEGATED, [info("x", (2, 3))], [info("y", (2, 3), TensorProto.DOUBLE)])
+    with pytest.raises(ValidationError, match="float64"):
+        fg.load(proto)
+
+
+# ---- branches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(("op", "inputs", "attributes"), [
+    ("Transpose", ["x"], {"perm": [1, 0]}), ("Concat", ["x", "w"], {"axis": 0}), ("MatMul", ["x", "w"], {}),
+    ("Squeeze", ["x", "one"], {}),
+])
+def test_a_branch_that_is_never_taken_may_be_for_another_rank(
+    op: str, inputs: list[str], attributes: dict[str, Any], swapped: bool
+) -> None:
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Size", ["s"], ["r"]),
+             helper.make_node("Equal", ["r", "three" if swapped else "two"], ["c"])]
+    other, taken = branch(op, inputs, **attributes), branch("Neg", ["x"])
+    nodes.append(helper.make_node("If", ["c"], ["y"], then_branch=taken if swapped else other,
+                                  else_branch=other if swapped else taken))
+    constants = {"two": np.array(2), "three": np.array(3), "w": np.ones((7, 2), np.float32), "one": np.array([1])}
+    x = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+    for shape in ((2, 3, 4), ("n", "k", 4)):
+        proto = model(nodes, [info("x", shape)], [info("y", None)], constants)
+        loaded = agrees(proto, {"x": x}, "x", x, runs=False)
+        assert all("is never taken" in note for note in loaded.notes)
+        assert loaded.notes or shape[0] == "n"
+
+
+def test_a_branch_that_may_be_taken_has_to_fit() -> None:
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Transpose", ["x"], perm=[0]),
+                            else_branch=branch("Neg", ["x"]))
+    with pytest.raises(ValidationError, match="does not permute"):
+        fg.load(model([node], [info("x", (2, 3)), info("c", (), TensorProto.BOOL)], [info("y", None)]))
+
+
+# ---- ranks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("op", "attributes", "shapes"), [
+    ("Conv", {}, [(3, 2, 1, 1), (3,)]), ("ConvTranspose", {}, [(2, 3, 1, 1), (3,)]),
+    ("MaxPool", {"kernel_shape": [2, 1]}, []), ("AveragePool", {"kernel_shape": [1, 2]}, []),
+    ("Transpose", {"perm": [0, 2, 3, 1]}, []),
+])
+def test_what_an_operator_demands_tells_the_rank(op: str, attributes: dict[str, Any], shapes: list[Any]) -> None:
+    """The If before it squeezes or not, so that nothing else does."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.standard_normal(s).astype(np.float32) for i, s in enumerate(shapes)}
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Gather", ["s", "last"], ["n"]),
+             helper.make_node("Equal", ["n", "one"], ["c"]),
+             helper.make_node("If", ["c"], ["h"], then_branch=branch("Squeeze", ["x", "axes"]),
+                              else_branch=branch("Identity", ["x"])),
+             helper.make_node(op, ["h", *weights], ["y"], **attributes)]
+    proto = model(nodes, [info("x", ("n", 2, "h", "w"))], [info("y", None)],
+                  {"last": np.array(-1), "one": np.array(1), "axes": np.array([-1]), **weights})
+    plain = model([helper.make_node(op, ["x", *weights], ["y"], **attributes)], [info("x", (2, 2, 4, 3))], [info("y", None)],
+                  weights)
+    x = rng.standard_normal((2, 2, 4, 3)).astype(np.float32)
+    for wrt in ("x", *weights):
+        known = fg.load(plain)
+        expected = fg.vjp(known, of="y", wrt=wrt)({"x": x, "y_grad": known(x=x)["y"]})[f"{wrt}_grad"]
+        agrees(proto, {"x": x}, wrt, expected)
+
+
+# ---- small ones ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "picked"), [("floor", [1, 3]), ("round_prefer_floor", [1, 3])])
+def test_resize_with_the_coordinates_of_keras(mode: str, picked: list[int]) -> None:
+    node = helper.make_node("Resize", ["x", "", "s"], ["y"], mode="nearest", nearest_mode=mode,
+                            coordinate_transformation_mode="tf_half_pixel_for_nn")
+    node.input[1] = "roi"
+    proto = model([node], [info("x", (1, 1, 1, 4))], [info("y", None)],
+                  {"roi": np.zeros(0, np.float32), "s": np.array([1, 1, 1, 0.5], np.float32)}, opset=11)
+    x = np.arange(4.0, dtype=np.float32).reshape(1, 1, 1, 4) + 1
+    assert fg.load(proto)(x=x)["y"].ravel().tolist() == x.ravel()[picked].tolist()
+    agrees(proto, {"x": x}, "x", np.where(np.isin(np.arange(4), picked), x, 0))
+
+
+@pytest.mark.parametrize("fed", [False, True])
+@pytest.mark.parametrize("op", ["Slice", "Pad"])
+def test_axes_of_32_bits(op: str, fed: bool) -> None:
+    narrow = TensorProto.INT32
+    if op == "Slice":
+        operands = {"starts": np.array([0], np.int32), "ends": np.array([2], np.int32), "axes": np.array([1], np.int32)}
+        inputs, expected = list(operands), np.where(np.arange(3) < 2, X, 0)
+    else:
+        operands, inputs, expected = {"axes": np.array([1], np.int32)}, ["pads", "", "axes"], X
+    node = helper.make_node(op, ["x", *inputs], ["y"])
+    given = operands if fed else {}
+    proto = model([node], [info("x", (2, 3)), *(info(n, (1,), narrow) for n in given)], [info("y", None)],
+                  {"pads": np.array([1, 1]), **({} if fed else operands)})
+    agrees(proto, {"x": X, **given}, "x", expected, runs=fed or op == "Slice")
+
+
+def test_zeros_without_a_value_take_part_in_a_change_of_type() -> None:
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("ConstantOfShape", ["s"], ["z"]),
+             helper.make_node("Add", ["x", "z"], ["y"])]
+    loaded = fg.load(model(nodes, [info("x", ("n", 3))], [info("y", None)]))
+    for dtype in ("float64", "float16", "bfloat16"):
+        y = loaded.astype(dtype)(x=X.astype(fg.load(loaded.to_onnx()).astype(dtype).graph.inputs[0].type.dtype.numpy))["y"]
+        np.testing.assert_array_equal(y.astype(np.float32), X)
+    assert fg.gradcheck(loaded, {"x": X})
