@@ -12,7 +12,9 @@ from flowgrad.ir.bulk import bulk, dropped
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.node import CONSTANT as CONSTANT
+from flowgrad.ir.node import DEFAULT as DEFAULT
 from flowgrad.ir.node import ENTRIES as ENTRIES
+from flowgrad.ir.node import FEEDABLE as FEEDABLE
 from flowgrad.ir.node import INITIALIZER as INITIALIZER
 from flowgrad.ir.node import INLINE_ELEMENTS as INLINE_ELEMENTS
 from flowgrad.ir.node import INPUT as INPUT
@@ -88,8 +90,8 @@ class Graph:
 
     @property
     def parameters(self) -> list[Value]:
-        """The constants that were named in ``wrt``: they keep their value as default and can be fed."""
-        return [n.output() for n in self._constants.values() if n.role == PARAMETER]
+        """The constants that can be fed and keep their value as default: named in ``wrt``, or inputs of the file."""
+        return [n.output() for n in self._constants.values() if n.role in FEEDABLE]
 
     def value(self, name: str) -> Value:
         """Return the value called ``name``; InputError with a suggestion if there is none."""
@@ -264,7 +266,7 @@ class Graph:
         node = self._add_entry(CONSTANT)
         node.data, node.role = frozen(array), role
         value = self._add_value("" if literal else name or self.unique_name("constant"), type_, node, 0)
-        value.symbolic = symbolic_of(array)
+        value.symbolic = None if role in FEEDABLE else symbolic_of(array)
         node.outputs = (value,)
         self._constants[node.key] = node
         if literal is not None:

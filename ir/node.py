@@ -18,7 +18,9 @@ Attribute = Any  # int, float, str, bytes, Array, or a tuple of ints, floats, st
 
 INPUT, CONSTANT, OUTPUT = "Input", "Constant", "Output"
 ENTRIES = (INPUT, CONSTANT, OUTPUT)
-LITERAL, INITIALIZER, PARAMETER = "literal", "initializer", "parameter"
+LITERAL, INITIALIZER, PARAMETER, DEFAULT = "literal", "initializer", "parameter", "default"
+FEEDABLE = (PARAMETER, DEFAULT)
+"""The roles of constants that a run may replace: named in ``wrt``, or an input of the file that has a default value."""
 
 INLINE_ELEMENTS = 64
 """Literals of at most this many elements need no name: they are interned, and printed where they are used."""
@@ -56,7 +58,7 @@ class Value:
     def constant(self) -> Array | None:
         """The array of a literal or initializer; None for anything that a run can change."""
         producer = self.producer
-        return producer.data if producer.op == CONSTANT and producer.role != PARAMETER else None
+        return producer.data if producer.op == CONSTANT and producer.role not in FEEDABLE else None
 
     @property
     def users(self) -> list[Node]:

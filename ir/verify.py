@@ -9,7 +9,9 @@ import numpy as np
 from flowgrad.ir.errors import FlowgradError, ValidationError
 from flowgrad.ir.graph import (
     CONSTANT,
+    DEFAULT,
     ENTRIES,
+    FEEDABLE,
     INITIALIZER,
     INLINE_ELEMENTS,
     INPUT,
@@ -27,7 +29,8 @@ from flowgrad.ir.types import Type, dtype_of, merge_types, type_of
 if TYPE_CHECKING:
     import networkx as nx
 
-ROLES = (LITERAL, INITIALIZER, PARAMETER)
+ROLES = (LITERAL, INITIALIZER, PARAMETER, DEFAULT)
+
 
 def verify(graph: Graph) -> None:
     """Raise ValidationError for the first rule that ``graph`` or one of its subgraphs breaks, in linear time."""
@@ -171,7 +174,7 @@ def _check_constant(graph: Graph, value: Value, is_subgraph: bool) -> None:
     node = value.producer
     if node.role not in ROLES:
         raise _broken(f"%{value.name} has the role {node.role!r}, expected one of {', '.join(ROLES)}", "role", node)
-    if is_subgraph and node.role == PARAMETER:
+    if is_subgraph and node.role in FEEDABLE:
         raise _broken(f"%{value.name} is a parameter inside a subgraph", "role", node)
     data = node.data
     if not isinstance(data, np.ndarray):

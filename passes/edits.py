@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from flowgrad.ir.graph import ENTRIES, INITIALIZER, LITERAL, PARAMETER, Graph, Node, Value
+from flowgrad.ir.graph import ENTRIES, FEEDABLE, INITIALIZER, LITERAL, PARAMETER, Graph, Node, Value
 from flowgrad.ir.ops.registry import is_random
 
 
@@ -63,8 +63,8 @@ def remove_dead(graph: Graph, nodes: Iterable[Node], *, keep_random: bool = Fals
 
 
 def is_removable_constant(graph: Graph, node: Node) -> bool:
-    """Return whether a Constant entry may go: nobody uses it, it is no parameter, and not pinned."""
-    return not node.output().uses and node.role != PARAMETER and not is_pinned(graph, node)
+    """Return whether a Constant entry may go: nobody uses it, no run can feed it, and it is not pinned."""
+    return not node.output().uses and node.role not in FEEDABLE and not is_pinned(graph, node)
 
 
 def is_literal(value: Value) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import flowgrad as fg
-from flowgrad.ir.errors import ValidationError
+from flowgrad.ir.errors import InputError, ValidationError
 
 X = np.arange(6.0, dtype=np.float32).reshape(2, 3) - 2.5
 
@@ -168,6 +168,62 @@ def test_what_an_operator_demands_tells_the_rank(op: str, attributes: dict[str, 
         known = fg.load(plain)
         expected = fg.vjp(known, of="y", wrt=wrt)({"x": x, "y_grad": known(x=x)["y"]})[f"{wrt}_grad"]
         agrees(proto, {"x": x}, wrt, expected)
+
+
+# ---- inputs with a default ----------------------------------------------------------------------------------------------
+
+
+def scaled(**constants: Any) -> ModelProto:
+    nodes = [helper.make_node("Mul", ["x", "s"], ["h"]), helper.make_node("Gather", ["h", "i"], ["g"], axis=0),
+             helper.make_node("Reshape", ["g", "t"], ["y"])]
+    kinds = {"s": TensorProto.FLOAT, "i": TensorProto.INT64, "t": TensorProto.INT64}
+    return model(nodes, [info("x", (2, 3)), *(info(n, np.shape(v), kinds[n]) for n, v in constants.items())],
+                 [info("y", None)], constants)
+
+
+def test_an_initializer_that_is_an_input_too_can_be_fed() -> None:
+    s, i, t = np.array([1, 2, 3], np.float32), np.array([1, 1, 0]), np.array([9])
+    loaded = fg.load(scaled(s=s, i=i, t=t))
+    other, swapped = np.array([4, 5, 6], np.float32), np.array([0, 1, 0])
+    cotangent = np.arange(9, dtype=np.float32)
+    for form in (loaded, fg.load(loaded.to_onnx()), fg.load(str(loaded).encode()), loaded.optimized()):
+        np.testing.assert_array_equal(form(x=X)["y"], (X * s)[i].ravel())
+        np.testing.assert_array_equal(form(x=X, s=other)["y"], (X * other)[i].ravel())
+        np.testing.assert_array_equal(form(x=X, i=swapped)["y"], (X * s)[swapped].ravel())
+        with pytest.raises(InputError, match="no input 't'"):
+            form(x=X, t=t)
+        rows = np.zeros_like(X)
+        np.add.at(rows, i, cotangent.reshape(3, 3))
+        gradient = fg.vjp(form, of="y", wrt=["x", "s"])
+        got = gradient(x=X, y_grad=cotangent)
+        np.testing.assert_allclose(got["x_grad"], rows * s)
+        np.testing.assert_allclose(got["s_grad"], (rows * X).sum(0))
+        np.testing.assert_allclose(gradient(x=X, y_grad=cotangent, s=other)["x_grad"], rows * other)
+    np.testing.assert_array_equal(in_onnxruntime(loaded.to_onnx(), {"x": X, "s": other})["y"], (X * other)[i].ravel())
+
+
+def test_old_files_list_all_initializers_and_none_can_be_fed() -> None:
+    proto = scaled(s=np.ones(3, np.float32), i=np.array([1]), t=np.array([3]))
+    proto.ir_version = 3
+    with pytest.raises(InputError, match="no input 's'"):
+        fg.load(proto)(x=X, s=np.ones(3, np.float32))
+
+
+def test_an_input_with_a_default_is_judged_by_its_use() -> None:
+    norm = helper.make_node("BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["y"])
+    vectors = {n: np.full(3, v, np.float32) for n, v in (("scale", 2), ("bias", 1), ("mean", 0), ("var", 4))}
+    proto = model([norm], [info("x", (2, 3)), *(info(n, (3,)) for n in vectors)], [info("y", None)], vectors)
+    included = {p.name: p.included for p in fg.load(proto).params}
+    assert included == {"scale": True, "bias": True, "mean": False, "var": False}
+
+
+def test_a_condition_with_a_default_is_decided_in_the_run() -> None:
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Neg", ["x"]), else_branch=branch("Identity", ["x"]))
+    loaded = fg.load(model([node], [info("x", (2, 3)), info("c", (), TensorProto.BOOL)], [info("y", None)],
+                           {"c": np.array(True)}))
+    for form in (loaded, loaded.optimized(), fg.load(loaded.to_onnx())):
+        np.testing.assert_array_equal(form(x=X)["y"], -X)
+        np.testing.assert_array_equal(form(x=X, c=np.array(False))["y"], X)
 
 
 # ---- small ones ---------------------------------------------------------------------------------------------------------

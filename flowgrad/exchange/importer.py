@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -40,11 +40,11 @@ from flowgrad.ir.errors import (
     UnsupportedError,
     ValidationError,
 )
-from flowgrad.ir.graph import CONSTANT, ENTRIES, INITIALIZER, LITERAL, PARAMETER, Array, Graph, Value
+from flowgrad.ir.graph import CONSTANT, DEFAULT, ENTRIES, FEEDABLE, INITIALIZER, LITERAL, Array, Graph, Value
 from flowgrad.ir.infer import draft
 from flowgrad.ir.known import known_value
 from flowgrad.ir.limits import Limits
-from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, OpDef, find_op
+from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, OpDef, Trait, find_op
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, parse_dim
 
 FRAME_DEPTH = 128
@@ -102,13 +102,14 @@ class Importer:
 
     def __init__(
         self, reader: RegionReader, functions: Mapping[Key, Function], folder: ExternalFolder, limits: Limits,
-        strict: bool = False,
+        strict: bool = False, defaults: Collection[str] = (),
     ) -> None:
         self.reader = reader
         self.functions = functions
         self.folder = folder
         self.limits = limits
         self.strict = strict
+        self.defaults = frozenset(defaults)
         self.notes: list[str] = []
         self.count = 0
         self.repeats = 0
@@ -188,7 +189,7 @@ class Importer:
                     graph._next_dim = max(graph._next_dim, int(match[1]))
 
     def _initializer(self, graph: Graph, name: str, array: Array, declared: Sequence[onnx.TypeProto]) -> Value:
-        value = graph.add_constant(array, self._named(name), INITIALIZER)
+        value = graph.add_constant(array, self._named(name), DEFAULT if name in self.defaults else INITIALIZER)
         for type_ in declared:
             conflict = refine(graph, value, type_)
             if conflict:
@@ -544,7 +545,7 @@ def _branch_never_taken(call: ImportedNode) -> str:
 def _is_copied(value: Value) -> bool:
     """True for what a subgraph gets as a constant of its own."""
     data = value.producer.data
-    return (value.producer.op == CONSTANT and value.producer.role != PARAMETER and data is not None
+    return (value.producer.op == CONSTANT and value.producer.role not in FEEDABLE and data is not None
             and is_small_integer(data))
 
 
@@ -598,3 +599,16 @@ def refine(graph: Graph, value: Value, declared: onnx.TypeProto, trusted: bool =
     if merged != shape:
         graph.set_type(value, value.type.with_shape(merged))
     return ""
+
+
+def steers_shapes(value: Value) -> bool:
+    """Return whether shapes depend on a constant: an operator reads extents from it, or computes on such numbers."""
+    for (_, slot), user in value.uses.items():
+        definition = None if user.op in ENTRIES else find_op(user.op)
+        if definition is not None and slot in definition.extents:
+            return True
+        if definition is not None and Trait.SHAPE_ARITHMETIC in definition.traits and value.type.dtype.is_integer and any(
+            y.type.dtype.is_integer for y in user.results
+        ):
+            return True
+    return False

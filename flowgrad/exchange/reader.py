@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -14,10 +14,10 @@ from onnx import ModelProto
 from flowgrad import ir
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import Key, check_calls, domain_of
-from flowgrad.exchange.importer import Function, Importer
+from flowgrad.exchange.importer import Function, Importer, steers_shapes
 from flowgrad.exchange.precheck import precheck
-from flowgrad.exchange.scopes import RegionReader
-from flowgrad.ir.errors import LoadError, ResourceError, UnsupportedError, ValidationError
+from flowgrad.exchange.scopes import Region, RegionReader
+from flowgrad.ir.errors import FlowgradError, LoadError, ResourceError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits, limits_or_default
 
@@ -84,14 +84,40 @@ def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits, strict: bo
     functions = _functions(model, regions, opsets)
     main = regions.graph(model.graph)
     reached = check_calls(main, {k: f.region for k, f in functions.items()}, limits)
-    importer = Importer(regions, functions, folder, limits, strict)
-    importer.own_names = model.producer_name == PRODUCER
-    importer.check_known(main, opsets, reached)
-    graph = importer.main(model.graph, main, opsets)
+    def importer(defaults: Collection[str]) -> Importer:
+        made = Importer(regions, functions, folder, limits, strict, defaults)
+        made.own_names = model.producer_name == PRODUCER
+        return made
+
+    importer(()).check_known(main, opsets, reached)
+    made, graph = _imported(model, main, opsets, importer)
     graph.metadata = _metadata(model)
     if notes is not None:
-        notes += importer.notes
+        notes += made.notes
     return graph
+
+
+def _imported(
+    model: ModelProto, main: Region, opsets: Mapping[str, int], importer: Callable[[Collection[str]], Importer]
+) -> tuple[Importer, Graph]:
+    """Import the main graph; inputs with a default value can be fed, unless shapes depend on them.
+
+    Before IR version 4 every initializer had to be an input, and none could be fed.
+    """
+    defaults = {i.name for i in model.graph.input if i.name in main.initializers} if model.ir_version >= 4 else set()
+    if defaults:
+        made = importer(defaults)
+        try:
+            graph = made.main(model.graph, main, opsets)
+        except FlowgradError:  # an operator wants to know one of them before the run
+            defaults = set()
+        else:
+            fixed = {v.name for v in graph.parameters if steers_shapes(v)}
+            if not fixed:
+                return made, graph
+            defaults -= fixed
+    made = importer(defaults)
+    return made, made.main(model.graph, main, opsets)
 
 
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:

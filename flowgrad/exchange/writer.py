@@ -21,7 +21,7 @@ from flowgrad.exchange.tensors import tensor_of
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, SaveError
 from flowgrad.ir.files import new_file, write_file
-from flowgrad.ir.graph import ENTRIES, LITERAL, Array, Graph, Node, Value
+from flowgrad.ir.graph import DEFAULT, ENTRIES, LITERAL, Array, Graph, Node, Value
 from flowgrad.ir.ops.control.loop_layout import layout_of
 
 EMBEDDED_BYTES = 2**31 - 2**26
@@ -219,6 +219,8 @@ class _Writer:
                 proto.input.add(name=self.names[value], type=type_proto(value.type, keep_names=True))
         outputs = {n.input(0) for n in graph.output_entries}
         for value in constants:
+            if value.producer.role == DEFAULT:
+                proto.input.add(name=self.names[value], type=type_proto(value.type))
             self._constant(proto, value)
         for node in nodes:
             self._node(proto, node)

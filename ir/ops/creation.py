@@ -11,8 +11,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import int_list, known_dims, known_length, ramp, sum_of_present, unknown_shape
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
-from flowgrad.ir.types import FLOAT32, UNKNOWN, Dim, DimLike, Type, ceil_div, dtype_of
-
+from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, ceil_div, dtype_of
 
 ZERO = np.zeros(1, np.float32)
 """What ConstantOfShape repeats if nothing else is said."""
