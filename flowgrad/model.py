@@ -16,6 +16,7 @@ from flowgrad.ir.files import open_file, read_file
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, limits_or_default
+from flowgrad.ir.roles import Role, take_roles, with_roles
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
 from flowgrad.passes.edits import has_shared_weights
@@ -28,8 +29,6 @@ from flowgrad.runtime.program import Program
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-Role = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class Model:
             raise SaveError(f"save writes the msgpack form, not {os.fspath(path)!r}: use to_onnx for that", code="form")
         from flowgrad.ir.pack import save
 
-        save(self.graph, Path(path))
+        save(with_roles(self.graph, self.roles), Path(path))
 
     def to_onnx(
         self, path: str | os.PathLike[str] | None = None, opset: int | None = None, passes: str | None = None
@@ -200,7 +199,7 @@ class Model:
         """
         from flowgrad.exchange.writer import save_onnx, write_onnx
 
-        graph = self.optimized(passes).graph
+        graph = with_roles(self.optimized(passes).graph, self.roles)
         if path is None:
             return write_onnx(graph, opset)
         return save_onnx(graph, Path(path), opset)
@@ -217,7 +216,7 @@ def load(source: Any, *, limits: Limits | None = None, strict: bool = False) -> 
     """
     notes: list[str] = []
     graph = _Loader(limits, strict, notes).graph(source)
-    return Model(graph, notes=notes)
+    return Model(graph, take_roles(graph), notes)
 
 
 @dataclass(frozen=True)

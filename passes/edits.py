@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from flowgrad.ir.graph import ENTRIES, FEEDABLE, INITIALIZER, LITERAL, PARAMETER, Graph, Node, Value
+from flowgrad.ir.graph import ENTRIES, FEEDABLE, INITIALIZER, LITERAL, Graph, Node, Value
 from flowgrad.ir.ops.registry import is_random
 
 

@@ -136,6 +136,10 @@ class Statistics(Hook):
         return "\n".join(f"{count:8}  {name}: {rule}" for (name, rule), count in self.counts.items())
 
 
+PIPELINE, WITH_DATA = "# pipeline:", "# graph with its data:"
+"""How lines of a reproducer begin."""
+
+
 class Reproducer(Hook):
     """Where a pass fails, writes a file with the graph before it, the rest of the pipeline, and the error.
 
@@ -152,13 +156,13 @@ class Reproducer(Hook):
         if previous is None:
             return
         shown = safe_text(f"{type(error).__name__}: {error}", 2_000).replace("\n", "\n#   ")
-        lines = [f"# pipeline: {format_pipeline(rest)}", f"# error: {shown}"]
+        lines = [f"{PIPELINE} {format_pipeline(rest)}", f"# error: {shown}"]
         if _needs_data(previous):
             from flowgrad.ir.pack import save
 
             data = self.path.with_suffix(".msgpack")
             save(previous, data)
-            lines.append(f"# graph with its data: {safe_text(data.name)}")
+            lines.append(f"{WITH_DATA} {safe_text(data.name)}")
         write_text(self.path, "\n".join([*lines, text_of(previous)]))
 
 

@@ -100,7 +100,31 @@ def _uses(node: Node) -> list[tuple[Value, _Use]]:
     return [(v, _Use(node, steps or slot in definition.settings)) for slot, v in operands if v is not None and v.type.dtype.is_float]
 
 
+def sharing(value: Value) -> str:
+    """Return the uses of a value that has several, as text; "" for one that has one."""
+    uses = [(user, slot) for (_, slot), user in value.uses.items() if user.op != OUTPUT and not _asks_shape(user)]
+    if len(uses) < 2:
+        return ""
+    shown = ", ".join(f"{_slot_name(user, slot)} at {user.label!r}" for user, slot in uses[:4])
+    return f"{len(uses)} uses: {shown}{', ...' if len(uses) > 4 else ''}"
+
+
+def _asks_shape(user: Node) -> bool:
+    return not any(v.type.dtype.is_float for v in user.results)
+
+
+def _slot_name(user: Node, slot: int) -> str:
+    names = opdef(user.op).inputs
+    return f"{user.op} as {names[slot]}" if 0 <= slot < len(names) else user.op
+
+
 def _judge(value: Value, use: _Use) -> Candidate:
+    found = _judged(value, use)
+    uses = sharing(value) if found.included else ""
+    return Candidate(value, True, f"{found.reason}; shared by {uses}") if uses else found
+
+
+def _judged(value: Value, use: _Use) -> Candidate:
     entry, user = value.producer, use.node
     if entry.role == PARAMETER:
         return Candidate(value, True, "named in wrt before")

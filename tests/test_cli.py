@@ -7,11 +7,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import flowgrad as fg
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.ops.registry import Trait
+from flowgrad.ir.pack import pack
 from flowgrad.tools.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +53,9 @@ def test_run_reads_and_writes_arrays(tmp_path: Path, capsys: Capture) -> None:
 
 def test_check_numerics_is_exit_code_1(tmp_path: Path, capsys: Capture) -> None:
     np.save(tmp_path / "x.npy", np.full((2, 4), np.nan, np.float32))
-    assert run("run", DATA / "mlp.onnx", "--inputs", f"x={tmp_path / 'x.npy'}", "--check-numerics") == 1
+    np.save(tmp_path / "t.npy", np.array([0, 1]))
+    given = ["--inputs", f"x={tmp_path / 'x.npy'}", "--inputs", f"target={tmp_path / 't.npy'}"]
+    assert run("run", DATA / "mlp.onnx", *given, "--check-numerics") == 1
     assert "not finite: loss, logits" in capsys.readouterr().err
 
 
@@ -164,7 +170,7 @@ def test_bisect_names_the_pass_and_the_rewrite(tmp_path: Path, capsys: Capture) 
     assert "pass broken_here (number 2)" in said
     assert "tanh_is_sigmoid" in said
     assert run(*words, "fold,cse,dce", "--bisect") == 0
-    assert run(*words, "broken_here", "--check") == 6
+    assert run(*words, "broken_here", "--check") == 1
     assert "PassError" in capsys.readouterr().err
 
 
@@ -177,3 +183,100 @@ def test_a_crash_leaves_a_reproducer(tmp_path: Path, capsys: Capture) -> None:
     text = target.read_text()
     assert text.startswith("# pipeline: crash_here,dce\n# error: ")
     assert fg.load(target.with_suffix(".msgpack")).outputs[0].name == "loss"
+    loads = ("--load", tmp_path / "broken.py")
+    assert run("opt", target, tmp_path / "o.onnx", *loads) == 6  # the pipeline of the file, and its graph
+    assert "the pipeline is that of the file: crash_here,dce" in capsys.readouterr().err
+    assert run("opt", target, tmp_path / "o.onnx", *loads, "--passes", "dce") == 0
+    small = tmp_path / "small.ir"
+    small.write_text("# pipeline: crash_here\ngraph @g (%x: f32[3]) -> (%y: f32[3]) { %y: f32[3] = Tanh(%x) }\n")
+    assert run("opt", small, *loads) == 6
+    assert run("opt", small, *loads, "--skip", "crash_here") == 0
+
+
+def test_a_forgotten_input_is_not_made_up(tmp_path: Path, capsys: Capture) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
+    for command in (["run"], ["gradcheck", "--of", "loss"]):
+        assert run(command[0], DATA / "mlp.onnx", *command[1:], "--inputs", f"x={tmp_path / 'x.npy'}") == 2
+        assert "no value given for input 'target'" in capsys.readouterr().err
+    assert run("run", DATA / "mlp.onnx", "--json") == 0
+    assert all(i["made"] for i in json.loads(capsys.readouterr().out)["inputs"].values())
+    assert run("run", DATA / "mlp.onnx") == 0
+    noted = capsys.readouterr()
+    assert "made up, with seed 0: x, target" in noted.err
+    assert noted.out.count("  made\n") == 2
+
+
+def test_text_says_what_it_leaves_out(tmp_path: Path, capsys: Capture) -> None:
+    weights = np.arange(100.0, dtype=np.float32)
+    graph = fg.load(b"graph @g (%x: f32[100]) -> (%y: f32[100]) { %y: f32[100] = Neg(%x) }").graph
+    b = Builder(graph)
+    graph.add_output(b.Mul(graph.value("y"), graph.add_constant(weights, "w", "initializer")), "z")
+    fg.Model(graph).save(tmp_path / "g.msgpack")
+    assert run("opt", tmp_path / "g.msgpack", tmp_path / "g.ir", "--passes", "") == 0
+    assert "without the data of 1 large constants (400 B)" in capsys.readouterr().err
+    assert (tmp_path / "g.ir").read_text().startswith("# without the data of 1 large constants")
+
+
+@pytest.mark.parametrize("form", ["m.onnx", "m.msgpack"])
+def test_roles_survive_saving(tmp_path: Path, form: str) -> None:
+    model = fg.vjp(fg.load(DATA / "mlp.onnx"), of="logits", wrt=["x", "w1"])
+    (model.to_onnx if form == "m.onnx" else model.save)(tmp_path / form)
+    again = fg.load(tmp_path / form)
+    assert again.roles == model.roles
+    assert again.graph.metadata == model.graph.metadata
+    assert fg.load(tmp_path / form).roles["grad", "logits", "w1"] == "w1_grad"
+
+
+@pytest.mark.parametrize("text", ["[", "[" * 5000, "{}", '[["a"]]', '[["grad", "y", "x", 3]]', "null"])
+def test_roles_that_are_none_are_left_alone(text: str) -> None:
+    graph = fg.load(b"graph @g (%x: f32[3]) -> (%y: f32[3]) { %y: f32[3] = Neg(%x) }").graph
+    graph.metadata["flowgrad.roles"] = text
+    again = fg.load(pack(graph))
+    assert not again.roles
+    assert again.graph.metadata["flowgrad.roles"] == text
+
+
+# ---- gradcheck --------------------------------------------------------------------------------------------------------
+
+
+def relu_at(x: list[float]) -> fg.GradcheckResult:
+    model = fg.load(f"graph @g (%x: f64[{len(x)}]) -> (%y: f64[{len(x)}]) {{ %y: f64[{len(x)}] = Relu(%x) }}".encode())
+    return fg.gradcheck(model, {"x": np.array(x)})
+
+
+def test_steps_that_cross_a_kink_get_smaller() -> None:
+    found = relu_at([1e-8, -3e-8, 2.0, 5e-9])
+    assert found
+    assert not any(c.kink for c in found.checks)
+
+
+def test_a_point_on_a_kink_is_called_one(tmp_path: Path, capsys: Capture) -> None:
+    found = relu_at([0.0, 1.0])
+    assert found
+    assert all(c.kink for c in found.checks)
+    (tmp_path / "g.ir").write_text("graph @g (%x: f64[2]) -> (%y: f64[2]) { %y: f64[2] = Relu(%x) }")
+    np.save(tmp_path / "x.npy", np.zeros(2))
+    assert run("gradcheck", tmp_path / "g.ir", "--inputs", f"x={tmp_path / 'x.npy'}") == 0
+    assert "  kink    got" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", [[0.5, 1.0], [0.0, 1.0], [1e-8, 1.0]])
+def test_a_wrong_gradient_fails_with_a_kink_and_without(at: list[float]) -> None:
+    with fg.scoped():
+
+        @fg.op("Bent", traits=(Trait.ELEMENTWISE,))
+        def bent(x: Any, *, out: Any = None) -> Any:
+            return np.maximum(x, 0, out=out)
+
+        for factor, passes in ((1.0, True), (1.01, False)):
+            bent.partials(lambda b, node, factor=factor: (b.Mul(b.Sign(b.Relu(node.input(0))), factor),))
+            model = fg.load(b"graph @g (%x: f64[2]) -> (%y: f64[2]) { %y: f64[2] = Bent(%x) }")
+            assert bool(fg.gradcheck(model, {"x": np.array(at)})) == passes
+
+
+def test_a_partial_that_is_no_number_is_that_of_its_own_tensor() -> None:
+    model = fg.load(b"graph @g (%x: f64[2], %w: f64[2]) -> (%y: f64[2]) "
+                    b"{ %r: f64[2] = Pow(%w, 0.5) %p: f64[2] = Mul(%r, %r) %y: f64[2] = Add(%x, %p) }")
+    found = fg.gradcheck(fg.load(pack(model.graph)), {"x": np.ones(2), "w": np.array([-1.0, 1.0])})
+    bad = {c.what for c in found.checks if not c.passed}
+    assert bad >= {"reverse w", "forward w"}

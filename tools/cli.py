@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options that every command has."""
+    parser.add_argument("--strict", action="store_true", help="refuse files that declare shapes which are not true")
     group = parser.add_argument_group("messages")
     group.add_argument("-q", "--quiet", action="store_true", help="no notes on stderr")
     group.add_argument("-v", "--verbose", action="store_true", help="say more")

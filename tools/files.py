@@ -17,12 +17,17 @@ from flowgrad.ir.errors import InputError, LoadError
 from flowgrad.ir.files import new_file, open_file, read_stream, write_text
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.text import large_constants
 from flowgrad.model import Model, load
+from flowgrad.passes.hooks import PIPELINE, WITH_DATA
+
+HEADER_BYTES = 1 << 16
 
 
-def load_graph(source: str) -> Model:
+def load_graph(source: str, strict: bool = False) -> Model:
     """Load GRAPH: a ``.msgpack``, ``.onnx`` or text file, or ``-`` for standard input."""
-    return load(read_stream(sys.stdin.buffer, Limits.default(), "standard input")) if source == "-" else load(source)
+    data = read_stream(sys.stdin.buffer, Limits.default(), "standard input") if source == "-" else source
+    return load(data, strict=strict)
 
 
 def save_graph(model: Model, target: str, opset: int | None = None) -> str:
@@ -31,16 +36,41 @@ def save_graph(model: Model, target: str, opset: int | None = None) -> str:
         print(model)
         return ""
     path = Path(target)
-    existed = path.exists()
+    existed, left_out = path.exists(), ""
     if path.suffix == ".onnx":
         model.to_onnx(path, opset=opset, passes="")  # the commands ran the passes that were asked for
     elif path.suffix == ".msgpack":
         model.save(path)
     elif path.suffix in (".ir", ".txt"):
-        write_text(path, f"{model}\n")
+        left_out = _write_text(path, model)
     else:
         raise InputError(f"cannot tell the form of {target!r}: end it in .onnx, .msgpack or .ir", code="file")
-    return f"wrote {target} ({size_text(path.stat().st_size)}{', replacing the old file' if existed else ''})"
+    return f"wrote {target} ({size_text(path.stat().st_size)}{', replacing the old file' if existed else ''}){left_out}"
+
+
+def _write_text(path: Path, model: Model) -> str:
+    """Write a model as text, and in its first line what text does not hold; return that for a note."""
+    large = large_constants(model.graph)
+    if not large:
+        write_text(path, f"{model}\n")
+        return ""
+    said = f"{len(large)} large constants ({size_text(sum(a.nbytes for a in large.values()))})"
+    write_text(path, f"# without the data of {said}\n{model}\n")
+    return f", without the data of {said}: to load it again, write .msgpack or .onnx"
+
+
+def reproducer(source: str) -> tuple[str | None, str]:
+    """Return the pipeline and the graph file of a reproducer; (None, ``source``) for any other graph."""
+    path = Path(source)
+    if source == "-" or not path.is_file():
+        return None, source
+    with open_file(path) as file:
+        head = file.read(HEADER_BYTES).decode("utf-8", "replace").splitlines()
+    if not head or not head[0].startswith(PIPELINE):
+        return None, source
+    pipeline = head[0].removeprefix(PIPELINE).strip()
+    data = next((line.removeprefix(WITH_DATA).strip() for line in head if line.startswith(WITH_DATA)), "")
+    return pipeline, str(path.parent / Path(data).name) if data else source
 
 
 def size_text(count: float) -> str:

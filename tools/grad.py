@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, differentiate, optimise, write."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph)
+        model = files.load_graph(arguments.graph, arguments.strict)
     note(f"{arguments.graph}: {len(model.graph)} nodes, {len(model.graph.constants)} constants", quiet)
     with progress("differentiating", quiet):
         result = _differentiated(model, arguments)

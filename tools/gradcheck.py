@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Check; exit code 1 if a check fails."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph)
+        model = files.load_graph(arguments.graph, arguments.strict)
+    for text in model.notes:
+        note(f"note: {text}", quiet)
     given = files.read_arrays(arguments.inputs)
     made, _ = samples.sample_inputs(model.graph, arguments.seed, samples.parse_shapes(arguments.input_shapes), given)
     feeds = {**given, **made}
@@ -58,6 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _print(checks: list[Check]) -> None:
     width = max(len(c.what) for c in checks)
     for check in checks:
-        verdict = "ok" if check.passed else "FAILED"
+        verdict = "FAILED" if not check.passed else "kink" if check.kink else "ok"
         print(f"{check.what.ljust(width)}  {verdict:6}  got {check.got:.8g}  expected {check.expected:.8g}  "
               f"off {abs(check.got - check.expected):.2g} (allowed {check.allowed:.2g})")

@@ -13,7 +13,7 @@ from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.model import Model, ValueInfo
 from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.tools import files
-from flowgrad.tools.notes import progress
+from flowgrad.tools.notes import note, progress
 from flowgrad.tools.samples import parse_shapes
 
 SHOWN = 40
@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Inspect."""
     with progress(f"loading {arguments.graph}", arguments.quiet or arguments.json):
-        model = files.load_graph(arguments.graph)
+        model = files.load_graph(arguments.graph, arguments.strict)
+    for text in model.notes:
+        note(f"note: {text}", arguments.quiet or arguments.json)
     report = describe_model(model) | {"peak_bytes": peak_bytes(model, arguments.input_shapes)}
     if arguments.json:
         print(json.dumps(report))
@@ -109,6 +111,9 @@ def _print(report: dict[str, Any], all_params: bool) -> None:
     if all_params:
         for info in report["params"]["all"]:
             print(f"  {'in ' if info['included'] else 'out'}  {_shown(info)}  {info['reason']}")
+    for info in report["params"]["all"]:
+        if info["included"] and "; shared by " in info["reason"]:
+            print(f"shared   {info['name']}: {info['reason'].partition('; shared by ')[2]}")
     if report["peak_bytes"] is not None:
         print(f"peak     {files.size_text(report['peak_bytes'])} of values in a run, beside the constants")
     for stop in report["not_differentiable"][:SHOWN]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import runpy
+import sys
 from pathlib import Path
 
-from flowgrad.ir.errors import FlowgradError, InputError, LoadError
+from flowgrad.ir.errors import FlowgradError, InputError, LoadError, PassError
 from flowgrad.ir.registry import scoped
 from flowgrad.model import Model
 from flowgrad.passes import available
@@ -61,15 +62,24 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.graph is None:
         raise InputError("GRAPH is missing: flowgrad opt GRAPH [OUT], or --list", code="usage")
     quiet = arguments.quiet or arguments.json
-    pipeline = _pipeline(arguments)
-    with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph)
+    found, source = files.reproducer(arguments.graph)
+    asked = arguments.passes is not None or arguments.level is not None
+    pipeline = _pipeline(arguments, None if asked else found)
+    note(f"{arguments.graph}: the pipeline is that of the file: {found}", quiet or asked or found is None)
+    with progress(f"loading {source}", quiet):
+        model = files.load_graph(source, arguments.strict)
     if arguments.bisect:
         return _bisect(pipeline, model, arguments)
     timing, statistics = Timing(), Statistics()
     hooks = [*_hooks(arguments), timing, statistics]
     with progress("running passes", quiet):
-        result = PassManager(pipeline, hooks, check=arguments.check, verbose=arguments.verbose).run(model)
+        try:
+            result = PassManager(pipeline, hooks, check=arguments.check, verbose=arguments.verbose).run(model)
+        except PassError as error:
+            if error.code != "check":
+                raise
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 1
     note(result.report, quiet)
     if arguments.timing:
         note(timing.table())
@@ -85,8 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pipeline(arguments: argparse.Namespace) -> str:
-    text = arguments.passes if arguments.passes is not None else LEVELS[2 if arguments.level is None else arguments.level]
+def _pipeline(arguments: argparse.Namespace, found: str | None) -> str:
+    text = found if found is not None else arguments.passes if arguments.passes is not None else LEVELS[2 if arguments.level is None else arguments.level]
     stages = PassManager(text).stages
     known = {stage.name for stage in stages}
     for name in arguments.skip:

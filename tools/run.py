@@ -56,8 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, run, print."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph)
-    feeds = _feeds(model, arguments, quiet)
+        model = files.load_graph(arguments.graph, arguments.strict)
+    for text in model.notes:
+        note(f"note: {text}", quiet)
+    feeds, given = _feeds(model, arguments, quiet)
     names = _wanted(model, arguments.outputs)
     with progress("compiling", quiet):
         program = model.compile(engine=arguments.engine, threads=arguments.threads)
@@ -68,9 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
         files.save_arrays(arguments.save_outputs, outputs)
     bad = [name for name, array in outputs.items() if not _is_finite(array)]
     if arguments.json:
-        print(json.dumps(_report(model, feeds, outputs, seconds, arguments)))
+        print(json.dumps(_report(model, feeds, given, outputs, seconds, arguments)))
     else:
-        _print(feeds, outputs, set(arguments.inputs and feeds))
+        _print(feeds, outputs, given)
         note(f"{len(model.graph)} nodes in {_seconds(statistics.median(seconds))}, engine {arguments.engine}", quiet)
     if arguments.check_numerics and bad:
         note(f"not finite: {', '.join(bad)}", arguments.json)
@@ -78,13 +80,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _feeds(model: Model, arguments: argparse.Namespace, quiet: bool) -> dict[str, Array]:
+def _feeds(model: Model, arguments: argparse.Namespace, quiet: bool) -> tuple[dict[str, Array], set[str]]:
+    """Return the arrays for all inputs, and the names of those that were given."""
     given = files.read_arrays(arguments.inputs)
     Signature(model.graph).check_names(given)
     made, assumed = samples.sample_inputs(model.graph, arguments.seed, samples.parse_shapes(arguments.input_shapes), given)
+    if made:
+        note(f"made up, with seed {arguments.seed}: {', '.join(made)}", quiet)
     if assumed:
         note(f"assumed extent 1 for {', '.join(assumed)} (see --input-shapes)", quiet)
-    return {**given, **made}
+    return {**given, **made}, set(given)
 
 
 def _wanted(model: Model, outputs: str | None) -> list[str]:
@@ -143,7 +148,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def _report(model: Model, feeds: dict[str, Array], outputs: dict[str, Array], seconds: list[float],
+def _report(model: Model, feeds: dict[str, Array], given: set[str], outputs: dict[str, Array], seconds: list[float],
             arguments: argparse.Namespace) -> dict[str, Any]:
     def described(array: Array) -> dict[str, Any]:
         return {"dtype": dtype_of(array.dtype).name, "shape": list(array.shape), "summary": summary(array),
@@ -151,7 +156,7 @@ def _report(model: Model, feeds: dict[str, Array], outputs: dict[str, Array], se
 
     return {
         "graph": arguments.graph, "nodes": len(model.graph), "engine": arguments.engine,
-        "inputs": {name: described(array) for name, array in feeds.items()},
+        "inputs": {name: {**described(array), "made": name not in given} for name, array in feeds.items()},
         "outputs": {name: described(array) for name, array in outputs.items()},
         "seconds": {"median": statistics.median(seconds), "all": seconds},
     }

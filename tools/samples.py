@@ -28,14 +28,18 @@ def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
 def sample_inputs(
     graph: Graph, seed: int, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]
 ) -> tuple[dict[str, Array], list[str]]:
-    """Return an array for each input that ``given`` lacks, and the named dims that were assumed to be 1.
+    """Return an array for each input, and the named dims that were assumed to be 1; nothing if all inputs are ``given``.
 
-    Floats are standard normal, integers 0 or 1, the same for the same seed. A named dim has one extent everywhere.
+    Some and not others is an InputError: a forgotten input is not made up. Floats are standard normal, integers 0 or 1, the same for the same seed. A named dim has one extent everywhere.
     """
     known = {v.name for v in graph.inputs}
     for name in shapes:
         if name not in known:
             raise InputError(f"no input {name!r}{suggestion(name, known)}", code="name")
+    missing = [v.name for v in graph.inputs if v.name not in given]
+    if given and missing:
+        raise InputError(f"no value given for input {', '.join(map(repr, missing[:8]))}: give all inputs, or none to have them "
+                         "made up", code="missing")
     env = _bound_dims(graph, shapes, given)
     assumed: dict[str, None] = {}
     rng = np.random.default_rng(seed)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
-from flowgrad.ir.graph import Graph, Node, Value
-from flowgrad.model import Model, Role
+from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
+from flowgrad.ir.roles import Role
+from flowgrad.model import Model
 from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.parameters import sharing
 from flowgrad.passes.refusals import check_zero
 from flowgrad.passes.selection import Names, Of, Pick, as_list, find_of, find_scalar, find_value, find_wrt
 
@@ -132,6 +134,18 @@ def check_option(zero: Zero) -> Zero:
     return zero
 
 
+def shared_notes(wrt: Sequence[Value]) -> list[str]:
+    """Return a remark on the parameters that several operators use, if there are any.
+
+    Exporters store equal weights once, and those of a fresh network are equal.
+    """
+    shared = [(x, uses) for x in wrt if x.producer.op == CONSTANT and (uses := sharing(x))]
+    if not shared:
+        return []
+    shown = "; ".join(f"{x.name!r} ({uses})" for x, uses in shared[:5]) + ("; ..." if len(shared) > 5 else "")
+    return [f"{len(shared)} parameters are shared by several uses, and their gradient is the sum over them: {shown}"]
+
+
 class _Task:
     """One transform at work: a copy of the graph, and the names and notes it makes."""
 
@@ -187,6 +201,7 @@ class _Task:
         check_option(zero)
         for value in (*(y for _, y, _ in seeds), *wrt):
             self.graph.pin(value)
+        self.notes += shared_notes(wrt)
         found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero)
         of = ",".join(name for name, _, _ in seeds)
         for x, x_bar in zip(wrt, found, strict=True):
