@@ -17,6 +17,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.ir.pack import pack
 from flowgrad.tools.cli import main
+from flowgrad.transforms.gradcheck import GradcheckResult
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
@@ -95,6 +96,21 @@ def test_gradcheck(capsys: Capture) -> None:
     assert "reverse w1" in out
     assert "forward b2" in out
     assert "FAILED" not in out
+
+
+def test_inspect_names_what_no_derivative_passes(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "g.ir").write_text(
+        "graph @g (%x: f32[2,3]) -> (%y: f32[2]) initializers (%w: f32[3] = [1.0, 2.0, 3.0]) "
+        "{ %h: f32[2,3] = Mul(%x, %w) %i: i64[2] = ArgMax(%h) {axis=1, keepdims=0} %s: i64[2] = Shape(%h) "
+        "%g: f32[2] = Gather(%w, %i) %y: f32[2] = Add(%g, 1.0) }")
+    assert run("inspect", tmp_path / "g.ir") == 0
+    out = capsys.readouterr().out
+    assert "stops    ArgMax at i: its result is an integer: no derivative passes" in out
+    assert out.count("stops") == 1
+    assert "shared   w: 2 uses: Mul as B at 'h', Gather as data at 'g'" in out
+    derived = fg.vjp(fg.load(tmp_path / "g.ir"), of="y", wrt="w")
+    assert any("1 parameters are shared by several uses" in note and "'w'" in note for note in derived.notes)
+    assert not any("shared" in note for note in fg.vjp(fg.load(DATA / "mlp.onnx"), of="logits", wrt="params").notes)
 
 
 def test_opt_lists_and_runs_passes(tmp_path: Path, capsys: Capture) -> None:
@@ -239,7 +255,7 @@ def test_roles_that_are_none_are_left_alone(text: str) -> None:
 # ---- gradcheck --------------------------------------------------------------------------------------------------------
 
 
-def relu_at(x: list[float]) -> fg.GradcheckResult:
+def relu_at(x: list[float]) -> GradcheckResult:
     model = fg.load(f"graph @g (%x: f64[{len(x)}]) -> (%y: f64[{len(x)}]) {{ %y: f64[{len(x)}] = Relu(%x) }}".encode())
     return fg.gradcheck(model, {"x": np.array(x)})
 
@@ -268,8 +284,9 @@ def test_a_wrong_gradient_fails_with_a_kink_and_without(at: list[float]) -> None
         def bent(x: Any, *, out: Any = None) -> Any:
             return np.maximum(x, 0, out=out)
 
+        factor = 1.0
+        bent.partials(lambda b, node: (b.Mul(b.Sign(b.Relu(node.input(0))), factor),))
         for factor, passes in ((1.0, True), (1.01, False)):
-            bent.partials(lambda b, node, factor=factor: (b.Mul(b.Sign(b.Relu(node.input(0))), factor),))
             model = fg.load(b"graph @g (%x: f64[2]) -> (%y: f64[2]) { %y: f64[2] = Bent(%x) }")
             assert bool(fg.gradcheck(model, {"x": np.array(at)})) == passes
 

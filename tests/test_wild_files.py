@@ -170,6 +170,25 @@ def test_what_an_operator_demands_tells_the_rank(op: str, attributes: dict[str, 
         agrees(proto, {"x": x}, wrt, expected)
 
 
+@pytest.mark.parametrize("rank_known", [False, True])
+@pytest.mark.parametrize("op", ["If", "Loop"])
+def test_captures_and_unknown_ranks_come_back_out(op: str, rank_known: bool) -> None:
+    w = np.array([2.0, -3.0, 0.5], np.float32)
+    if op == "If":
+        node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Mul", ["x", "w"]), else_branch=branch("Neg", ["x"]))
+        factor = w
+    else:
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Mul", ["s", "w"], ["t"])], "b",
+            [info("i", (), TensorProto.INT64), info("c", (), TensorProto.BOOL), info("s", None)],
+            [info("d", (), TensorProto.BOOL), info("t", None)])
+        node = helper.make_node("Loop", ["n", "c", "x"], ["y"], body=body)
+        factor = w**3
+    inputs = [info("x", (2, 3) if rank_known else None), info("c", (), TensorProto.BOOL), info("w", None)]
+    proto = model([node], inputs, [info("y", None)], {"n": np.array(3)})
+    agrees(proto, {"x": X, "c": np.array(True), "w": w}, "x", X * factor**2)
+
+
 # ---- inputs with a default ----------------------------------------------------------------------------------------------
 
 

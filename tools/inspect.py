@@ -83,7 +83,11 @@ def not_differentiable(graph: Graph) -> list[dict[str, str]]:
     for _, node in graph.walk():
         definition = opdef(node.op)
         floats = any(v.type.dtype.is_float for v in node.operands)
-        if not floats or not any(v.type.dtype.is_float for v in node.results):
+        if not floats:
+            continue
+        if not any(v.type.dtype.is_float for v in node.results):
+            if definition.value_rule is None and any(v.type.dtype.is_integer for v in node.results):
+                found.append({"op": node.op, "where": node.label, "reason": "its result is an integer: no derivative passes"})
             continue
         if Trait.ZERO in definition.traits:
             found.append({"op": node.op, "where": node.label, "reason": "piecewise constant: its derivative is zero"})

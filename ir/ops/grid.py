@@ -21,7 +21,7 @@ def affine_grid(theta: Array, size: Array, *, align_corners: int = 0) -> Array:
     """grid[n, i] = theta[n] (x_i, 1) for the position x_i of every pixel i, first axis last: -1 to 1 over the image."""
     batch, _, *sizes = int_list(size) or []
     wide = theta.astype(np.result_type(theta.dtype, np.float32), copy=False)
-    grid = np.matmul(_positions(sizes, bool(align_corners), wide.dtype), np.swapaxes(wide, 1, 2))
+    grid: Array = np.matmul(_positions(sizes, bool(align_corners), wide.dtype), np.swapaxes(wide, 1, 2))
     return grid.reshape(batch, *sizes, len(sizes)).astype(theta.dtype, copy=False)
 
 

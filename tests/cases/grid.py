@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from flowgrad.ir.graph import Array
 from tests.op_cases import Case, const, fixed, normal
 
 
-def affine(theta, size, align_corners=0, **_):
+def affine(theta: Array, size: Array, *, align_corners: int = 0) -> Array:
     """The position of each pixel, one by one."""
     batch, _, *sizes = (int(n) for n in size)
     grid = np.zeros((batch, *sizes, len(sizes)), theta.dtype)
