@@ -40,13 +40,18 @@ def candidates(graph: Graph) -> list[Candidate]:
     """Return every parameter candidate of ``graph``: its named float constants, then computed frontier values.
 
     The frontier lies between what depends on no graph input and what does; an output that depends on none lies on it
-    too, so that a model without inputs has parameters. A frontier value that is computed from named float constants
+    too, so that a model without inputs has parameters. Constant nodes hold the numbers of formulas, unless a model has no
+    other weights: then those of more than one element are its weights. A frontier value that is computed from named float constants
     stands for those; one computed from none (weights made by ConstantOfShape) stands for itself. Scalars count, unless
     their name is one that exporters give to literals. Linear in nodes.
     """
     order = graph.nodes()
     fed = dependents(order, graph.inputs)
-    found = {value: _judge(value, use) for value, use in _uses_of_candidates(graph, order, fed).items()}
+    uses = _uses_of_candidates(graph, order, fed)
+    found = {value: _judge(value, use) for value, use in uses.items()}
+    if not any(c.included for c in found.values()):
+        found |= {v: Candidate(v, True, f"a weight of {use.node.op} at {use.node.label!r}, in a Constant node as all are here")
+                  for v, use in uses.items() if _is_literal_weight(v, use)}
     for value in graph.constants:
         if value.name and value.type.dtype.is_float and value not in found:
             found[value] = Candidate(value, value.producer.role == PARAMETER, "no output needs it")
@@ -98,6 +103,12 @@ def _uses(node: Node) -> list[tuple[Value, _Use]]:
     steps = Trait.ZERO in definition.traits
     operands = [*enumerate(node.inputs), *((-1, v) for v in node.captures)]
     return [(v, _Use(node, steps or slot in definition.settings)) for slot, v in operands if v is not None and v.type.dtype.is_float]
+
+
+def _is_literal_weight(value: Value, use: _Use) -> bool:
+    entry = value.producer
+    several = value.type.rank != 0 and entry.data is not None and entry.data.size > 1
+    return entry.op == CONSTANT and entry.role == LITERAL and several and not use.is_setting
 
 
 def sharing(value: Value) -> str:

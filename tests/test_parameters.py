@@ -68,6 +68,20 @@ def test_what_is_behind_a_setting_is_a_setting() -> None:
     assert included(text) == ["b"]
 
 
+@pytest.mark.parametrize(("more", "expected"), [("", ["w", "v"]), ("initializers (%b: f32[2] = [1.0,2.0])", ["b"])])
+def test_constant_nodes_hold_weights_where_nothing_else_does(more: str, expected: list[str]) -> None:
+    text = f"""
+    graph @g (%x: f32[3,2]) -> (%y: f32[3,2]) {more}
+        literals (%w: f32[2,2] = [[1.0,2.0],[3.0,4.0]], %v: f32[2] = [1.0,2.0], %one: f32[1] = [1.0], %s: f32[] = 2.0)
+    {{ %h: f32[3,2] = MatMul(%x, %w) %g: f32[3,2] = Add(%h, {"%b" if more else "%v"}) %c: f32[3,2] = Mul(%g, %one)
+      %d: f32[3,2] = Add(%c, %s) %y: f32[3,2] = Add(%d, %v) }}
+    """
+    assert included(text) == expected
+    gradient = fg.vjp(fg.load(text.encode()), of="y", wrt="w")  # by name, always
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.testing.assert_array_equal(gradient(x=x, y_grad=np.ones_like(x))["w_grad"], x.T @ np.ones((3, 2), np.float32))
+
+
 def test_computed_weights_stand_for_themselves() -> None:
     text = """
     graph @g (%x: f32[3]) -> (%y: f32[3])

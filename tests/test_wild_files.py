@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import flowgrad as fg
-from flowgrad.ir.errors import InputError, ValidationError
+from flowgrad.ir.errors import InputError, UnsupportedError, ValidationError
 
 X = np.arange(6.0, dtype=np.float32).reshape(2, 3) - 2.5
 
@@ -284,3 +284,52 @@ def test_zeros_without_a_value_take_part_in_a_change_of_type() -> None:
         y = loaded.astype(dtype)(x=X.astype(fg.load(loaded.to_onnx()).astype(dtype).graph.inputs[0].type.dtype.numpy))["y"]
         np.testing.assert_array_equal(y.astype(np.float32), X)
     assert fg.gradcheck(loaded, {"x": X})
+
+
+# ---- the first opsets ---------------------------------------------------------------------------------------------------
+
+
+R = np.random.default_rng(1)
+IMAGE = R.standard_normal((1, 2, 3, 4)).astype(np.float32)
+FIRST: dict[str, tuple[int, str, dict[str, Any], dict[str, Any], Any]] = {
+    "add at an axis": (6, "Add", {"broadcast": 1, "axis": 1}, {"b": np.array([1, 2], np.float32)},
+                       IMAGE + np.array([1, 2], np.float32).reshape(2, 1, 1)),
+    "add at the end": (6, "Mul", {"broadcast": 1}, {"b": np.array([1, 2, 3, 4], np.float32)},
+                       IMAGE * np.array([1, 2, 3, 4], np.float32)),
+    "add in the middle": (4, "Sub", {"broadcast": 1, "axis": -2}, {"b": np.array([1, 2, 3], np.float32)},
+                          IMAGE - np.array([1, 2, 3], np.float32).reshape(3, 1)),
+    "the same": (3, "Div", {"consumed_inputs": [0, 0]}, {"b": IMAGE * 2 + 9}, IMAGE / (IMAGE * 2 + 9)),
+    "relu": (1, "Relu", {"consumed_inputs": [0]}, {}, np.maximum(IMAGE, 0)),
+    "slope": (6, "PRelu", {}, {"b": np.array([2, 3], np.float32)},
+              np.where(IMAGE < 0, IMAGE * np.array([2, 3], np.float32).reshape(2, 1, 1), IMAGE)),
+    "reshape": (4, "Reshape", {"shape": [0, -1]}, {}, IMAGE.reshape(1, -1)),
+    "concat": (3, "Concat", {}, {"b": IMAGE}, np.concatenate([IMAGE, IMAGE], 1)),
+    "tile": (5, "Tile", {}, {"b": np.array(2.0, np.float32), "c": np.array(3.0, np.float32)}, np.tile(IMAGE, (1, 1, 1, 2))),
+    "pad": (1, "Pad", {"paddings": [0, 0, 0, 1, 0, 0, 0, 0]}, {}, np.pad(IMAGE, ((0, 0), (0, 0), (0, 0), (1, 0)))),
+    "upsample": (1, "Upsample", {"height_scale": 2.0, "width_scale": 1.0, "mode": "nearest"}, {}, IMAGE.repeat(2, 2)),
+    "dropout": (6, "Dropout", {"is_test": 1, "ratio": 0.5}, {}, IMAGE),
+    "norm": (1, "GlobalLpPool", {"p": 2.0}, {}, np.sqrt((IMAGE**2).sum((2, 3), keepdims=True))),
+    "selu": (1, "Selu", {}, {}, 1.0507 * np.where(IMAGE > 0, IMAGE, 1.6732 * (np.exp(IMAGE) - 1))),
+    "cast": (1, "Cast", {"to": "DOUBLE"}, {}, IMAGE.astype(np.float64)),
+    "batch": (6, "BatchNormalization", {"is_test": 1, "epsilon": 0.0},
+              {n: np.array(v, np.float32) for n, v in (("s", [1, 2]), ("b", [3, 4]), ("m", [1, 0]), ("v", [4, 1]))},
+              (IMAGE - np.array([1, 0], np.float32).reshape(2, 1, 1)) * np.array([0.5, 2], np.float32).reshape(2, 1, 1)
+              + np.array([3, 4], np.float32).reshape(2, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_files_of_the_first_opsets(name: str) -> None:
+    opset, op, attributes, constants, expected = FIRST[name]
+    node = helper.make_node(op, ["x", *constants], ["y"], **attributes)
+    dtype = TensorProto.DOUBLE if op == "Cast" else TensorProto.FLOAT
+    loaded = fg.load(model([node], [info("x", IMAGE.shape)], [info("y", None, dtype)], constants, opset=opset))
+    np.testing.assert_allclose(loaded(x=IMAGE)["y"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(in_onnxruntime(loaded.to_onnx(), {"x": IMAGE})["y"], expected, rtol=1e-5, atol=1e-6)
+    assert fg.gradcheck(loaded, {"x": IMAGE})
+
+
+def test_dropout_that_trains_is_refused() -> None:
+    node = helper.make_node("Dropout", ["x"], ["y"])
+    with pytest.raises(UnsupportedError, match="training mode"):
+        fg.load(model([node], [info("x", (2, 3))], [info("y", None)], opset=6))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import AttributeProto, NodeProto
 
+import flowgrad.exchange.first_opsets  # noqa: F401  # declares adapters
 from flowgrad.exchange.adapters import (
     ADAPTERS,
     RENAMED,
@@ -273,6 +274,8 @@ class Importer:
         call.attributes = {p.name: value_of(p, self.folder, self.limits) for p in protos if p.name not in subregions}
         if not key[0]:
             _check_types(call)
+            if version < 6:
+                call.take("consumed_inputs")  # an old hint for runtimes
         if not (key[0] or self._is_known("", call.op)):
             return self._enter(frame, call, self._body(call, protos), {p.name: p for p in protos})
         self._bind(frame, call, self._emit(frame, call))

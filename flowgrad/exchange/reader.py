@@ -1,4 +1,4 @@
-"""ONNX files in: any opset from 7 on becomes a graph, and a hostile file becomes a typed error."""
+"""ONNX files in: any opset becomes a graph, and a hostile file becomes a typed error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowgrad.ir.errors import FlowgradError, LoadError, ResourceError, Unsuppor
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits, limits_or_default
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1
 PRODUCER = "flowgrad"
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | ModelProto
