@@ -130,6 +130,9 @@ def decide_if(b: Builder, node: Node, c: Value) -> Any:
     if c.constant is None or c.constant.size != 1:
         return no_match("the condition is not constant")
     branch = node.subgraphs["then_branch" if bool(c.constant.flat[0]) else "else_branch"]
+    pairs = [(y.type.rank, made.type.rank) for y, made in zip(node.outputs, branch.outputs, strict=False) if y is not None]
+    if any(None not in pair and len(set(pair)) > 1 for pair in pairs):
+        return no_match("the branch has not the rank that is demanded of it: the run will say so")
     mapping = dict(zip(branch.inputs, node.captures, strict=True))
     return tuple(inline(b, branch, mapping, branch.outputs))
 

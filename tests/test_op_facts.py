@@ -283,6 +283,20 @@ def test_what_is_bounded_is_not_much_larger_than_its_operands(case: Case) -> Non
     assert any(not v.type.is_static for v in node.results), "the extents do not depend on data"
 
 
+@cases_of(lambda d: d.ranks_rule is not None)
+def test_ranks_that_are_demanded_are_those_of_every_row(case: Case) -> None:
+    arrays = case.arrays()
+    _, node = case.graph(arrays)
+    rule = opdef(case.op).ranks_rule
+    assert rule is not None
+    for array, value, rank in zip(arrays, node.inputs, rule(node), strict=False):
+        assert array is None or rank in (None, array.ndim)
+        if value is not None:
+            value.type = value.type.with_shape(None)
+    for array, rank in zip(arrays, rule(node), strict=False):
+        assert array is None or rank in (None, array.ndim)
+
+
 @cases_of(lambda d: Trait.COMMUTATIVE in d.traits)
 def test_what_is_commutative_may_be_swapped(case: Case) -> None:
     first, second, *rest = case.inputs

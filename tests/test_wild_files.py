@@ -9,7 +9,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import flowgrad as fg
-from flowgrad.ir.errors import InputError, UnsupportedError, ValidationError
+from flowgrad.ir.errors import FlowgradError, InputError, PassError, UnsupportedError, ValidationError
+from flowgrad.ir.pack import pack
+from flowgrad.ir.verify import verify
 
 X = np.arange(6.0, dtype=np.float32).reshape(2, 3) - 2.5
 
@@ -168,6 +170,17 @@ def test_what_an_operator_demands_tells_the_rank(op: str, attributes: dict[str, 
         known = fg.load(plain)
         expected = fg.vjp(known, of="y", wrt=wrt)({"x": x, "y_grad": known(x=x)["y"]})[f"{wrt}_grad"]
         agrees(proto, {"x": x}, wrt, expected)
+        for source in (fg.load(proto), fg.load(proto).optimized()):
+            derived = fg.vjp(source, of="y", wrt=wrt)
+            verify(derived.optimized().graph)
+            again = fg.load(pack(derived.graph))
+            np.testing.assert_allclose(again({"x": x, "y_grad": known(x=x)["y"]})[f"{wrt}_grad"], expected, rtol=1e-5, atol=1e-6)
+    squeezed = x[..., :1]
+    for shape in (("n", 2, "h", "w"), squeezed.shape):
+        proto.graph.input[0].CopyFrom(info("x", shape))
+        with pytest.raises(FlowgradError) as caught:
+            fg.load(proto)(x=squeezed)
+        assert not isinstance(caught.value, PassError)
 
 
 @pytest.mark.parametrize("rank_known", [False, True])

@@ -31,7 +31,8 @@ def if_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None])
     for name in BRANCHES:
         found = b.bodies.body_adjoint(
             node.subgraphs[name], captures=len(node.captures), wanted=wanted,
-            seeded=[k for k, bar in enumerate(y_bars) if not b.is_zero(bar)],
+            seeded=[k for k, bar in enumerate(y_bars)
+                    if bar is not None and not b.is_zero(bar) and not _never_taken(node, name, k, bar)],
             kept=[k for k, y in enumerate(node.outputs) if y is not None],
         )
         if isinstance(found, Refusal):
@@ -51,11 +52,19 @@ def _fitting(b: Builder, node: Node, index: int, y_bar: Value) -> Value:
     Users of an output may fix extents that only one branch has; the other one is then never taken.
     """
     for name in BRANCHES:
+        if _never_taken(node, name, index, y_bar):
+            continue
         try:
             merge_types(node.subgraphs[name].outputs[index].type, y_bar.type)
         except ValidationError:
             return b.Reshape(y_bar, b.Shape(node.output(index)), allowzero=1)
     return y_bar
+
+
+def _never_taken(node: Node, branch: str, index: int, y_bar: Value) -> bool:
+    """Return whether users of an output demand another rank than a branch gives it, so that no run can take that branch."""
+    ranks = {node.subgraphs[branch].outputs[index].type.rank, y_bar.type.rank} - {None}
+    return len(ranks) > 1
 
 
 class _Backward:
