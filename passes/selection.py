@@ -9,7 +9,7 @@ from typing import Any
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
-from flowgrad.ir.graph import CONSTANT, PARAMETER, Graph, Value
+from flowgrad.ir.graph import CONSTANT, DEFAULT, PARAMETER, Graph, Value
 from flowgrad.ir.types import INT64, Type
 from flowgrad.passes.edits import BYPASSED
 from flowgrad.passes.parameters import parameters
@@ -72,7 +72,7 @@ def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
         if not value.type.dtype.is_float:
             raise InputError(f"{value.name!r} is {value.type.dtype.name}: only floats have derivatives", code="dtype")
         check_whole(value)
-        if value.producer.op == CONSTANT:
+        if value.producer.op == CONSTANT and value.producer.role != DEFAULT:
             graph.set_role(value, PARAMETER)
     if not chosen:
         raise InputError(f"wrt={wrt!r} names nothing; float inputs: {_listing(float_inputs(graph))}; "

@@ -231,6 +231,9 @@ def test_an_initializer_that_is_an_input_too_can_be_fed() -> None:
         np.testing.assert_allclose(got["x_grad"], rows * s)
         np.testing.assert_allclose(got["s_grad"], (rows * X).sum(0))
         np.testing.assert_allclose(gradient(x=X, y_grad=cotangent, s=other)["x_grad"], rows * other)
+        fed = {"x": X, "y_grad": cotangent, "s": other}
+        np.testing.assert_allclose(in_onnxruntime(gradient.to_onnx(), fed)["x_grad"], rows * other)
+        np.testing.assert_allclose(gradient.compile(engine="ort").run(fed)["x_grad"], rows * other)
     np.testing.assert_array_equal(in_onnxruntime(loaded.to_onnx(), {"x": X, "s": other})["y"], (X * other)[i].ravel())
 
 

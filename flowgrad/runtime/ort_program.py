@@ -8,7 +8,7 @@ from typing import Any
 
 from flowgrad.ir.errors import EngineError, InputError, RunError
 from flowgrad.ir.feeds import Signature
-from flowgrad.ir.graph import Array, Graph
+from flowgrad.ir.graph import DEFAULT, Array, Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.runtime.program import packed, unpacked
 
@@ -35,8 +35,10 @@ class OrtProgram:
         self._signature = Signature(graph)
         self._output_names = [entry.name for entry in graph.output_entries]
         model = write_onnx(graph)
-        # Inputs keep their order and outputs theirs in the export; only names may have been made valid for ONNX.
-        self._exported = dict(zip(self._signature.inputs, [i.name for i in model.graph.input], strict=True))
+        # Inputs keep their order and outputs theirs in the export; only names may have been made valid for ONNX. Those with a
+        # default value stand last.
+        fed = [*self._signature.inputs, *(v.name for v in graph.parameters if v.producer.role == DEFAULT)]
+        self._exported = dict(zip(fed, [i.name for i in model.graph.input], strict=True))
         try:
             self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base class for what it raises
