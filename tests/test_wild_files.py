@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import flowgrad as fg
 from flowgrad.ir.errors import FlowgradError, InputError, PassError, UnsupportedError, ValidationError
 from flowgrad.ir.pack import pack
 from flowgrad.ir.verify import verify
+from flowgrad.tools.cli import main
 
 X = np.arange(6.0, dtype=np.float32).reshape(2, 3) - 2.5
 
@@ -104,6 +106,16 @@ def test_a_squeeze_that_is_not_one_and_a_declared_rank() -> None:
         e = np.exp(X - X.max(1, keepdims=True))
         p = e / e.sum(1, keepdims=True)
         agrees(proto, {"x": X}, "x", p * (p - (p * p).sum(1, keepdims=True)), runs=x_shape != (2, 3))
+
+
+def test_commands_say_so_and_refuse_with_strict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(NEGATED, [info("x", (2, 3))], [info("y", (6,))]).SerializeToString())
+    for command in (["run"], ["grad", "--vjp"], ["opt", "-O0"], ["inspect"], ["gradcheck"]):
+        assert main([command[0], str(path), *command[1:]]) == 0
+        assert "%y: f32[2,3] is declared with shape [6]" in capsys.readouterr().err
+        assert main([command[0], str(path), *command[1:], "--strict"]) == 3
+        assert "ValidationError" in capsys.readouterr().err
 
 
 def test_another_element_type_is_refused() -> None:

@@ -68,6 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
     note(f"{arguments.graph}: the pipeline is that of the file: {found}", quiet or asked or found is None)
     with progress(f"loading {source}", quiet):
         model = files.load_graph(source, arguments.strict)
+    for text in model.notes:
+        note(f"note: {text}", quiet)
     if arguments.bisect:
         return _bisect(pipeline, model, arguments)
     timing, statistics = Timing(), Statistics()
