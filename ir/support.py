@@ -33,7 +33,6 @@ class Support:
     def __init__(self, b: DerivativeBuilder) -> None:
         self.b = b
         self.carried: set[Value] = set()
-        self._given: dict[Mask, Value] = {}
         self.along: dict[Mask, tuple[int, Mask]] = {}
         """Masks of what an axis was spread along, with that axis and the mask of what was spread."""
         self.opposites: dict[Value, Value] = {}
@@ -41,8 +40,9 @@ class Support:
         self.unselected: dict[Value, Value] = {}
         """What a selection chose from, by what it made."""
         self._masks: dict[Value, Mask] = {}
-        self._masked: dict[Value, tuple[Value, Value]] = {}
-        self._born = b.graph._next_key
+        self._given: dict[Mask, Value] = {}  # masks, or what contains them, that selections of the graph gave
+        self._masked: dict[Value, tuple[Value, Value]] = {}  # (mask, v) of each product MaskedMul(mask, v) made here
+        self._born = b.graph._next_key  # conditions of nodes that are younger are kinks
 
     def start(self, value: Value) -> None:
         """Note a cotangent or tangent that was not made here: all of it counts."""

@@ -48,9 +48,9 @@ class _Reverse:
         self.graph = graph
         self.wrt = list(wrt)
         self.seeds = list(seeds)
-        self.b = DerivativeBuilder(graph, bodies)
         self.pass_name = pass_name
         self.order, self.beside = expand_for_derivative(graph, wrt, [y for y, _ in seeds])
+        self.b = DerivativeBuilder(graph, bodies)
         self.active = active_values(self.order, wrt)
         self.named = {y_bar for _, y_bar in seeds}
         self.bars: dict[Value, list[Value]] = {}
