@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from flowgrad.ir.boundary import guarded
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, LoadError, SaveError, safe_text, suggestion
 from flowgrad.ir.files import open_file, read_file
@@ -178,6 +179,7 @@ class Model:
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
+    @guarded("while saving")
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the msgpack form; the old file, if any, stays whole until the new one is. Raises SaveError.
 
@@ -189,6 +191,7 @@ class Model:
 
         save(with_roles(self.graph, self.roles), Path(path))
 
+    @guarded("while exporting")
     def to_onnx(
         self, path: str | os.PathLike[str] | None = None, opset: int | None = None, passes: str | None = None
     ) -> ModelProto:
@@ -205,6 +208,7 @@ class Model:
         return save_onnx(graph, Path(path), opset)
 
 
+@guarded("while loading")
 @bulk
 def load(source: Any, *, limits: Limits | None = None, strict: bool = False) -> Model:
     """Load a model from a ``.onnx`` or ``.msgpack`` file (told apart by content), bytes, or an onnx.ModelProto.

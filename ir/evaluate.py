@@ -11,6 +11,7 @@ from flowgrad.ir.errors import FlowgradError, ResourceError, RunError
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import CONSTANT, Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.limits import Limits, Meter
 from flowgrad.ir.ops.control.loop_layout import Subgraph
 from flowgrad.ir.ops.registry import OpDef, opdef
 from flowgrad.ir.process_state import quiet
@@ -40,7 +41,9 @@ def evaluate(
     return dict(zip(names, results, strict=True))
 
 
-def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Value], rng: np.random.Generator) -> list[Array]:
+def run_values(
+    graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Value], rng: np.random.Generator, meter: Meter | None = None
+) -> list[Array]:
     """Run the nodes that ``wanted`` needs and return its arrays; everything else is freed after its last use."""
     needed = needed_nodes(graph.nodes(), wanted)
     arrays: dict[Value, Array] = dict(feeds)
@@ -55,7 +58,7 @@ def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Valu
             arrays[constant] = constant.producer.data
     for node in needed:
         inputs = [None if v is None else arrays[v] for v in node.inputs]
-        results = call_node(node, inputs, [arrays[v] for v in node.captures], rng)
+        results = call_node(node, inputs, [arrays[v] for v in node.captures], rng, meter)
         for made, result in zip(node.outputs, results, strict=False):
             if made is not None and result is not None and made in left:
                 arrays[made] = result
@@ -68,13 +71,17 @@ def run_values(graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Valu
 
 @quiet
 def call_node(
-    node: Node, inputs: Sequence[Array | None], captures: Sequence[Array], rng: np.random.Generator
+    node: Node, inputs: Sequence[Array | None], captures: Sequence[Array], rng: np.random.Generator,
+    meter: Meter | None = None,
 ) -> list[Array | None]:
-    """Run one node on arrays; returns one array per output of the node (None for one left out)."""
+    """Run one node on arrays; returns one array per output of the node (None for one left out).
+
+    ``meter`` counts the calls of subgraphs, at all depths (default: within the default limits).
+    """
     definition = opdef(node.op)
     keywords = kernel_keywords(node, definition)
     if "subgraphs" in definition.special:
-        keywords["subgraphs"] = {name: _runner(g, captures, rng) for name, g in node.subgraphs.items()}
+        keywords["subgraphs"] = {name: _runner(g, captures, rng, meter or Meter(Limits.default())) for name, g in node.subgraphs.items()}
     if "rng" in definition.special:
         keywords["rng"] = rng
     try:
@@ -121,10 +128,11 @@ def fitted(result: Any, dtype: DType) -> Array:
     return array if array.dtype == dtype.numpy else array.astype(dtype.numpy)
 
 
-def _runner(graph: Graph, captures: Sequence[Array], rng: np.random.Generator) -> Subgraph:
+def _runner(graph: Graph, captures: Sequence[Array], rng: np.random.Generator, meter: Meter) -> Subgraph:
     formals, wanted = graph.inputs, graph.outputs
 
     def run(*arrays: Array) -> list[Array]:
-        return run_values(graph, dict(zip(formals, (*arrays, *captures), strict=True)), wanted, rng)
+        meter.step()
+        return run_values(graph, dict(zip(formals, (*arrays, *captures), strict=True)), wanted, rng, meter)
 
-    return Subgraph(graph, captures, run)
+    return Subgraph(graph, captures, run, meter.limits)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.attribute_kinds import kind_conflict
 from flowgrad.ir.errors import FlowgradError, RunError, ValidationError
 from flowgrad.ir.graph import SYMBOLIC_ELEMENTS, Array, Node, Value
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
@@ -66,11 +67,18 @@ def check_signature(node: Node, definition: OpDef) -> None:
         if index >= len(node.inputs) or node.inputs[index] is None:
             raise ValidationError(f"{node.op} needs its input {definition.inputs[index]!r}", code="arity",
                                   where=describe(node))
-    for name in node.attributes:
+    for name, given in node.attributes.items():
         if name not in definition.attributes:
             raise ValidationError(f"{node.op} has no attribute {name!r}", code="attribute", where=describe(node))
+        if expected := kind_conflict(definition.kinds[name], given):
+            raise ValidationError(f"the attribute {name!r} of {node.op} is {_shown(given)}, expected {expected}",
+                                  code="attribute", where=describe(node))
     for name in definition.attributes:
         definition.attribute(node, name)
+
+
+def _shown(given: Any) -> str:
+    return repr(given) if not isinstance(given, int) or abs(given) < 2**64 else "an integer of more than 64 bits"
 
 
 def describe(node: Node) -> str:
@@ -154,7 +162,7 @@ def run_symbolic(definition: OpDef, node: Node, operands: Sequence[Array | None]
     operands = [o if o is None or o.dtype != object or _has_symbols(o) else o.astype(np.int64) for o in operands]
     try:
         result = definition.kernel(*operands, **keywords)
-    except (ArithmeticError, RunError, TypeError, ValueError, ValidationError):
+    except (ArithmeticError, LookupError, RunError, TypeError, ValueError, ValidationError):
         return None  # an index or divisor is a symbol: the value is not known before the run
     result = np.asarray(result[0] if isinstance(result, (tuple, list)) else result)
     return _bounded(result if result.dtype == object else np.array(result.tolist(), dtype=object).reshape(result.shape))

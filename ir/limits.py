@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import time
 from dataclasses import dataclass, field, fields
 
 from flowgrad.ir.errors import InputError, LimitError
@@ -82,6 +83,31 @@ class Limits:
                 value, float) else "more than 10^30"
             raise LimitError(f"{name} is {shown}, the limit is {limit:,}; raise it with Limits({name}=...)",
                              code=name, where=where)
+
+
+class Meter:
+    """What one run, or one folding, has used up: calls of subgraphs, and time from when the meter was made."""
+
+    __slots__ = ("deadline", "limits", "steps")
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.steps = 0
+        self.deadline = math.inf if limits.wall_seconds == math.inf else time.monotonic() + limits.wall_seconds
+
+    def step(self) -> None:
+        """Count a call of a subgraph. Raises LimitError beyond ``loop_steps`` or ``wall_seconds``."""
+        self.steps += 1
+        if self.steps > self.limits.loop_steps:
+            self.limits.check("loop_steps", self.steps)
+        if self.deadline != math.inf:
+            self.check_time()
+
+    def check_time(self) -> None:
+        """Raise LimitError once more than ``wall_seconds`` have gone by."""
+        late = time.monotonic() - self.deadline
+        if late > 0:
+            self.limits.check("wall_seconds", self.limits.wall_seconds + late)
 
 
 def check_scratch(nbytes: int, what: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from flowgrad.ir.body_derivatives import BodyDifferentiator
+from flowgrad.ir.boundary import boundary, guarded
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import PassError, ValidationError
@@ -23,6 +24,7 @@ Zero = Literal["error", "allow"]
 
 
 @bulk
+@guarded("while differentiating")
 def adjoint(
     graph: Graph,
     seeds: Sequence[tuple[Value, Value]],
@@ -127,7 +129,8 @@ def apply_adjoint(b: DerivativeBuilder, definition: OpDef, node: Node, bars: Seq
     A rule that does not get along with the types it meets refuses, like one that says so.
     """
     try:
-        return _contributions(b, definition, node, bars)
+        with boundary(node, "the adjoint rule of", PassError, "rule"):
+            return _contributions(b, definition, node, bars)
     except ValidationError as error:
         return [refusal_of(node, error)] * (len(node.inputs) + len(node.captures))
 

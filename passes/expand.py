@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from flowgrad.ir.boundary import boundary
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import PassError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
@@ -24,7 +25,8 @@ def expand_node(graph: Graph, node: Node, pass_name: str = "expand") -> Refusal 
         return Refusal("it has no expansion")
     b = Builder(graph, prefix=node.label, origin=graph.new_origin(pass_name, (node,)))
     try:
-        result = rule(b, node)
+        with boundary(node, "the expansion of", PassError, "rule"):
+            result = rule(b, node)
     except ValidationError as error:
         return refusal_of(node, error)
     if isinstance(result, Refusal):

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.evaluate import call_node
 from flowgrad.ir.graph import CONSTANT, INITIALIZER, INLINE_ELEMENTS, LITERAL, Array, Graph, Node, Value
+from flowgrad.ir.limits import Limits, Meter
 from flowgrad.ir.ops.registry import Trait, is_random, opdef
+from flowgrad.ir.types import Type
 from flowgrad.passes.edits import all_graphs, is_pinned, is_shared, remove_dead, substitute
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import permitted
 
 GROWTH = 65_536
 """A result of more bytes than this is folded only if it is no larger than its operands."""
+
+
+STEPS = 1_000
+"""Calls of subgraphs that folding one node may take: a longer loop is left for the run."""
+
+INNER_BYTES = 1 << 24
+"""The largest value in a subgraph that may be computed while folding."""
 
 
 @pass_("fold", kind="exact")
@@ -30,6 +41,15 @@ def fold(graph: Graph, *, limit: int = 2**20, shared: bool = False) -> None:
         _Folder(inner, limit, shared).run()
 
 
+def folding_limits(limits: Limits) -> Limits:
+    """Return what folding one node may use."""
+    return replace(limits, loop_steps=min(limits.loop_steps, STEPS), tensor_bytes=min(limits.tensor_bytes, INNER_BYTES))
+
+
+def _nbytes(type_: Type) -> int:
+    return math.prod(type_.static_shape) * type_.dtype.itemsize
+
+
 class _Folder:
     def __init__(self, graph: Graph, limit: int, shared: bool) -> None:
         self.graph = graph
@@ -39,6 +59,7 @@ class _Folder:
         self.weights: set[Value] = set()  # those of them that come from an initializer
         self.left: dict[Value, int] = {}
         self.folded: list[Node] = []
+        self.limits = folding_limits(graph.limits)
         self.rng = np.random.default_rng(0)
 
     def run(self) -> None:
@@ -65,7 +86,7 @@ class _Folder:
         if is_random(node) or not self.is_worth_it(node, operands):
             return None
         try:
-            results = call_node(node, operands, [], self.rng)
+            results = call_node(node, operands, [], self.rng, Meter(self.limits))
         except FlowgradError:
             return None  # the run reports it, if it ever gets there
         return results if all(a is None or a.nbytes <= self.limit for a in results) else None
@@ -85,11 +106,14 @@ class _Folder:
         taken = sum(a.nbytes for a in operands if a is not None)
         if Trait.NON_DIFFERENTIABLE in opdef(node.op).traits and node.subgraphs:
             return False
+        inner = [v for g in node.subgraphs.values() for _, n in g.walk() for v in n.results]
+        if any(not v.type.is_static or _nbytes(v.type) > INNER_BYTES for v in inner):
+            return False
         total = 0
         for value in node.results:
             if not value.type.is_static:
                 return Trait.BOUNDED in opdef(node.op).traits and taken <= self.limit
-            total += int(np.prod(value.type.static_shape, dtype=object)) * value.type.dtype.itemsize
+            total += _nbytes(value.type)
         return total <= self.limit and (total <= GROWTH or total <= taken)
 
     def take(self, node: Node, results: Sequence[Array | None]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flowgrad.ir.boundary import guarded
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import FlowgradError, InputError, PassError
 from flowgrad.ir.graph import Graph
@@ -80,6 +81,7 @@ class PassManager:
         return format_pipeline(self.stages)
 
     @bulk
+    @guarded("while passes ran")
     def run(self, model: Any) -> PassResult:
         """Run the pipeline; the caller's graph stays as it is.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowgrad.ir.body_derivatives import BodyDifferentiator
+from flowgrad.ir.boundary import boundary, guarded
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import PassError, ValidationError
@@ -24,6 +25,7 @@ Tangent = Value | None
 
 
 @bulk
+@guarded("while differentiating")
 def tangent(
     graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], bodies: BodyDifferentiator, *,
     pass_name: str = "tangent",
@@ -88,7 +90,8 @@ def _fitted(b: DerivativeBuilder, node: Node, y: Value, y_dot: Value) -> Value:
 def _node_tangents(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[Any]:
     """Return one tangent, None (zero) or refusal per output of ``node``."""
     try:
-        return _tangents(b, node, dots)
+        with boundary(node, "the tangent rule of", PassError, "rule"):
+            return _tangents(b, node, dots)
     except ValidationError as error:
         return [refusal_of(node, error)] * len(node.outputs)
 

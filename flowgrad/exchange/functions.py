@@ -95,6 +95,16 @@ def schema_defaults(op: str, version: int) -> dict[str, onnx.AttributeProto]:
     return {k: a.default_value for k, a in schema.attributes.items() if a.default_value.name}
 
 
+def kind_conflict(op: str, version: int, name: str, kind: int) -> str:
+    """Return what the standard has against an attribute of this type, or an empty string."""
+    schema = schema_of(op, version)
+    declared = None if schema is None else schema.attributes.get(name)
+    if declared is None or int(declared.type.value) == kind:
+        return ""
+    given = onnx.AttributeProto.AttributeType.Name(kind) if kind in onnx.AttributeProto.AttributeType.values() else kind
+    return f"the attribute {name!r} of {op} is of type {given}, expected {declared.type.name}"
+
+
 @functools.cache
 def type_conflict(op: str, version: int, given: tuple[DType | None, ...]) -> str:
     """Return what the standard has against inputs of these dtypes, or an empty string."""

@@ -18,7 +18,7 @@ from flowgrad.exchange.adapters import (
     scan_over_batch,
     scans_batches,
 )
-from flowgrad.exchange.attributes import constant_value, value_of
+from flowgrad.exchange.attributes import constant_value, kind_of, value_of
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import (
     Key,
@@ -26,6 +26,7 @@ from flowgrad.exchange.functions import (
     domain_of,
     has_body,
     key_of,
+    kind_conflict,
     plain_body,
     schema_defaults,
     type_conflict,
@@ -273,9 +274,9 @@ class Importer:
             return self._enter(frame, call, self.functions[key], given)
         call.attributes = {p.name: value_of(p, self.folder, self.limits) for p in protos if p.name not in subregions}
         if not key[0]:
-            _check_types(call)
             if version < 6:
                 call.take("consumed_inputs")  # an old hint for runtimes
+            _check_types(call, protos)
         if not (key[0] or self._is_known("", call.op)):
             return self._enter(frame, call, self._body(call, protos), {p.name: p for p in protos})
         self._bind(frame, call, self._emit(frame, call))
@@ -287,6 +288,9 @@ class Importer:
         for attribute in node.attribute:
             proto = attribute
             if attribute.ref_attr_name:
+                if frame.attributes is None:
+                    raise ValidationError(f"the attribute {attribute.name!r} refers to {attribute.ref_attr_name!r} of a "
+                                          "function, and stands in none", code="attribute", where=node.name)
                 given = (frame.attributes or {}).get(attribute.ref_attr_name)
                 if given is None:
                     continue
@@ -521,7 +525,10 @@ def _widened(formal: Type, result: Type, attempt: int) -> Type:
     return Type(formal.dtype, tuple(kept))
 
 
-def _check_types(call: ImportedNode) -> None:
+def _check_types(call: ImportedNode, protos: Sequence[AttributeProto]) -> None:
+    for proto in protos:
+        if conflict := kind_conflict(call.op, call.version, proto.name, kind_of(proto)):
+            raise ValidationError(conflict, code="attribute", where=call.label)
     conflict = type_conflict(call.op, call.version, tuple(None if v is None else v.type.dtype for v in call.inputs))
     if conflict:
         raise ValidationError(conflict, code="dtype", where=call.label)

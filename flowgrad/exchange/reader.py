@@ -77,6 +77,9 @@ def _parsed(data: bytes, limits: Limits) -> ModelProto:
 def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits, strict: bool, notes: list[str] | None) -> Graph:
     if not model.HasField("graph") or not model.ir_version:
         raise LoadError("not an ONNX model: it has no graph or no IR version", code="empty")
+    if not 0 < model.ir_version <= onnx.IR_VERSION:
+        raise UnsupportedError(f"IR version {model.ir_version} is not supported, only 1 to {onnx.IR_VERSION}",
+                               code="ir_version")
     if model.training_info:
         raise UnsupportedError("models with training information are not supported", code="training_info")
     opsets = _opsets(model.opset_import)
@@ -139,6 +142,8 @@ def _functions(model: ModelProto, regions: RegionReader, opsets: Mapping[str, in
         key = (domain_of(proto.domain), proto.name, proto.overload)
         if key in found:
             raise ValidationError(f"the function {proto.name!r} is defined twice", code="name", where=proto.name)
+        if proto.node and not proto.opset_import:
+            raise ValidationError(f"the function {proto.name!r} imports no opset", code="opset", where=proto.name)
         defaults = {a.name: a for a in proto.attribute_proto}
         found[key] = Function(regions.function(proto), dict(opsets) | _opsets(proto.opset_import), defaults)
     return found

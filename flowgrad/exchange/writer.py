@@ -18,6 +18,7 @@ from flowgrad.exchange.lowering import lowered
 from flowgrad.exchange.reader import PRODUCER
 from flowgrad.exchange.stamps import LOWEST_STAMP, Stamps, attributes_of, ir_version_for
 from flowgrad.exchange.tensors import tensor_of
+from flowgrad.ir.boundary import boundary
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, SaveError
 from flowgrad.ir.files import new_file, write_file
@@ -260,7 +261,8 @@ class _Writer:
             outputs += [""] * (len(subgraph.output_entries) - lead - len(outputs))
             outputs = [name or self.names.fresh(f"{node.label}_unused") for name in outputs]
         made: NodeProto = proto.node.add(op_type=node.op, name=node.name, input=inputs, output=outputs)
-        made.attribute.extend(attributes_of(node, self.opset))
+        with boundary(node, "writing the attributes of", SaveError, "attribute"):
+            made.attribute.extend(attributes_of(node, self.opset))
         for name, subgraph in node.subgraphs.items():
             attribute = made.attribute.add(name=name, type=onnx.AttributeProto.GRAPH)
             self._subgraph(attribute.g, node, subgraph, f"{node.label}_{name}")

@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.ir.evaluate import bind_kernel, fitted, kernel_keywords
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.infer import infer
-from flowgrad.ir.limits import Limits
+from flowgrad.ir.limits import Limits, Meter
 from flowgrad.ir.ops.control.loop_layout import Subgraph
 from flowgrad.ir.types import type_of
 from flowgrad.runtime.flat_graph import KEYED_ELEMENTS, constant_twin, input_twin
@@ -23,13 +23,13 @@ Runner = Callable[..., list[Array]]
 
 
 class Context:
-    """What belongs to one run: its random generator, and how many times subgraphs were called."""
+    """What belongs to one run: its random generator, and what it has used of its limits."""
 
-    __slots__ = ("_rng", "seed", "steps")
+    __slots__ = ("_rng", "meter", "seed")
 
-    def __init__(self, seed: int | None) -> None:
+    def __init__(self, seed: int | None, limits: Limits) -> None:
         self.seed = seed
-        self.steps = 0
+        self.meter = Meter(limits)
         self._rng: np.random.Generator | None = None
 
     @property
@@ -69,16 +69,14 @@ class Binder:
 
     def __call__(self, context: Context, captures: Sequence[Array]) -> dict[str, Subgraph]:
         given = tuple(captures[i] for i in self.kept)
-        return {name: Subgraph(self.graphs[name], captures, self._runner(executor, context, given))
+        return {name: Subgraph(self.graphs[name], captures, self._runner(executor, context, given), self.limits)
                 for name, executor in self.executors.items()}
 
     def _runner(self, executor: Executor, context: Context, captures: tuple[Array, ...]) -> Runner:
-        call, most = executor.call, self.limits.loop_steps
+        call, count = executor.call, context.meter.step
 
         def run(*arrays: Any) -> list[Array]:
-            context.steps += 1
-            if context.steps > most:
-                self.limits.check("loop_steps", context.steps)
+            count()
             return call(context, (*arrays, *captures))
 
         return run

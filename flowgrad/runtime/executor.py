@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -96,9 +97,11 @@ class Segment:
 
     def run(self, context: Context, frame: Frame, slots: list[Any]) -> None:
         """Run the generated code on the memory of ``frame``, from slots and into slots."""
-        arena = frame.arena
+        arena, timed = frame.arena, context.meter.deadline != math.inf
         for function, buffers in zip(self.code.functions, frame.chunks, strict=True):
             function(context, buffers, slots, arena)
+            if timed:
+                context.meter.check_time()
 
     def take_frame(self) -> Frame:
         """Return memory for one run: one given back earlier, or a new one."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from flowgrad.ir.boundary import boundary
+from flowgrad.ir.errors import RunError
 from flowgrad.ir.graph import Array, Value
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.ir.types import Type
@@ -214,7 +216,8 @@ def _work_types(step: Step) -> list[Type]:
     rule = step.record.definition.work_rule
     if rule is None or step.open or "work" not in step.record.definition.special:
         return []
-    return [] if pieces_of(step.twin, step.record.definition) else list(rule(step.twin))
+    with boundary(step.twin, "the work rule of", RunError, "kernel"):
+        return [] if pieces_of(step.twin, step.record.definition) else list(rule(step.twin))
 
 
 def _in_place(step: Step, index: int, last: Mapping[int, int], layout: Layout,

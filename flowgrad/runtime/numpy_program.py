@@ -81,7 +81,7 @@ class NumpyProgram:
         Outputs are fresh arrays. Raises InputError for a wrong name, dtype or shape, RunError where a node fails,
         LimitError and ResourceError for too much memory.
         """
-        context = Context(self.seed if seed is None else seed)
+        context = Context(self.seed if seed is None else seed, self.limits)
         results = self._executor.run(context, self._arrays(feeds))
         return dict(zip(self._output_names, results, strict=True))
 

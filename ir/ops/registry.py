@@ -124,6 +124,7 @@ class OpDef:
         self.variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters)
         self.attributes = {p.name: REQUIRED if p.default is p.empty else p.default
                            for p in keywords if p.name not in SPECIAL}
+        self.kinds = {p.name: p.annotation for p in keywords if p.name in self.attributes}
         self.special = frozenset(p.name for p in keywords if p.name in SPECIAL)
         self.outputs = tuple(outputs) + tuple(residuals)
         self.required_outputs = required_outputs

@@ -11,10 +11,19 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import computed
-from flowgrad.ir.ops.registry import Trait, attr, like_first, op
+from flowgrad.ir.ops.operands import normal_axis
+from flowgrad.ir.ops.registry import Trait, attr, op
 from flowgrad.ir.types import Type
 
 Work = Sequence[Array] | None
+
+
+def _normalized_type(node: Node) -> Type:
+    """The type of the input, which must have the axis."""
+    type_ = node.input(0).type
+    if type_.rank is not None:
+        normal_axis(attr(node, "axis"), type_.rank)
+    return type_
 
 
 def _row_type(node: Node) -> list[Type]:
@@ -50,7 +59,7 @@ def softmax(x: Array, *, axis: int = -1, out: Array | None = None, work: Work = 
     return np.divide(result, row, out=result)
 
 
-softmax.types(like_first)
+softmax.types(_normalized_type)
 softmax.work(_row_type)
 
 
@@ -79,7 +88,7 @@ def log_softmax(x: Array, *, axis: int = -1, out: Array | None = None, work: Wor
     return np.subtract(shifted, row, out=result)
 
 
-log_softmax.types(like_first)
+log_softmax.types(_normalized_type)
 
 
 @log_softmax.work
@@ -120,4 +129,4 @@ def hardmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
     return result
 
 
-hardmax.types(like_first)
+hardmax.types(_normalized_type)

@@ -12,6 +12,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.control.if_derivatives import if_adjoint, if_tangent
 from flowgrad.ir.ops.control.loop_derivatives import loop_adjoint, loop_tangent
 from flowgrad.ir.ops.control.loop_layout import (
@@ -85,7 +86,9 @@ class Stack:
     ``most`` bounds the iterations; if it is ``exact``, the output is laid out at once. Axis and order need that.
     """
 
-    def __init__(self, name: str, most: int | None, exact: bool = False, axis: int = 0, reverse: bool = False) -> None:
+    def __init__(self, name: str, limits: Limits, most: int | None, exact: bool = False, axis: int = 0,
+                 reverse: bool = False) -> None:
+        self.limits = limits
         self.name = name
         self.most = most
         self.exact = exact
@@ -119,8 +122,14 @@ class Stack:
     def _begin(self, like: Array) -> None:
         capacity = self.most if self.exact and self.most is not None else self._capacity(like.nbytes)
         axis = self.axis if self.axis >= 0 else self.axis + like.ndim + 1
+        self._check_room(capacity * like.nbytes)
         self.result = np.empty((*like.shape[:axis], capacity, *like.shape[axis:]), like.dtype)
         self.rows = np.moveaxis(self.result, axis, 0)[:: -1 if self.reverse else 1]
+
+    def _check_room(self, nbytes: int) -> None:
+        """Raise LimitError before more is allocated than a tensor may have, or than is left for all."""
+        self.limits.check("tensor_bytes", nbytes, self.name)
+        self.limits.check("live_bytes", nbytes + (0 if self.result is None else self.result.nbytes), self.name)
 
     def _capacity(self, row_bytes: int) -> int:
         room = FIRST_CAPACITY if self.most is None else max(FIRST_CAPACITY, FIRST_BYTES // max(1, row_bytes))
@@ -128,6 +137,7 @@ class Stack:
 
     def _grow(self) -> None:
         capacity = 2 * self.count if self.most is None else min(self.most, 2 * self.count)
+        self._check_room(capacity * self.rows[0].nbytes)
         grown = np.empty((capacity, *self.rows.shape[1:]), self.rows.dtype)
         grown[: self.count] = self.rows
         self.result = self.rows = grown
@@ -148,7 +158,7 @@ def loop(m: Array | None = None, cond: Array | None = None, *states: Array, coun
     most = None if m is None else int(np.reshape(m, ()))
     going = cond is None or bool(np.all(cond))
     carried = list(states)
-    stacks = [Stack(f"scan output {i} of Loop", most) for i in range(count - len(states))]
+    stacks = [Stack(f"scan output {i} of Loop", body.limits, most) for i in range(count - len(states))]
     trip = 0
     while going and (most is None or trip < most):
         results = body(np.asarray(trip, np.int64), np.asarray(going), *carried)
@@ -246,7 +256,7 @@ def scan(
     rows = [r[::-1] if flip else r for r, flip in zip(rows, _padded(scan_input_directions, len(rows)), strict=True)]
     outputs = count - states
     stacks = [
-        Stack(f"scan output {i} of Scan", length, True, axis, bool(flip))
+        Stack(f"scan output {i} of Scan", body.limits, length, True, axis, bool(flip))
         for i, (axis, flip) in enumerate(zip(_padded(scan_output_axes, outputs), _padded(scan_output_directions, outputs),
                                              strict=True))
     ]
