@@ -85,7 +85,8 @@ class Builder:
         values = [self.value(v, like_float if isinstance(v, float) else like) for v in inputs]
         while values and values[-1] is None:
             values.pop()
-        kept = {k: _attribute(v) for k, v in (attributes or {}).items() if v is not None}
+        kinds = opdef(op).kinds
+        kept = {k: _attribute(v, kinds.get(k)) for k, v in (attributes or {}).items() if v is not None}
         count = outputs if isinstance(outputs, int) else len(outputs)
         sketch = draft(op, values, kept, captures=captures, subgraphs=dict(subgraphs or {}), count=count)
         inferred = infer(sketch)
@@ -213,12 +214,13 @@ def _asked(node: Node, index: int) -> Type:
     return found
 
 
-def _attribute(value: Any) -> Any:
+def _attribute(value: Any, kind: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, np.generic):
         return value.item()
-    return int(value) if isinstance(value, bool) else value
+    value = int(value) if isinstance(value, bool) else value
+    return float(value) if isinstance(value, int) and kind in ("float", "float | None") else value
 
 
 def snake(op: str) -> str:

@@ -24,7 +24,7 @@ class FlowgradError(Exception):
 
     def __init__(self, message: str, *, code: str = "", where: str = "") -> None:
         self.code = code or type(self).__name__
-        self.where = safe_text(where, 300)
+        self.where = safe_line(where, 300)
         self.message = safe_text(message, MESSAGE_LIMIT)
         super().__init__(f"{self.message}\n  at {self.where}" if self.where else self.message)
 
@@ -95,6 +95,11 @@ def safe_text(text: object, limit: int = 300) -> str:
     """Return ``text`` without control, bidirectional or undecodable characters, cut to ``limit`` characters."""
     shown = "".join(c if _is_safe(c) else f"\\u{ord(c):04x}" for c in str(text)[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def safe_line(text: object, limit: int = 2_000) -> str:
+    """Return ``text`` like ``safe_text``, on one line."""
+    return safe_text(text, limit).replace("\n", "\\n")
 
 
 def _is_safe(character: str) -> bool:

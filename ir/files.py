@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import secrets
@@ -21,6 +22,7 @@ from flowgrad.ir.limits import Limits
 ALIGNMENT = 64
 _PIECE = 1 << 26
 _STREAMED = 1 << 20
+_SUFFIX = ".tmp"
 
 
 def read_file(path: Path, limits: Limits, *, follow: bool = True) -> memoryview:
@@ -133,9 +135,9 @@ def new_file(path: Path) -> Iterator[NewFile]:
     Raises SaveError if ``path`` is there and no regular file, and for what the system refuses inside the block.
     """
     _check_destination(path)
-    temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _remove_leftovers(path)
+        temporary, descriptor = _new_temporary(path)
         try:
             with open(descriptor, "wb", buffering=1 << 20) as stream:
                 yield NewFile(path, temporary, stream)
@@ -143,6 +145,42 @@ def new_file(path: Path) -> Iterator[NewFile]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _save_error(path, error) from error
+
+
+def _new_temporary(path: Path) -> tuple[Path, int]:
+    """Return a new file beside ``path``, locked for as long as it is open, and its descriptor."""
+    while True:
+        temporary = path.parent / f"{_prefix(path)}{secrets.token_hex(8)}{_SUFFIX}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is taken for a leftover there
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # else another save removed it before it was locked
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what saves of ``path`` that were killed have left beside it: files that nobody holds a lock of."""
+    prefix = _prefix(path)
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    _remove_unlocked(entry.path)
+
+
+def _remove_unlocked(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def _prefix(path: Path) -> str:
+    """Return how the temporary files of ``path`` begin: short enough for any name in UTF-8."""
+    return f".{path.name[:50]}."
 
 
 def write_file(path: Path, chunks: Iterable[Any], check: Callable[[Path], object] | None = None) -> None:

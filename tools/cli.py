@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from flowgrad.ir.errors import FlowgradError, safe_text
+from flowgrad.ir.errors import FlowgradError
+from flowgrad.tools.notes import note
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 SUBCOMMANDS = {
     "run": "run a graph; without inputs, seeded ones are made",
@@ -55,25 +59,36 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        return int(importlib.import_module(f"flowgrad.tools.{arguments.command}").run(arguments))
+        code = int(importlib.import_module(f"flowgrad.tools.{arguments.command}").run(arguments))
+        sys.stdout.flush()
+        return code
     except FlowgradError as error:
         if arguments.debug:
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        note(f"{type(error).__name__}: {error}")
         return error.exit_code
     except MemoryError as error:
-        print(f"ResourceError: out of memory: {safe_text(error)}", file=sys.stderr)
+        note(f"ResourceError: out of memory: {error}")
         return 5
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         return 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # a defect of the product: said in one line, shown whole with --debug
         if arguments.debug:
             raise
-        print(f"internal error: {type(error).__name__}: {safe_text(error)}; --debug shows where", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _abandon_stdout()
+            note(f"SaveError: cannot write to standard output: {error.strerror}")
+            return 7
+        note(f"internal error: {type(error).__name__}: {error}; --debug shows where")
         return 70
+
+
+def _abandon_stdout() -> None:
+    """Let what is still to be written at the end of the process go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from flowgrad.ir.errors import InputError, LoadError
+from flowgrad.ir.errors import FlowgradError, InputError, LimitError, LoadError, SaveError
 from flowgrad.ir.files import new_file, open_file, read_stream, write_text
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits
@@ -22,6 +25,14 @@ from flowgrad.model import Model, load
 from flowgrad.passes.hooks import PIPELINE, WITH_DATA
 
 HEADER_BYTES = 1 << 16
+
+MOST_PACKED = 100
+"""An archive that unpacks to more than this many times its size is refused, unless it is small."""
+
+MOST_SMALL = 1 << 26
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What reading an archive raises for one that is damaged, encrypted, or packed in a way that Python does not know."""
 
 
 def load_graph(source: str, strict: bool = False) -> Model:
@@ -102,9 +113,20 @@ def read_arrays(items: Iterable[str]) -> dict[str, Array]:
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
         with open_file(path) as stream, zipfile.ZipFile(stream) as archive:
-            return {info.filename.removesuffix(".npy"): _read_member(archive, info, path) for info in archive.infolist()}
-    except (OSError, zipfile.BadZipFile) as error:
+            members = archive.infolist()
+            _check_sizes(members, path)
+            return {info.filename.removesuffix(".npy"): _read_member(archive, info, path) for info in members}
+    except (OSError, *_DAMAGED) as error:
         raise LoadError(f"cannot read {os.fspath(path)!r}: {error}", code="npz") from error
+
+
+def _check_sizes(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Raise LimitError for more than a run may hold, or for what packs far better than numbers do."""
+    total, packed = sum(i.file_size for i in members), sum(i.compress_size for i in members)
+    Limits.default().check("live_bytes", total, str(path))
+    if total > MOST_SMALL and total > MOST_PACKED * packed:
+        raise LimitError(f"{size_text(packed)} unpack to {size_text(total)}: more than {MOST_PACKED} times as much; save "
+                         "the arrays unpacked (numpy.savez)", code="file_bytes", where=str(path))
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Array:
@@ -130,16 +152,35 @@ def _read_npy(stream: BinaryIO, size: int, where: str) -> Array:
         header = io.BytesIO(head + stream.read(length))
         np.lib.format.read_magic(header)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-    except ValueError as error:
+    except FlowgradError:
+        raise
+    except (*_DAMAGED, SyntaxError, TokenError, TypeError, LookupError, ArithmeticError) as error:
         raise LoadError(f"{where}: {error}", code="npy") from error
     if dtype.hasobject or dtype.itemsize * math.prod(shape) != size - 10 - length:
         raise LoadError(f"{where}: the header says {dtype}{list(shape)}, which is not what the file holds", code="npy")
-    data: Any = np.frombuffer(stream.read(size - 10 - length), dtype)
+    data: Any = np.frombuffer(_exactly(stream, size - 10 - length, where), dtype)
     return np.array(data.reshape(shape[::-1]).T if fortran else data.reshape(shape))
 
 
+def _exactly(stream: BinaryIO, size: int, where: str) -> bytes:
+    data = stream.read(size)
+    if len(data) != size:
+        raise LoadError(f"{where} ends after {len(data)} of {size} bytes", code="npy")
+    return data
+
+
 def save_arrays(path: str, arrays: dict[str, Array]) -> None:
-    """Write arrays as ``.npz``, whole or not at all. Raises SaveError."""
+    """Write arrays as ``.npz`` under any names, whole or not at all. Raises SaveError."""
     with new_file(Path(path)) as new:
-        np.savez(new.stream, **arrays)  # type: ignore[arg-type]
+        with zipfile.ZipFile(new.stream, "w", allowZip64=True) as archive:
+            for name, array in arrays.items():
+                _write_member(archive, name, array)
         new.finish()
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    try:
+        with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=array.dtype == object)
+    except ValueError as error:
+        raise SaveError(f"the output {name!r} cannot be written as .npz: {error}", code="npz") from error

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from flowgrad.model import Model
 from flowgrad.tools import files
-from flowgrad.tools.notes import note, progress
+from flowgrad.tools.notes import note, progress, say_json
 from flowgrad.transforms.derivatives import grad, value_and_grad, vjp
 
 
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         wrote = files.save_graph(optimised, arguments.out, arguments.opset)
     note(wrote, quiet or not wrote)
     if arguments.json and arguments.out != "-":
-        print(json.dumps({"nodes": len(optimised.graph), "gradients": made, "notes": list(result.notes), "out": arguments.out}))
+        say_json({"nodes": len(optimised.graph), "gradients": made, "notes": list(result.notes), "out": arguments.out})
     return 0
 
 

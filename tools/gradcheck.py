@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from flowgrad.tools import files, samples
-from flowgrad.tools.notes import note, progress
+from flowgrad.tools.notes import note, progress, say, say_json
 from flowgrad.transforms.gradcheck import Check, compare_engines, gradcheck
 from flowgrad.transforms.kinks import kinks
 
@@ -47,8 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         met = kinks(model, feeds)
     failed = [c for c in checks if not c.passed]
     if arguments.json:
-        print(json.dumps({"passed": not failed, "checks": [c.__dict__ for c in checks],
-                          "kinks": [str(kink) for kink in met]}))
+        say_json({"passed": not failed, "checks": [c.__dict__ for c in checks], "kinks": [str(kink) for kink in met]})
     else:
         _print(checks)
     for kink in met:
@@ -61,5 +59,5 @@ def _print(checks: list[Check]) -> None:
     width = max(len(c.what) for c in checks)
     for check in checks:
         verdict = "FAILED" if not check.passed else "kink" if check.kink else "ok"
-        print(f"{check.what.ljust(width)}  {verdict:6}  got {check.got:.8g}  expected {check.expected:.8g}  "
+        say(f"{check.what.ljust(width)}  {verdict:6}  got {check.got:.8g}  expected {check.expected:.8g}  "
               f"off {abs(check.got - check.expected):.2g} (allowed {check.allowed:.2g})")

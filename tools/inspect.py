@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from typing import Any
 
@@ -13,7 +12,7 @@ from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.model import Model, ValueInfo
 from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.tools import files
-from flowgrad.tools.notes import note, progress
+from flowgrad.tools.notes import note, progress, say, say_json
 from flowgrad.tools.samples import parse_shapes
 
 SHOWN = 40
@@ -38,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
         note(f"note: {text}", arguments.quiet or arguments.json)
     report = describe_model(model) | {"peak_bytes": peak_bytes(model, arguments.input_shapes)}
     if arguments.json:
-        print(json.dumps(report))
+        say_json(report)
         return 0
     _print(report, arguments.params)
     if arguments.nodes:
-        print(f"\n{model}")
+        print(f"\n{model}")  # text of a graph quotes what is not plain
     if arguments.origins:
         _print_origins(model.graph)
     return 0
@@ -104,27 +103,27 @@ def _plain(info: ValueInfo) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], all_params: bool) -> None:
-    print(f"graph    {report['name']}: {report['nodes']} nodes, {report['constants']['count']} constants "
+    say(f"graph    {report['name']}: {report['nodes']} nodes, {report['constants']['count']} constants "
           f"({files.size_text(report['constants']['bytes'])})")
     for kind in ("inputs", "outputs"):
         for info in report[kind]:
-            print(f"{kind[:-1]:8} {_shown(info)}")
+            say(f"{kind[:-1]:8} {_shown(info)}")
     ops = ", ".join(f"{name} {count}" for name, count in report["ops"].items())
-    print(f"ops      {ops or 'none'}")
-    print(f"params   {report['params']['count']} of {len(report['params']['all'])} candidates")
+    say(f"ops      {ops or 'none'}")
+    say(f"params   {report['params']['count']} of {len(report['params']['all'])} candidates")
     if all_params:
         for info in report["params"]["all"]:
-            print(f"  {'in ' if info['included'] else 'out'}  {_shown(info)}  {info['reason']}")
+            say(f"  {'in ' if info['included'] else 'out'}  {_shown(info)}  {info['reason']}")
     for info in report["params"]["all"]:
         if info["included"] and "; shared by " in info["reason"]:
-            print(f"shared   {info['name']}: {info['reason'].partition('; shared by ')[2]}")
+            say(f"shared   {info['name']}: {info['reason'].partition('; shared by ')[2]}")
     if report["peak_bytes"] is not None:
-        print(f"peak     {files.size_text(report['peak_bytes'])} of values in a run, beside the constants")
+        say(f"peak     {files.size_text(report['peak_bytes'])} of values in a run, beside the constants")
     for stop in report["not_differentiable"][:SHOWN]:
-        print(f"stops    {stop['op']} at {stop['where']}: {stop['reason']}")
+        say(f"stops    {stop['op']} at {stop['where']}: {stop['reason']}")
     more = len(report["not_differentiable"]) - SHOWN
     if more > 0:
-        print(f"stops    and {more} more (see --json)")
+        say(f"stops    and {more} more (see --json)")
 
 
 def _shown(info: dict[str, Any]) -> str:
@@ -140,4 +139,4 @@ def _print_origins(graph: Graph) -> None:
             chain.append(f"{origin.pass_name}({', '.join('%' + n for n in origin.names)})")
             at = origin.parents[0] if origin.parents else 0
         if chain:
-            print(f"%{node.label}  from {' <- '.join(chain)}")
+            say(f"%{node.label}  from {' <- '.join(chain)}")

@@ -11,15 +11,25 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from flowgrad.ir.errors import safe_text
+from flowgrad.ir.errors import safe_line, safe_text
 
 Report = TypeVar("Report", bound=Any)
 
 
+def say(line: object) -> None:
+    """Print one line on stdout: whatever a file put into it, it stays one, and moves no cursor."""
+    print(safe_line(line), flush=True)
+
+
+def say_json(data: Any) -> None:
+    """Print one JSON object on stdout, in printable ASCII."""
+    print(json.dumps(data).replace("\x7f", "\\u007f"), flush=True)
+
+
 def note(text: str, quiet: bool = False) -> None:
-    """Print a line on stderr."""
+    """Print a note on stderr; lines after the first are indented, so that none of them looks like another note."""
     if not quiet:
-        print(safe_text(text, 2_000), file=sys.stderr)
+        print(safe_text(text, 2_000).replace("\n", "\n  "), file=sys.stderr)
 
 
 def print_as_they_come(reports: Iterable[Report], line: Callable[[Report], str], as_json: bool) -> list[Report]:
@@ -28,9 +38,9 @@ def print_as_they_come(reports: Iterable[Report], line: Callable[[Report], str],
     for report in reports:
         done.append(report)
         if not as_json:
-            print(line(report), flush=True)
+            say(line(report))
     if as_json:
-        print(json.dumps([asdict(r) for r in done]))
+        say_json([asdict(r) for r in done])
     return done
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import runpy
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from flowgrad.passes.hooks import Dump, PrintAfter, PrintAfterChange, PrintBefor
 from flowgrad.passes.manager import LEVELS, PassManager, PassResult
 from flowgrad.passes.steps import Hook
 from flowgrad.tools import files
-from flowgrad.tools.notes import note, progress
+from flowgrad.tools.notes import note, progress, say, say_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,8 +91,8 @@ def _run(arguments: argparse.Namespace) -> int:
     wrote = files.save_graph(result.model, arguments.out, arguments.opset)
     note(wrote, quiet or not wrote)
     if arguments.json and arguments.out != "-":
-        print(json.dumps([{"pass": str(s.stage), "changed": s.changed, "seconds": s.seconds, "nodes": s.nodes_after,
-                           "applied": dict(s.applied), "note": s.note} for s in result.steps]))
+        say_json([{"pass": str(s.stage), "changed": s.changed, "seconds": s.seconds, "nodes": s.nodes_after,
+                           "applied": dict(s.applied), "note": s.note} for s in result.steps])
     return 0
 
 
@@ -130,21 +129,21 @@ def _bisect(pipeline: str, model: Model, arguments: argparse.Namespace) -> int:
     with progress("bisecting", arguments.quiet or arguments.json):
         culprit = bisect(pipeline, model)
     if arguments.json:
-        print(json.dumps({"culprit": str(culprit) if culprit else None}))
+        say_json({"culprit": str(culprit) if culprit else None})
     else:
-        print(culprit or "every pass keeps its promise")
+        say(culprit or "every pass keeps its promise")
     return 1 if culprit else 0
 
 
 def _list(as_json: bool) -> int:
     passes = available()
     if as_json:
-        print(json.dumps([{"name": p.name, "kind": p.kind, "options": {k: str(v) for k, v in p.options.items()},
-                           "summary": p.summary} for p in passes.values()]))
+        say_json([{"name": p.name, "kind": p.kind, "options": {k: str(v) for k, v in p.options.items()},
+                           "summary": p.summary} for p in passes.values()])
         return 0
     for found in passes.values():
         options = ", ".join(f"{name}={value}" for name, value in found.options.items())
-        print(f"{found.name:14} {found.kind:9} {found.summary}{f'  ({options})' if options else ''}")
+        say(f"{found.name:14} {found.kind:9} {found.summary}{f'  ({options})' if options else ''}")
     return 0
 
 

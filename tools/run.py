@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from flowgrad.model import Model
 from flowgrad.runtime.program import Program
 from flowgrad.tools import files, samples
 from flowgrad.tools.cli import add_common, run_command
-from flowgrad.tools.notes import note, progress
+from flowgrad.tools.notes import note, progress, say, say_json
 
 EXAMPLE = "example: flowgrad-run mlp_grad.msgpack --inputs batch.npz --check-numerics"
 
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         files.save_arrays(arguments.save_outputs, outputs)
     bad = [name for name, array in outputs.items() if not _is_finite(array)]
     if arguments.json:
-        print(json.dumps(_report(model, feeds, given, outputs, seconds, arguments)))
+        say_json(_report(model, feeds, given, outputs, seconds, arguments))
     else:
         _print(feeds, outputs, given)
         note(f"{len(model.graph)} nodes in {_seconds(statistics.median(seconds))}, engine {arguments.engine}", quiet)
@@ -122,7 +121,7 @@ def _print(feeds: dict[str, Array], outputs: dict[str, Array], given: set[str]) 
     rows += [("output", name, _type(array), summary(array)) for name, array in outputs.items()]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
     for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
 
 
 def _type(array: Array) -> str:

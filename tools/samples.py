@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.limits import Limits
 from flowgrad.ir.types import Dim
 
 
@@ -46,7 +48,7 @@ def sample_inputs(
     made = {}
     for value in graph.inputs:
         if value.name not in given:
-            made[value.name] = _sample(value, shapes.get(value.name) or _extents(value, env, assumed), rng)
+            made[value.name] = _sample(value, shapes.get(value.name) or _extents(value, env, assumed), rng, graph.limits)
     return made, list(assumed)
 
 
@@ -77,8 +79,9 @@ def _extents(value: Value, env: Mapping[str, int], assumed: dict[str, None]) -> 
     return tuple(extents)
 
 
-def _sample(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _sample(value: Value, shape: tuple[int, ...], rng: np.random.Generator, limits: Limits) -> Array:
     dtype = value.type.dtype
+    limits.check("tensor_bytes", math.prod(max(n, 1) for n in shape) * 8, f"the input {value.name!r} that is made up")
     if dtype.is_float:
         return np.asarray(rng.standard_normal(shape)).astype(dtype.numpy)
     if dtype.kind == "string":

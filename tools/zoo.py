@@ -18,6 +18,7 @@ import numpy as np
 from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model, load
+from flowgrad.tools import files
 from flowgrad.tools.notes import print_as_they_come
 from flowgrad.transforms.derivatives import vjp
 
@@ -94,10 +95,20 @@ def read_entry(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """Return meta.json and the arrays of an entry. Raises LoadError."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        with np.load(folder / "data.npz", allow_pickle=False) as archive:
-            return meta, {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError) as error:
+        _check_meta(meta)
+        return meta, files.read_arrays([str(folder / "data.npz")])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise LoadError(f"cannot read the entry {str(folder)!r}: {error}", code="zoo") from error
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """Look at everything that is read later. Raises LookupError or TypeError for what is not there, or of another kind."""
+    texts = [entry["name"] for entry in (*meta["inputs"], *meta["outputs"])]
+    texts += [text for record in meta["gradients"] for part in _parts(record) for text in part]
+    numbers = [record[key] for record in meta["gradients"] for key in ("max_abs", "floor")]
+    cotangents = [output["cotangent"] for output in meta["outputs"]]
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, (int, float)) for n in (*numbers, *cotangents)):
+        raise TypeError("an entry of meta.json is of another kind than it should be")
 
 
 def entry_names(meta: dict[str, Any]) -> list[str]:

@@ -10,6 +10,8 @@ from flowgrad.ir.errors import ExternalDataError
 
 _KEYS = {"location", "offset", "length", "checksum"}
 _CHUNK = 1 << 30
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+"""How folders are opened: to look beneath them, which may be allowed where listing them is not."""
 
 
 def open_beneath(directory: int, location: str) -> int:
@@ -23,7 +25,7 @@ def open_beneath(directory: int, location: str) -> int:
     folder = os.dup(directory)
     try:
         for part in parts[:-1]:
-            inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
+            inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = inner
         descriptor = os.open(parts[-1], flags | os.O_NONBLOCK, dir_fd=folder)
@@ -53,8 +55,12 @@ class ExternalFolder:
     """The folder of a model file, from which external tensors are read; None as path refuses them all."""
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self._directory = None if path is None else os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._opened: dict[str, int] = {}
+        try:
+            self._directory = None if path is None else os.open(path, _FOLDER)
+        except OSError as error:
+            raise ExternalDataError(f"cannot open the folder of the model: {error.strerror}", code="open",
+                                    where=os.fspath(path or "")) from error
 
     def __enter__(self) -> ExternalFolder:
         return self
@@ -106,7 +112,10 @@ def _read(descriptor: int, offset: int, size: int, name: str) -> bytearray:
     data = bytearray(size)
     view, at = memoryview(data), 0
     while at < size:
-        got = os.preadv(descriptor, [view[at : at + _CHUNK]], offset + at)
+        try:
+            got = os.preadv(descriptor, [view[at : at + _CHUNK]], offset + at)
+        except (OSError, OverflowError) as error:
+            raise ExternalDataError(f"cannot read the file of tensor {name!r}: {error}", code="read", where=name) from error
         if got == 0:
             raise ExternalDataError(f"the file of tensor {name!r} ended while it was read", code="size", where=name)
         at += got

@@ -493,7 +493,7 @@ class Importer:
             inner.values[name] = graph.add_constant(array, self._named(name), INITIALIZER)
         self.run(inner)
         for index, name in enumerate(sub.outputs):
-            graph.add_output(inner.value(name), name or f"output_{index}")
+            graph.add_output(inner.value(name), graph.unique_output_name(name or f"output_{index}"))
         return graph
 
     def _stable_body(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from flowgrad.exchange.importer import Function, Importer, steers_shapes
 from flowgrad.exchange.precheck import precheck
 from flowgrad.exchange.scopes import Region, RegionReader
 from flowgrad.ir.errors import FlowgradError, LoadError, ResourceError, UnsupportedError, ValidationError
+from flowgrad.ir.files import open_file
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits, limits_or_default
 
@@ -50,12 +50,10 @@ def read_onnx(
 
 def _contents(path: Path, limits: Limits) -> bytes:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise LoadError("no regular file", code="file", where=str(path))
-            limits.check("file_bytes", status.st_size, str(path))
-            return file.read(status.st_size + 1)
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            limits.check("file_bytes", size, str(path))
+            return file.read(size + 1)
     except OSError as error:
         raise LoadError(f"cannot read the file: {error}", code="file", where=str(path)) from error
 

@@ -12,7 +12,7 @@ from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array, Graph
-from flowgrad.ir.limits import Limits, limits_or_default
+from flowgrad.ir.limits import Limits
 from flowgrad.runtime.dynamic_calls import Context
 from flowgrad.runtime.executor import Executor
 from flowgrad.runtime.flat_graph import FlatGraph
@@ -39,7 +39,7 @@ class NumpyProgram:
 
     ``threads`` is the number of cores used (default: all); results are the same bits for any number. ``seed`` makes
     every run draw the same random numbers (default: fresh ones each run). Raises LimitError where a run would need
-    more than ``limits``.
+    more than ``limits`` (default: those that the graph was read with).
     """
 
     engine = "numpy"
@@ -50,7 +50,7 @@ class NumpyProgram:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}", code="threads")
         self.threads = available_threads() if threads is None else threads
-        self.limits = limits_or_default(limits)
+        self.limits = graph.limits if limits is None else limits
         self.seed = seed
         self._graph, self._version = graph, graph.version
         flat = FlatGraph(graph)
