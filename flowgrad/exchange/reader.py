@@ -11,9 +11,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from flowgrad import ir
+from flowgrad.exchange.declared import steers_shapes
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import Key, check_calls, domain_of
-from flowgrad.exchange.importer import Function, Importer, steers_shapes
+from flowgrad.exchange.importer import Function, Importer
 from flowgrad.exchange.precheck import precheck
 from flowgrad.exchange.scopes import Region, RegionReader
 from flowgrad.ir.errors import FlowgradError, LoadError, ResourceError, UnsupportedError, ValidationError
