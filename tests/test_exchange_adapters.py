@@ -139,7 +139,8 @@ def test_every_adapter_has_a_row_or_a_test_of_its_own() -> None:
     elsewhere = {"GroupNormalization", "Dropout", "ReduceL1", "ReduceLogSum", "ReduceMin", "ReduceProd",
                  "ReduceSumSquare"}
     tested = {r[1] for r in ROWS} | elsewhere
-    assert {op for _, op in ADAPTERS} <= tested
+    later = {op for (_, op), adapters in ADAPTERS.items() if any(version > 7 for version, _ in adapters)}
+    assert later <= tested  # those of the first opsets: tests/test_wild_files.py
 
 
 def test_resize_10_with_scales_known_at_run_time_only() -> None:
@@ -226,7 +227,7 @@ def test_uneven_split_before_18_is_invalid() -> None:
         read_onnx(model([helper.make_node("Split", ["x"], ["y", "z"])], {"x": (5,)}, ["y", "z"], opset=13))
 
 
-@pytest.mark.parametrize("opset", [1, 6, 29, 1000, -1])
+@pytest.mark.parametrize("opset", [0, 29, 1000, -1])
 def test_opsets_out_of_range_are_refused(opset: int) -> None:
     with pytest.raises(UnsupportedError, match="opset"):
         read_onnx(model([helper.make_node("Relu", ["x"], ["y"])], {"x": (2,)}, ["y"], opset=opset))
