@@ -312,11 +312,12 @@ def has_one(mask: Mask, axis: int) -> bool:
 
 def _as_numbers(b: DerivativeBuilder, mask: Value, like: Value, whole: bool) -> Value | None:
     """Return ones and zeros of the rank of ``like``, and of its shape if they are to be ``whole``."""
+    if whole:
+        numbers = b.cast(mask, like.type.dtype)
+        is_whole = mask.type.rank is not None and mask.type.shape == like.type.shape
+        return numbers if is_whole else b.Expand(numbers, b.shape(like))
     ranked = aligned(b, mask, like)
-    if ranked is None:
-        return None
-    numbers = b.cast(ranked, like.type.dtype)
-    return b.Expand(numbers, b.shape(like)) if whole and ranked.type.shape != like.type.shape else numbers
+    return None if ranked is None else b.cast(ranked, like.type.dtype)
 
 
 def aligned(b: DerivativeBuilder, mask: Value, like: Value) -> Value | None:
