@@ -10,6 +10,14 @@ from flowgrad.ir.errors import ValidationError
 QUOTED = r'"(?:[^"\\\n]|\\.)*"'
 """The regular expression of a quoted string."""
 
+LITERAL_NAME = re.compile(
+    r"(?:.*[/.])?(?:(?:_?val|value|const|constant|const_fold_opt_|scalar\w*|tensor|zeros?|ones?|two|three|half|minus_one|full|eps|epsilon|threshold\w*)"
+    r"(?:_?cast)?[_\d]*(?:_output_\d+|_value_\d+)?|onnx::\w+|\d+|[xy]|const\w*)(?::\d+)?", re.IGNORECASE)
+"""The names that exporters give to the numbers of formulas: ``val_12``, ``/Constant_output_0``, ``onnx::Mul_3``, ``mul/y:0``.
+
+A trained scalar has the name of its variable (``logit_scale``, ``layer.temperature``); the data of the two look alike.
+"""
+
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 _LONG = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}

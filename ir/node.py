@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flowgrad.ir.errors import ValidationError
+from flowgrad.ir.names import LITERAL_NAME
 from flowgrad.ir.types import DimLike, Type, dtype_of
 
 if TYPE_CHECKING:
@@ -59,6 +60,14 @@ class Value:
         """The array of a literal or initializer; None for anything that a run can change."""
         producer = self.producer
         return producer.data if producer.op == CONSTANT and producer.role not in FEEDABLE else None
+
+    @property
+    def literal(self) -> Array | None:
+        """The array of a constant that is a number of a formula; None for a weight, which may get other values later."""
+        array = self.constant
+        if array is None or self.producer.role == LITERAL or (not array.ndim and LITERAL_NAME.fullmatch(self.name)):
+            return array
+        return None
 
     @property
     def users(self) -> list[Node]:

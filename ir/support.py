@@ -250,7 +250,7 @@ def negation(b: DerivativeBuilder, mask: Value) -> Value:
 
 def is_zero(b: DerivativeBuilder, value: Value | None) -> bool:
     """Return whether a value is known to be zero everywhere."""
-    return value is not None and (value in b.zeros or (value.constant is not None and not value.constant.any()))
+    return value is not None and (value in b.zeros or (value.literal is not None and not value.literal.any()))
 
 
 def _elementwise(b: DerivativeBuilder, definition: OpDef, node: Node, masks: Sequence[Mask]) -> Mask:

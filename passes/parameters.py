@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flowgrad.ir.graph import CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node, Value
+from flowgrad.ir.names import LITERAL_NAME
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.reach import dependents
-
-LITERAL_NAME = re.compile(
-    r"(?:.*[/.])?(?:(?:_?val|value|const|constant|const_fold_opt_|scalar\w*|tensor|zeros?|ones?|two|three|half|minus_one|full|eps|epsilon|threshold\w*)"
-    r"(?:_?cast)?[_\d]*(?:_output_\d+|_value_\d+)?|onnx::\w+|\d+|[xy]|const\w*)(?::\d+)?", re.IGNORECASE)
-"""The names that exporters give to the numbers of formulas: ``val_12``, ``/Constant_output_0``, ``onnx::Mul_3``, ``mul/y:0``.
-
-A trained scalar has the name of its variable (``logit_scale``, ``layer.temperature``); the data of the two look alike.
-"""
 
 
 @dataclass(frozen=True)

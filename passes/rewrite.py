@@ -21,7 +21,7 @@ from typing import Any
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import PassError, ValidationError
-from flowgrad.ir.graph import ENTRIES, INPUT, OUTPUT, Graph, Node, Value
+from flowgrad.ir.graph import ENTRIES, INITIALIZER, INPUT, OUTPUT, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.types import Type, merge_types
@@ -320,6 +320,7 @@ class _Driver:
         remove_dead(self.graph, [root])
         remove_dead(self.graph, match.nodes[::-1], keep_random=True)
         b.discard()
+        self.let_go([v for v in operands if v not in results], b.made)
         for node in match.nodes if rule.shared else ():
             if node.key in self.graph.entries and node is not root:
                 mark_bypassed(node, rule.name)
@@ -330,6 +331,18 @@ class _Driver:
             if len(value.uses) == 1 and value.producer.key in self.graph.entries:
                 around.update(dict.fromkeys((value.producer, *value.uses.values())))
         self.push_above(around)
+
+    def let_go(self, operands: Iterable[Value], made: Sequence[Node]) -> None:
+        """Take the name from weights whose values a rewrite has taken for granted: another value would change a part only."""
+        used = {v for n in made if n.key in self.graph.entries for v in n.operands}
+        for value in dict.fromkeys(operands):
+            entry = value.producer
+            if entry.role != INITIALIZER or value in used or not value.type.dtype.is_float or value.literal is not None:
+                continue
+            if value.uses:
+                self.graph.rename(value, self.graph.unique_name(f"{value.name}_rest"))
+            elif not is_pinned(self.graph, entry):
+                self.graph.remove(entry)
 
     def push_above(self, level: Iterable[Node]) -> None:
         """Queue nodes that may match now, and those above them as deep as patterns go (inner values have one user)."""

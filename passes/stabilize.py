@@ -263,8 +263,8 @@ def _shift(b: RewriteBuilder, value: Value) -> Value | None:
 @rewrite("Sqrt(Mul(%x, %x))", "Sqrt(Pow(%x, 2))", "Pow(Mul(%x, %x), 0.5)", "Pow(Pow(%x, 2), 0.5)", kind="repairs", shared=True)
 def root_of_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """sqrt(x x) = |x|, whose derivative at 0 is 0."""
-    if x.type != node.output().type:
-        return no_match("the exponent broadcasts")
+    if x.type != node.output().type or not x.type.dtype.is_float:
+        return no_match("the exponent broadcasts, or integers overflow")
     return b.Abs(x)
 
 
@@ -316,10 +316,15 @@ def scaled_norm(b: RewriteBuilder, node: Node, s: Value) -> Any:
         return no_match("no squares are summed, or nothing may be reduced")
     if reduction.op == "ReduceMean":
         factors = [("Div", b.cast_like(count_of(b, reduction), s)), *factors]
+        if s.type.dtype.itemsize < 4:
+            return no_match("the norm of many narrow numbers overflows where their mean does not")
     if not factors:
         return no_match("it is a plain norm")
+    root = _root_of_product(b, factors)
+    if root.constant is not None and not 0 < float(root.constant.item()) < np.inf:
+        return no_match("the root of the factors is out of range")
     norm = b.ReduceL2(x, *reduction.inputs[1:], keepdims=attr(reduction, "keepdims"))
-    scaled = b.Mul(norm, _root_of_product(b, factors))
+    scaled = b.Mul(norm, root)
     return scaled if scaled.type == node.output().type else no_match("a factor broadcasts")
 
 
@@ -341,10 +346,10 @@ def _root_of_product(b: RewriteBuilder, factors: Sequence[tuple[str, Value]]) ->
     """Return the square root of a product of numbers: a constant if all are."""
     product, rest = 1.0, b.scalar(1, factors[0][1].type.dtype)
     for op, factor in factors:
-        if factor.constant is None:
+        if factor.literal is None:
             rest = b.add(op, [rest, factor])
         else:
-            number = float(factor.constant.item())
+            number = float(factor.literal.item())
             product = product * number if op == "Mul" else product / number
     return b.scalar(float(np.sqrt(product)), rest.type.dtype) if rest.constant is not None else b.Sqrt(b.Mul(rest, product))
 

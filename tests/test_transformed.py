@@ -69,6 +69,53 @@ def test_arrays_of_the_caller_are_copied() -> None:
     assert fg.grad(model, "y", "w")(x=np.ones(2))["w_grad"][0] == 1 + np.exp(1.0)
 
 
+def scaled(formula: str, scale: float) -> Model:
+    """z = a formula of x and of a trained number called scale."""
+    return text(f"""graph @g (%x: f64[3]) -> (%z: f64[]) initializers (%scale: f64[] = {scale}) {{
+        {formula}
+        %z: f64[] = ReduceSum(%y) {{keepdims=0}} }}""")
+
+
+ROOT = """%s: f64[] = ReduceSumSquare(%x) {keepdims=0}
+        %m: f64[] = Mul(%s, %scale)
+        %y: f64[] = Sqrt(%m)"""
+
+
+@pytest.mark.parametrize(("formula", "scale", "other", "right"), [
+    (ROOT, 3.0, 7.0, lambda x, c: np.sqrt(c) * x / np.sqrt(np.sum(x * x))),
+    ("%y: f64[3] = Pow(%x, %scale)", 2.0, 7.0, lambda x, c: c * x ** (c - 1)),
+])
+def test_trained_numbers_are_not_taken_for_granted(
+    formula: str, scale: float, other: float, right: Callable[[Array, float], Array]
+) -> None:
+    x, step = np.array([1.0, 2.0, 2.0]), 1e-6
+    gradient = fg.grad(scaled(formula, scale), "z", "x")
+    np.testing.assert_allclose(gradient(x=x)["x_grad"], right(x, scale), rtol=1e-14)
+    np.testing.assert_allclose(gradient.with_params({"scale": np.float64(other)})(x=x)["x_grad"], right(x, other), rtol=1e-14)
+    second = fg.vjp(gradient, "x_grad", "scale")(x=x, x_grad_grad=np.ones(3))["scale_grad"]
+    slope = (right(x, scale + step) - right(x, scale - step)).sum() / (2 * step)
+    np.testing.assert_allclose(second, slope, rtol=1e-8)
+
+
+def test_a_number_that_a_repair_took_for_granted_has_no_name_any_more() -> None:
+    gradient = fg.grad(scaled(ROOT.replace("Mul(%s, %scale)", "Pow(%s, %scale)").replace("Sqrt(%m)", "Identity(%m)"), 0.5), "z", "x")
+    np.testing.assert_array_equal(gradient(x=np.zeros(3))["x_grad"], np.zeros(3))
+    with pytest.raises(InputError, match="'scale'"):
+        gradient.with_params({"scale": np.float64(1.0)})
+    with pytest.raises(InputError, match="'scale'"):
+        fg.vjp(gradient, "x_grad", "scale")
+
+
+@pytest.mark.parametrize(("dtype", "formula"), [
+    ("i32", "%s: i32[3] = Mul(%x, %x) %y: i32[3] = Pow(%s, 0.5)"),
+    ("f16", "%s: f16[3] = Mul(%x, %x) %m: f16[] = ReduceMean(%s) {keepdims=0} %y: f16[] = Sqrt(%m)"),
+])
+def test_repairs_that_would_overflow_are_left_alone(dtype: str, formula: str) -> None:
+    ends = formula.rsplit("%y: ", 1)[1].split(" ")[0]
+    model = text(f"graph @g (%x: {dtype}[3], %u: f64[]) -> (%y: {ends}, %v: f64[]) {{ {formula} %v: f64[] = Exp(%u) }}")
+    assert not [n for n in fg.grad(model, "v", "u", keep="y").notes if "repaired" in n]
+
+
 # ---- inner values -------------------------------------------------------------------------------------------------------
 
 

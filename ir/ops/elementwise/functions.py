@@ -128,7 +128,7 @@ def _power_rule(b: DerivativeBuilder, node: Node, v: Value) -> Value:
     """v * dz/dx = v y x^(y-1), with constant exponents as clean as by hand."""
     x, y = node.input(0), node.input(1)
     wide = b.cast_like(y, x)
-    exponents = np.zeros(0) if y.constant is None else np.unique(y.constant.astype(np.float64))
+    exponents = np.zeros(0) if y.literal is None else np.unique(y.literal.astype(np.float64))
     if exponents.size != 1:
         steep = b.Mul(b.Mul(v, wide), b.Pow(x, b.Sub(wide, 1.0)))
         return select(b, b.Not(b.And(b.Equal(x, 0.0), b.Equal(wide, 0.0))), steep)  # x^0 is constant, also at 0
