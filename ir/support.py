@@ -131,9 +131,17 @@ class Support:
         if inner in self._masked:
             return self._sunk(op, inputs, slot, inner)
         chosen = None if _is_harmless(factor, is_product) else self.mask(v)
-        if chosen is None:
+        if chosen is None or (self.given(chosen) is None and _is_spread(factor, v)):
             return b.plain(op, inputs)
         return self.selected(chosen, b.plain(op, _with(inputs, slot, inner)))
+
+    def product_by_rows(self, v: Value, factor: Value) -> Value:
+        """Return a product with numbers of which one that is not finite makes its whole row so.
+
+        Then nothing is gained where a kink alone has zeroed elements of ``v``: the others of the row meet such a factor too.
+        """
+        is_kink = v in self.carried and self.given(self.mask(v)) is None
+        return self.b.plain("Mul", [v, factor]) if is_kink else self.b.Mul(v, factor)
 
     def _sunk(self, op: str, inputs: Sequence[Any], slot: int, masked: Value) -> Value:
         """Return a product whose operand is one with a mask, or what is selected from it: the mask comes last."""
@@ -345,6 +353,11 @@ def _is_harmless(factor: Any, is_product: bool) -> bool:
     if constant is None or not np.isfinite(constant).all():
         return False
     return is_product or bool(np.all(constant != 0))
+
+
+def _is_spread(factor: Any, v: Value) -> bool:
+    """Return whether a factor is broadcast: elements that a kink has kept meet it too, so it is as good as finite."""
+    return isinstance(factor, Value) and factor.type.shape != v.type.shape
 
 
 def _is_zero_or_one(factor: Value) -> bool:

@@ -341,8 +341,11 @@ for _extremum in (maximum, minimum):
 
 @op("Clip", since=11, outputs=("output",), traits=(*BROADCASTS, Trait.SHAPE_ARITHMETIC), settings=("low", "high"))
 def clip(x: Array, low: Array | None = None, high: Array | None = None, *, out: Array | None = None) -> Array:
-    bounded = into(x, out) if low is None else maximum.kernel(x, low, out=out)
-    return bounded if high is None else minimum.kernel(bounded, high, out=out)
+    lift, lower = (maximum.kernel, minimum.kernel) if _is_symbolic(x) else (np.maximum, np.minimum)
+    if low is None and high is None:
+        return into(x, out)
+    bounded = x if low is None else lift(x, low, out=out)
+    return np.asarray(bounded if high is None else lower(bounded, high, out=out))
 
 
 clip.types(like_first)

@@ -166,7 +166,7 @@ def _batch_bars(b: DerivativeBuilder, node: Node, y_bar: Value, rest: Sequence[V
     hat_bar = b.Mul(bar, per_channel(b, b.cast(node.input(1), dtype), rank))
     columns = [v and per_channel(b, v, rank) for v in (mean_bar, r_bar)]
     x_bar = parts.bar(b, hat, hat_bar, *columns)
-    scale_bar = b.ReduceSum(b.Mul(bar, hat), channel_axes(rank), keepdims=0)
+    scale_bar = b.ReduceSum(b.support.product_by_rows(bar, hat), channel_axes(rank), keepdims=0)
     old = [_product(b, v, momentum) or b.zero(node.input(i)) for i, v in ((3, running_mean_bar), (4, running_var_bar))]
     return [x_bar, scale_bar, b.ReduceSum(bar, channel_axes(rank), keepdims=0), *old]
 

@@ -48,9 +48,9 @@ class Standardized(NamedTuple):
         centred = self.x if self.mean is None else b.Sub(self.x, self.mean)
         return b.Mul(centred, self.r)
 
-    def _through(self, b: Builder, hat: Value, change: Value) -> Value:
+    def _through(self, b: DerivativeBuilder, hat: Value, change: Value) -> Value:
         """Return the derivative of x^ applied to a change of x: a symmetric map, so its own adjoint."""
-        inner = b.ReduceMean(b.Mul(change, hat), self.axes, keepdims=1)
+        inner = b.ReduceMean(b.support.product_by_rows(change, hat), self.axes, keepdims=1)
         if self.mean is not None:
             change = b.Sub(change, b.ReduceMean(change, self.axes, keepdims=1))
         return b.Mul(b.Sub(change, b.Mul(hat, inner)), self.r)
