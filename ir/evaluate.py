@@ -81,7 +81,8 @@ def call_node(
     definition = opdef(node.op)
     keywords = kernel_keywords(node, definition)
     if "subgraphs" in definition.special:
-        keywords["subgraphs"] = {name: _runner(g, captures, rng, meter or Meter(Limits.default())) for name, g in node.subgraphs.items()}
+        counted = meter or Meter(Limits.default())
+        keywords["subgraphs"] = {name: _runner(g, captures, rng, counted) for name, g in node.subgraphs.items()}
     if "rng" in definition.special:
         keywords["rng"] = rng
     try:

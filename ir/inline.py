@@ -20,8 +20,8 @@ def inline(
     """Copy into ``b.graph`` what ``wanted`` (values of ``source``) needs; return their copies.
 
     ``mapping`` says which values of ``source`` (its inputs at least) stand for which values of the target. Nodes that
-    ``skip`` accepts must have all their needed outputs in ``mapping``. Constants are copied, types inferred anew; what is pinned
-    stays so.
+    ``skip`` accepts must have all their needed outputs in ``mapping``. Constants are copied, types inferred anew; what is
+    pinned stays so.
     """
     known: dict[Value, Value] = dict(mapping)
     chosen = needed_nodes([n for n in source.nodes() if skip is None or not skip(n)], wanted, given=known)

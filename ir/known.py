@@ -50,7 +50,8 @@ def _may_compute(node: Node) -> bool:
     """Return whether a node is one that conditions are made of: small integers or truth values, no heavy work."""
     if node.op in ENTRIES or node.subgraphs or Trait.RANDOM in opdef(node.op).traits:
         return False
-    return all(not v.type.dtype.is_float and v.type.is_static and math.prod(v.type.static_shape) <= SYMBOLIC_ELEMENTS for v in node.results)
+    return all(not v.type.dtype.is_float and v.type.is_static and math.prod(v.type.static_shape) <= SYMBOLIC_ELEMENTS
+               for v in node.results)
 
 
 def _computed(value: Value, known: dict[Value, Array]) -> Array | None:

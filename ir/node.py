@@ -98,8 +98,8 @@ class Node:
     ``adjoint_rule`` stands in place of the op's own; it lives in memory, not in files.
     """
 
-    __slots__ = ("adjoint_rule", "attributes", "captures", "data", "inputs", "key", "metadata", "name", "op", "origin", "outputs",
-                 "role", "subgraphs")
+    __slots__ = ("adjoint_rule", "attributes", "captures", "data", "inputs", "key", "metadata", "name", "op", "origin",
+                 "outputs", "role", "subgraphs")
 
     def __init__(self, key: int, op: str) -> None:
         self.key = key

@@ -96,7 +96,8 @@ def blocking_nodes(graph: Graph, wrt: Sequence[Value], of: Sequence[Value]) -> l
         return []
     needed, active = ancestors(order, of), active_values(order, wrt)
     stops = [node for node in order if any(v in needed for v in node.results)
-             and any(v in active for v in node.operands) and any(v in reached for v in node.results) and not any(v in active for v in node.results)]
+             and any(v in active for v in node.operands) and any(v in reached for v in node.results)
+             and not any(v in active for v in node.results)]
     return stops or _blocking_subgraphs(order, reached, needed)
 
 

@@ -74,7 +74,7 @@ def is_literal(value: Value) -> bool:
 
 def is_shared(weight: Value, apart_from: Callable[[Node], bool] = lambda node: False) -> bool:
     """Return whether a float constant has several users, those that ``apart_from`` accepts left out."""
-    return weight.type.dtype.is_float and len(weight.users) > 1 and sum(not apart_from(n) for n in weight.users) > 1
+    return weight.type.dtype.is_float and sum(not apart_from(n) for n in weight.users) > 1
 
 
 def has_shared_weights(graph: Graph) -> bool:

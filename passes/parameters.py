@@ -33,8 +33,8 @@ def candidates(graph: Graph) -> list[Candidate]:
 
     The frontier lies between what depends on no graph input and what does; an output that depends on none lies on it
     too, so that a model without inputs has parameters. Constant nodes hold the numbers of formulas, unless a model has no
-    other weights: then those of more than one element are its weights. A frontier value that is computed from named float constants
-    stands for those; one computed from none (weights made by ConstantOfShape) stands for itself. Scalars count, unless
+    other weights: then those of more than one element are its weights. A frontier value that is computed from named float
+    constants stands for those; one computed from none (weights made by ConstantOfShape) stands for itself. Scalars count, unless
     their name is one that exporters give to literals. Linear in nodes.
     """
     order = graph.nodes()
@@ -94,7 +94,8 @@ def _uses(node: Node) -> list[tuple[Value, _Use]]:
     definition = opdef(node.op)
     steps = Trait.ZERO in definition.traits
     operands = [*enumerate(node.inputs), *((-1, v) for v in node.captures)]
-    return [(v, _Use(node, steps or slot in definition.settings)) for slot, v in operands if v is not None and v.type.dtype.is_float]
+    return [(v, _Use(node, steps or slot in definition.settings))
+            for slot, v in operands if v is not None and v.type.dtype.is_float]
 
 
 def _is_literal_weight(value: Value, use: _Use) -> bool:

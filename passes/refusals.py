@@ -50,8 +50,9 @@ def check_zero(graph: Graph, wrt: Sequence[Value], of: Sequence[Value]) -> None:
     needed = ancestors(graph.nodes(), of)
     listing = "; ".join(f"{n.op} at {n.label!r}" for n in blocked[:10])
     raise NotDifferentiableError(
-        f"every path from {names_of([x for x in wrt if x in needed])} to {names_of(of)} crosses integer or piecewise-constant operators "
-        f"({listing}): the derivative is zero. Ask for others only, or let zero='allow' (--zero allow) give zeros.", code="zero")
+        f"every path from {names_of([x for x in wrt if x in needed])} to {names_of(of)} crosses integer or piecewise-constant "
+        f"operators ({listing}): the derivative is zero. Ask for others only, or let zero='allow' (--zero allow) give zeros.",
+        code="zero")
 
 
 def names_of(values: Sequence[Value]) -> str:

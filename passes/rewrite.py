@@ -276,24 +276,18 @@ class _Driver:
 
     def is_held(self, root: Node, result: Any, made: Sequence[Node]) -> bool:
         """Return whether a pinned output of the root would give way to a value that was there before."""
-        if not is_pinned(self.graph, root):
-            return False
-        results = list(result) if isinstance(result, (tuple, list)) else [result]
-        fresh = {v for n in made for v in n.results}
-        return any(old is not None and old.name in self.graph.pinned and new not in fresh
-                   for old, new in zip(root.outputs, results, strict=False))
+        return is_pinned(self.graph, root) and any(
+            old.name in self.graph.pinned for old, _ in _given_way(root, result, made))
 
     def says_less(self, rule: Rule, root: Node, result: Any, made: Sequence[Node]) -> bool:
         """Return whether an output of the graph would be a value of a less precise type, which cannot be made more so.
 
         A loop without iterations has nothing but the types of its body to tell the extents of what it stacks.
         """
-        results = list(result) if isinstance(result, (tuple, list)) else [result]
-        fresh = {v for n in made for v in n.results}
-        return any(old is not None and isinstance(new, Value) and new not in fresh
-                   and (new.producer.op == INPUT or new.type.rank != old.type.rank)
-                   and any(u.op == OUTPUT for u in old.uses.values()) and new.type != _merged(rule, root, old.type, new.type)
-                   for old, new in zip(root.outputs, results, strict=False))
+        return any(
+            isinstance(new, Value) and (new.producer.op == INPUT or new.type.rank != old.type.rank)
+            and any(u.op == OUTPUT for u in old.uses.values()) and new.type != _merged(rule, root, old.type, new.type)
+            for old, new in _given_way(root, result, made))
 
     def commit(self, b: RewriteBuilder, rule: Rule, match: Match, result: Any) -> None:
         self.recent.append(rule.name)
@@ -303,7 +297,7 @@ class _Driver:
             raise PassError(f"rewriting does not come to an end; still firing: {firing}", code="fixpoint",
                             where=describe(match.root))
         root = match.root
-        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        results = _listed(result)
         around: dict[Node, None] = {}
         operands = [v for n in match.nodes for v in n.operands]
         adopted: set[Value] = set()
@@ -352,6 +346,17 @@ class _Driver:
                 self.push(node)
             single = [v for n in level for v in n.results if len(v.uses) == 1]
             level = list(dict.fromkeys(n for v in single for n in v.uses.values()))
+
+
+def _listed(result: Any) -> list[Any]:
+    """Return what a rule gave as one item per output of its root."""
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def _given_way(root: Node, result: Any, made: Sequence[Node]) -> list[tuple[Value, Any]]:
+    """Return the outputs of a root for which something stands that was not made for them, each with that."""
+    fresh = {v for n in made for v in n.results}
+    return [(old, new) for old, new in zip(root.outputs, _listed(result), strict=False) if old is not None and new not in fresh]
 
 
 def _checked(rule: Rule, root: Node, old: Value, new: Any) -> Value:

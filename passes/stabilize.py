@@ -232,7 +232,8 @@ def _magnitude(b: RewriteBuilder, value: Value) -> Value | None:
         total = b.made_by(inner, "Add")
         terms = () if total is None else (total.input(0), total.input(1))
         powers = [e for v in terms if (e := b.made_by(v, "Exp")) is not None]
-        if len(powers) != 1 or not any(v.constant is not None and v.constant.size == 1 and v.constant.item() == 1 for v in terms):
+        if len(powers) != 1 or not any(v.constant is not None and v.constant.size == 1 and v.constant.item() == 1
+                                       for v in terms):
             return None
         inner = powers[0].input(0)
     negated = b.made_by(inner, "Neg")

@@ -34,7 +34,8 @@ def tangent(
 
     Forward accumulation: y_dot = sum over the inputs x of (dy/dx) x_dot. Returns one value per entry of ``of``, of
     exactly its type, or None where it does not depend on any x. Raises NotDifferentiableError like ``adjoint``,
-    and where a path crosses a node with an adjoint rule of its own, whose tangent nobody gave. ``bodies`` differentiates subgraphs.
+    and where a path crosses a node with an adjoint rule of its own, whose tangent nobody gave. ``bodies`` differentiates
+    subgraphs.
     """
     wrt = [x for x, _ in pairs]
     order, beside = expand_for_derivative(graph, wrt, of, forward=True)

@@ -97,7 +97,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _pipeline(arguments: argparse.Namespace, found: str | None) -> str:
-    text = found if found is not None else arguments.passes if arguments.passes is not None else LEVELS[2 if arguments.level is None else arguments.level]
+    level = LEVELS[2 if arguments.level is None else arguments.level]
+    text = next((given for given in (found, arguments.passes) if given is not None), level)
     stages = PassManager(text).stages
     known = {stage.name for stage in stages}
     for name in arguments.skip:

@@ -32,7 +32,8 @@ def sample_inputs(
 ) -> tuple[dict[str, Array], list[str]]:
     """Return an array for each input, and the named dims that were assumed to be 1; nothing if all inputs are ``given``.
 
-    Some and not others is an InputError: a forgotten input is not made up. Floats are standard normal, integers 0 or 1, the same for the same seed. A named dim has one extent everywhere.
+    Some and not others is an InputError: a forgotten input is not made up. Floats are standard normal, integers 0 or 1, the
+    same for the same seed. A named dim has one extent everywhere.
     """
     known = {v.name for v in graph.inputs}
     for name in shapes:

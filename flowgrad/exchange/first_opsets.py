@@ -25,7 +25,8 @@ def _at_axis(b: ImportBuilder, call: ImportedNode, value: Value, axis: int) -> V
     """Return ``value`` with axes of extent 1 behind, so that its first one lies at ``axis`` of the first input."""
     rank, own = call.input(0).type.rank, value.type.rank
     if rank is None or own is None:
-        raise UnsupportedError(f"{call.op} of opset {call.version} with operands of unknown rank", code="rank", where=call.label)
+        raise UnsupportedError(f"{call.op} of opset {call.version} with operands of unknown rank", code="rank",
+                               where=call.label)
     behind = rank - (axis % rank if rank else 0) - own
     if behind < 0:
         raise ValidationError(f"{value!r} does not fit at axis {axis} of {call.input(0)!r}", code="shape", where=call.label)
@@ -56,7 +57,8 @@ def batch_normalization_mode(b: ImportBuilder, call: ImportedNode) -> None:
 def dropout_mode(b: ImportBuilder, call: ImportedNode) -> None:
     """An attribute said whether anything is dropped."""
     if not call.take("is_test", 0):
-        raise UnsupportedError(f"Dropout of opset {call.version} in training mode (is_test=0)", code="attribute", where=call.label)
+        raise UnsupportedError(f"Dropout of opset {call.version} in training mode (is_test=0)", code="attribute",
+                               where=call.label)
 
 
 @before(7, "GRU", "LSTM", "RNN")

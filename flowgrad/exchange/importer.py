@@ -359,7 +359,8 @@ class Importer:
         for declared in frame.region.declared.get(name, ()):
             conflict = refine(frame.b.graph, value, declared, trusted=self.own_names)
             if conflict and self.strict:
-                raise ValidationError(f"{conflict}; without strict, what the operators say counts", code="shape", where=value.name)
+                raise ValidationError(f"{conflict}; without strict, what the operators say counts", code="shape",
+                                      where=value.name)
             if conflict:
                 self.note(f"{conflict}: what the operators say counts")
 

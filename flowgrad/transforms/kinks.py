@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.graph import CONSTANT, LITERAL, Graph, Node
+from flowgrad.ir.graph import LITERAL, Graph, Node
 from flowgrad.ir.infer import describe
 from flowgrad.ir.names import quote
 from flowgrad.ir.ops.registry import opdef
@@ -52,7 +52,7 @@ def kinks(model: Model, feeds: Mapping[str, Any] | None = None, *, stabilize: bo
 
 def _masked(graph: Graph) -> dict[Node, str]:
     """Let a graph tell instead of its outputs where its nodes are at kinks; return the names of these outputs by node."""
-    given = [*graph.inputs, *(v for v in graph.constants if v.producer.op == CONSTANT and v.producer.role != LITERAL)]
+    given = [*graph.inputs, *(v for v in graph.constants if v.producer.role != LITERAL)]
     sources = [v for v in given if v.type.dtype.is_float]
     nodes = path_nodes(graph.nodes(), sources, graph.outputs)
     for entry in graph.output_entries:

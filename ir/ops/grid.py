@@ -47,8 +47,8 @@ def _(node: Node) -> Type:
     """[N, (D,) H, W, 2 or 3]: the size without its channels."""
     theta, count = node.input(0).type, known_length(node.input(1))
     if count not in (None, 4, 5) or theta.rank not in (None, 3):
-        raise ValidationError(f"AffineGrid takes matrices and a size of 4 or 5 numbers, got {theta!r} and {count}", code="shape",
-                              where=node.label)
+        raise ValidationError(f"AffineGrid takes matrices and a size of 4 or 5 numbers, got {theta!r} and {count}",
+                              code="shape", where=node.label)
     axes = _axes(node)
     if axes is None:
         return Type(theta.dtype, None)

@@ -12,6 +12,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import select
 from flowgrad.ir.ops.operands import (
+    END,
     divided,
     extents,
     joined,
@@ -22,7 +23,6 @@ from flowgrad.ir.ops.operands import (
     sum_of,
     unknown_ranks,
 )
-from flowgrad.ir.ops.reduction import END
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
 from flowgrad.ir.support import is_zero, moved
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type

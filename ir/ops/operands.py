@@ -12,6 +12,9 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.types import UNKNOWN, DimLike, Shape, Type
 
+END = 2**62
+"""Where a slice ends that takes all there is; ``-END`` for one that runs backward."""
+
 
 def known_dims(value: Value | None) -> list[DimLike] | None:
     """Return the entries of a small integer value as integers and dims, or None where only the run can tell."""

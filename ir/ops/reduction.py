@@ -11,6 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.ops.operands import (
+    END,
     divided,
     expand_to,
     extents,
@@ -29,9 +30,6 @@ from flowgrad.ir.support import summed
 from flowgrad.ir.types import INT64, UNKNOWN, Type
 
 Axes = tuple[int, ...] | None
-
-END = 2**62
-"""Where a slice ends that takes all there is."""
 
 
 def reduced_axes(axes: Array | None, noop_with_empty_axes: int) -> Axes:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.control.loop_layout import Layout, layout_of
-from flowgrad.ir.ops.operands import inverse_of, moved_first
+from flowgrad.ir.ops.operands import END, inverse_of, moved_first
 from flowgrad.ir.types import BOOL, INT64, Type
-
-FIRST = -(2**62)
-"""Where a slice that runs backward ends: before the first element, whatever the length."""
 
 
 def scan_as_loop(b: Builder, node: Node) -> tuple[Value | None, ...]:
@@ -59,7 +56,7 @@ def _loop_body(node: Node, layout: Layout, rows: list[Value], last: Value | None
 def _placed(b: Builder, value: Value, axis: int, backward: int) -> Value:
     """Return stacked slices turned round if ``backward``, their first axis moved to ``axis``."""
     if backward:
-        value = b.Slice(value, [-1], [FIRST], [0], [-1])
+        value = b.Slice(value, [-1], [-END], [0], [-1])
     if axis == 0:
         return value
     rank = len(value.shape)

@@ -10,11 +10,8 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Node, Value
 from flowgrad.ir.ops.convolution.window import SAME, spatial_tuple, split_pads
-from flowgrad.ir.ops.operands import divided, known_ints, moved_first, ramp
+from flowgrad.ir.ops.operands import END, divided, known_ints, moved_first, ramp
 from flowgrad.ir.ops.registry import attr
-
-FAR = 2**62
-"""An end that no axis reaches."""
 
 LISTED = 2**16
 """Up to so many numbers a range is a constant, else a node."""
@@ -30,7 +27,7 @@ def vector_tail(b: Builder, x: Value) -> Value:
 def shape_tail(b: Builder, shape: Value) -> Value:
     """Return the spatial entries of a shape vector."""
     known = known_ints(shape)
-    return b.ints(known[2:]) if known is not None else b.Slice(shape, [2], [FAR])
+    return b.ints(known[2:]) if known is not None else b.Slice(shape, [2], [END])
 
 
 @dataclass
@@ -161,7 +158,7 @@ def _pointwise_weights(b: Builder, slide: Slide, x: Value, y_bar: Value, w_shape
     """Return w_bar of a kernel of one tap: one matrix product, where runtimes are slow at a kernel as large as the image."""
     if any(s > 1 for s in slide.strides):
         axes = list(range(2, slide.rank + 2))
-        x = b.Slice(x, [0] * slide.rank, [FAR] * slide.rank, axes, list(slide.strides))
+        x = b.Slice(x, [0] * slide.rank, [END] * slide.rank, axes, list(slide.strides))
     left, right = (b.Reshape(_channels_first(b, v, 1), [v.shape[1], -1]) for v in (y_bar, x))
     return b.Reshape(b.Gemm(left, right, transB=1), w_shape, allowzero=1)
 
