@@ -58,6 +58,7 @@ class _Folder:
         self.known: dict[Value, Array] = {}  # what folded nodes computed and somebody still needs
         self.weights: set[Value] = set()  # those of them that come from an initializer
         self.left: dict[Value, int] = {}
+        self.several: dict[Value, bool] = {}  # weights seen, and whether they are shared: counting users takes time
         self.folded: list[Node] = []
         self.limits = folding_limits(graph.limits)
         self.rng = np.random.default_rng(0)
@@ -78,10 +79,10 @@ class _Folder:
             return None
         if is_known(node):
             return None if is_random(node) else [None if v is None else _static_value(v) for v in node.outputs]
-        if not self.shared and any(self.is_shared_weight(v) for v in node.inputs):
-            return None
         operands = [None if v is None else self.array(v) for v in node.inputs]
         if node.captures or any(a is None and v is not None for a, v in zip(operands, node.inputs, strict=True)):
+            return None
+        if not self.shared and any(self.is_shared_weight(v) for v in node.inputs):
             return None
         if is_random(node) or not self.is_worth_it(node, operands):
             return None
@@ -100,7 +101,11 @@ class _Folder:
 
     def is_shared_weight(self, value: Value | None) -> bool:
         """Return whether a float that a user can name has other users than one."""
-        return value is not None and self.is_weight(value) and is_shared(value, apart_from=is_known)
+        if value is None or not self.is_weight(value):
+            return False
+        if value not in self.several:
+            self.several[value] = is_shared(value, apart_from=is_known)
+        return self.several[value]
 
     def is_worth_it(self, node: Node, operands: Sequence[Array | None]) -> bool:
         taken = sum(a.nbytes for a in operands if a is not None)
