@@ -18,11 +18,11 @@ from flowgrad.ir.graph import INITIALIZER, Graph, Value
 from flowgrad.ir.registry import scoped
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, Dim, Type
-from flowgrad.passes import available
+from flowgrad.passes import available, fold
 from flowgrad.passes.bisect import bisect
 from flowgrad.passes.check import CheckKind, compare, gradients
 from flowgrad.passes.differentiate import adjoint
-from flowgrad.passes.edits import fingerprint
+from flowgrad.passes.edits import fingerprint, is_shared
 from flowgrad.passes.hooks import Dump, PrintAfter, PrintAfterChange, PrintBefore, Reproducer, Statistics, Timing
 from flowgrad.passes.manager import DEFAULT_PIPELINE, PassManager, run_pass
 from flowgrad.passes.pipeline import format_pipeline, parse_pipeline
@@ -177,6 +177,19 @@ def test_fold_leaves_parameters_pinned_values_and_failures() -> None:
     assert sorted(n.op for n in graph.nodes()) == ["Div", "Exp", "Neg", "Sqrt"]
     with pytest.raises(RunError):
         evaluate(graph)
+
+
+def test_fold_counts_the_users_of_a_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting them at every user took time in the square of their number."""
+    graph = Graph("g")
+    b = Builder(graph)
+    weight = graph.add_constant(np.ones(2, np.float32), "w", "initializer")
+    for index in range(50):
+        graph.add_output(b.Exp(weight), f"y{index}")
+    counted: list[Value] = []
+    monkeypatch.setattr(fold, "is_shared", lambda value, **_: bool(counted.append(value)) or is_shared(value))
+    run_pass("fold", graph)
+    assert counted == [weight] and len(graph) == 50
 
 
 def test_fold_refuses_bombs_before_it_allocates() -> None:
