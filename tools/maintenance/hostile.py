@@ -1,7 +1,7 @@
 """``python -m flowgrad.tools.maintenance.hostile``: generated hostile files and mutants through every stage, within limits.
 
 Each file is loaded, printed, run, differentiated, exported, saved and loaded again, in worker processes. A violation is an
-error without a type, more than a second of processor time (and one for every 10 kB), more than 200 MB, a file opened
+error without a type, exit 70 at the command line, more than a second of processor time, more than 200 MB, a file opened
 elsewhere, or a torn save; it is printed with the class and the seed that make the file.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import io
 import json
 import os
 import resource
@@ -20,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +31,26 @@ import numpy as np
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.limits import Limits
 from flowgrad.model import Model, load
-from flowgrad.tools import files, samples
+from flowgrad.tools import cli, files, samples
 from flowgrad.tools.maintenance.hostile_files import CLASSES, FORMS, hostile_file
 from flowgrad.transforms.derivatives import vjp
 
 SECONDS, BYTES = 1.0, 200_000_000
-"""What one stage may take: processor time, and memory beyond what the process has taken before."""
+"""What one stage may take: processor time, and memory beyond what the stages of the file before it have taken."""
 
-LARGE = 10_000
-"""Every so many bytes of a file bring another second: work in proportion to the file is no fault."""
+COMMANDS = (("run",), ("inspect", "--nodes", "--params"), ("grad", "--vjp"), ("opt",), ("gradcheck",))
+"""What is done at the command line: with each file that loads one of them, by its seed."""
+
+REFUSED_COMMANDS = 25
+"""Of the files that do not load, one in so many goes through the command line as well."""
+
+INTERNAL_ERROR = 70
+"""What the command line returns for an error without a type."""
+
+MEMORY = "/dev/shm"
+"""Where the files lie if it is there: on a disk, making them takes longer than refusing them."""
+
+WARM = b"graph @warm (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Tanh(%x) }"
 
 HANGING = 20.0
 """After so many seconds without an answer a worker is ended, and the file it was at is a violation."""
@@ -49,42 +63,50 @@ LIMITS = Limits(
     expanded_nodes=10_000, dim=2**40, depth=16, function_depth=16, wall_seconds=0.8,
 )
 
-BATCH = 500
+BATCH = 20_000
+"""Files that one worker checks."""
 
 
 # ---- one file, in a worker ------------------------------------------------------------------------------------------------
 
 
 class Watch:
-    """Runs stages and notes their violations."""
+    """Runs stages on the files of ``folder`` and notes their violations, and the most that any has taken."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.found: list[str] = []
-        self.allowed = SECONDS
-        self.opened: list[str] = []
+        self.seconds, self.bytes, self.late = 0.0, 0, 0
+        self.opened: set[str] = set()
         self.watching = False
+        self.own = (str(folder), sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[2]), "/proc/self")
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.watching and event == "open" and isinstance(arguments[0], (str, bytes)):
-            self.opened.append(os.fsdecode(arguments[0]))
+            self.opened.add(os.fsdecode(arguments[0]))
+
+    def begin(self) -> None:
+        """Forget the file before, and the memory that it has taken."""
+        self.found, self.seconds, self.bytes, self.late = [], 0.0, 0, 0
+        Path("/proc/self/clear_refs").write_text("5")
 
     def stage(self, name: str, action: Callable[[], Any]) -> tuple[Any, bool]:
         """Return what ``action`` returns, and whether it came to its end."""
         memory, started = _peak(), time.process_time()
         result, done = None, False
-        self.opened, self.watching = [], True
+        self.opened, self.watching = set(), True
         try:
             result, done = action(), True
-        except FlowgradError:
-            pass
+        except FlowgradError as error:
+            self.late += error.code == "wall_seconds"
         except Exception as error:
             self.found.append(f"{name}: {type(error).__name__}: {str(error)[:200]} at {_place(error)}")
         finally:
             self.watching = False
         seconds, taken = time.process_time() - started, _peak() - memory
-        if seconds > self.allowed:
+        self.seconds, self.bytes = max(self.seconds, seconds), max(self.bytes, taken)
+        if seconds > SECONDS:
             self.found.append(f"{name}: {seconds:.1f} s")
         if taken > BYTES:
             self.found.append(f"{name}: {taken / 1e6:.0f} MB")
@@ -93,8 +115,7 @@ class Watch:
 
     def _is_foreign(self, path: str) -> bool:
         at = os.path.abspath(self.folder / path)
-        own = (str(self.folder), sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[2]), "/proc/self")
-        return not at.startswith(own) and not path.endswith((".py", ".pyc", ".so")) and "/" in path
+        return not at.startswith(self.own) and not path.endswith((".py", ".pyc", ".so")) and "/" in path
 
 
 def _peak() -> int:
@@ -109,9 +130,9 @@ def _place(error: BaseException) -> str:
     return last
 
 
-def check_file(kind: str, data: bytes, watch: Watch) -> str:
-    """Take a file through all stages; return how far it came."""
-    watch.allowed = SECONDS * (1 + len(data) // LARGE)
+def check_file(kind: str, data: bytes, watch: Watch, seed: int = 0) -> str:
+    """Take a file through all stages, and one command (by ``seed``); return how far it came."""
+    watch.begin()
     if kind == "npz":
         path = watch.folder / "case.npz"
         path.write_bytes(data)
@@ -119,6 +140,8 @@ def check_file(kind: str, data: bytes, watch: Watch) -> str:
     path = watch.folder / "case.onnx"
     path.write_bytes(data)
     model, done = watch.stage("load", lambda: load(path, limits=LIMITS))
+    if done or seed % REFUSED_COMMANDS == 0:
+        _check_command(COMMANDS[seed % len(COMMANDS)], path, watch)
     if not done:
         return "refused"
     watch.stage("print", lambda: str(model))
@@ -137,6 +160,14 @@ def made_inputs(model: Model) -> dict[str, Any]:
     return samples.sample_inputs(model.graph, 0, {}, {})[0]
 
 
+def _check_command(command: Sequence[str], path: Path, watch: Watch) -> None:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code, _ = watch.stage(command[0], lambda: cli.main([command[0], str(path), *command[1:]]))
+    if code == INTERNAL_ERROR:
+        watch.found.append(f"{command[0]}: exit {code}: {said.getvalue()[-200:]}")
+
+
 def _check_save(model: Model, watch: Watch) -> None:
     path = watch.folder / "saved.msgpack"
     before = path.read_bytes() if path.exists() else b""
@@ -153,7 +184,8 @@ def _check_save(model: Model, watch: Watch) -> None:
 def work(kind: str, first: int, count: int) -> None:
     """Check files ``first`` to ``first + count``; print a line of JSON before each, and for each what was found."""
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as name:
+    setattr(Limits, "default", lambda: LIMITS)  # noqa: B010 (the command line has no option for limits)
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.path.isdir(MEMORY) else None) as name:
         watch = Watch(Path(name))
         hostile_file(kind, 0)
         _warm_up(watch)
@@ -161,16 +193,19 @@ def work(kind: str, first: int, count: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + SPACE, used + SPACE))
         for seed in range(first, first + count):
             print(json.dumps({"at": seed}), flush=True)
-            watch.found = []
-            came = check_file(kind, hostile_file(kind, seed), watch)
-            print(json.dumps({"done": seed, "came": came, "found": watch.found}), flush=True)
+            came = check_file(kind, hostile_file(kind, seed), watch, seed)
+            print(json.dumps({"done": seed, "came": came, "seconds": watch.seconds, "bytes": watch.bytes, "late": watch.late,
+                              "found": watch.found}), flush=True)
 
 
 def _warm_up(watch: Watch) -> None:
     """Import and compute what is done once for all."""
     for kind in ("protobuf", "npz"):
-        for seed in range(3):
-            check_file(kind, hostile_file(kind, -1 - seed), watch)
+        for seed in range(5):
+            check_file(kind, hostile_file(kind, -1 - seed), watch, seed)
+    check_file("text", WARM, watch)
+    for command in COMMANDS:
+        _check_command(command, watch.folder / "case.onnx", watch)
     rows = np.ones((64, 64), np.float32)
     rows @ rows
 
@@ -194,37 +229,46 @@ class Worker:
             self.process.stdout.close()
 
 
-Result = tuple[str, int, str, list[str]]
+@dataclass(frozen=True)
+class Result:
+    """What became of a file: how far it came, the most that a stage took, stages that ended late, violations."""
+
+    seed: int
+    came: str
+    found: list[str]
+    seconds: float = 0.0
+    bytes: int = 0
+    late: int = 0
 
 
 def results(kind: str, first: int, count: int, end: float) -> Iterator[Result]:
-    """Yield (kind, seed, how far, violations) for files of a kind; a worker that dies or hangs is replaced."""
+    """Yield results for files of a kind; a worker that dies or hangs is replaced."""
     while count > 0 and time.monotonic() < end:
         worker = Worker(kind, first, min(BATCH, count))
         done = 0
-        for seed, came, found in _heard(worker, end):
-            done = seed - first + 1
-            yield kind, seed, came, found
+        for result in _heard(worker, end):
+            done = result.seed - first + 1
+            yield result
         worker.end()
         first, count = first + done, count - done
 
 
-def _heard(worker: Worker, end: float) -> Iterator[tuple[int, str, list[str]]]:
+def _heard(worker: Worker, end: float) -> Iterator[Result]:
     """Yield what a worker says of each file, until it is through, time is over, or it dies."""
     at: int | None = None
     for line in _lines(worker, end):
         if line is None:
-            yield (worker.first if at is None else at), "hung", [f"no answer within {HANGING:.0f} s"]
+            yield Result(worker.first if at is None else at, "hung", [f"no answer within {HANGING:.0f} s"])
             return
         said = json.loads(line)
         at = said.get("at")
         if "done" in said:
-            yield said["done"], said["came"], said["found"]
+            yield Result(said.pop("done"), **said)
     if time.monotonic() >= end:
         return
     code = worker.process.wait()
     if at is not None:
-        yield at, "died", [f"the process ended with {code}"]
+        yield Result(at, "died", [f"the process ended with {code}"])
     elif code:
         raise RuntimeError(f"a worker for {worker.kind} did not start")
 
@@ -250,6 +294,24 @@ def _lines(worker: Worker, end: float) -> Iterator[bytes | None]:
             yield from whole
 
 
+def _report(kind: str, done: Iterator[Result]) -> int:
+    """Print violations as they come, and what became of all files; return how many have violations."""
+    came: collections.Counter[str] = collections.Counter()
+    bad = late = most = 0
+    seconds, started = 0.0, time.monotonic()
+    for result in done:
+        came[result.came] += 1
+        bad += bool(result.found)
+        late += result.late
+        seconds, most = max(seconds, result.seconds), max(most, result.bytes)
+        for text in result.found:
+            print(f"{kind} {result.seed}  {text!r}", flush=True)
+    counts = ", ".join(f"{n} {far}" for far, n in sorted(came.items()))
+    print(f"{kind:12} {sum(came.values()):7} files: {counts or 'none'}; {bad} violations; at most {seconds:.2f} s and "
+          f"{most / 1e6:.0f} MB; {late} stages ended by wall_seconds; {time.monotonic() - started:.0f} s", flush=True)
+    return bad
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Check hostile files and return 1 if there was a violation."""
     known = [*CLASSES, *FORMS]
@@ -271,16 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = time.monotonic() + 60 * given.minutes
     violations = 0
     for kind in kinds:
-        came: collections.Counter[str] = collections.Counter()
-        bad = 0
-        for _, seed, far, found in results(kind, given.seed, given.files, end):
-            came[far] += 1
-            bad += bool(found)
-            for text in found:
-                print(f"{kind} {seed}  {text!r}", flush=True)
-        violations += bad
-        counts = ", ".join(f"{n} {far}" for far, n in sorted(came.items()))
-        print(f"{kind:12} {sum(came.values()):7} files: {counts or 'none'}; {bad} violations", flush=True)
+        violations += _report(kind, results(kind, given.seed, given.files, end))
     return 1 if violations else 0
 
 
