@@ -424,8 +424,8 @@ class Graph:
         if self._dag is not None:
             self._dag.remove_edges_from([(source.key, key, slot) for key, slot in old.uses])
             self._dag.add_edges_from([(target.key, key, slot, {"value": old}) for key, slot in old.uses])
-        source.outputs = tuple(None if v is old else v for v in source.outputs)
-        target.outputs = tuple(old if v is new else v for v in target.outputs)
+        source.outputs = (*source.outputs[: old.index], None, *source.outputs[old.index + 1 :])
+        target.outputs = (*target.outputs[: new.index], old, *target.outputs[new.index + 1 :])
         old.producer, old.index = target, new.index
         old.symbolic = old.symbolic if new.symbolic is None else new.symbolic
         self.values.pop(new.name, None)
@@ -564,8 +564,12 @@ class Graph:
     # ---- copying ----------------------------------------------------------------------------------------------------
 
     @bulk
-    def copy(self) -> Graph:
-        """Return an independent copy with the same keys, names and origins; constant arrays are shared."""
+    def copy(self, *, deep: bool = True) -> Graph:
+        """Return an independent copy with the same keys, names and origins; constant arrays are shared.
+
+        Unless ``deep``, its nodes hold the very subgraphs of this one: the caller sees to it that in the end each is
+        held once. Copying them at every level of nesting would cost their size times their depth.
+        """
         other = Graph(self.name, self.limits)
         other.metadata = dict(self.metadata)
         other.origins = list(self.origins)
@@ -573,7 +577,7 @@ class Graph:
         mapping: dict[Value, Value] = {}
         order = self.nodes()
         for node in (*self._inputs.values(), *self._constants.values(), *order, *self._outputs.values()):
-            _twin(other, node, mapping)
+            _twin(other, node, mapping, deep)
         for table in ("_inputs", "_outputs", "_constants"):
             mine: dict[int, Node] = getattr(self, table)
             setattr(other, table, {key: other.entries[key] for key in mine})
@@ -585,7 +589,7 @@ class Graph:
         return other
 
 
-def _twin(graph: Graph, node: Node, mapping: dict[Value, Value]) -> None:
+def _twin(graph: Graph, node: Node, mapping: dict[Value, Value], deep: bool) -> None:
     """Add a node like ``node``, whose operands ``mapping`` knows, and note its outputs there."""
     twin = Node(node.key, node.op)
     twin.attributes, twin.metadata = dict(node.attributes), dict(node.metadata)
@@ -593,7 +597,7 @@ def _twin(graph: Graph, node: Node, mapping: dict[Value, Value]) -> None:
     twin.adjoint_rule = node.adjoint_rule
     graph.entries[twin.key] = twin
     if node.subgraphs:
-        graph._own(twin, {name: sub.copy() for name, sub in node.subgraphs.items()})
+        graph._own(twin, {name: sub.copy() if deep else sub for name, sub in node.subgraphs.items()})
     twin.inputs = tuple([v and mapping[v] for v in node.inputs])
     if node.captures:
         twin.captures = tuple([mapping[v] for v in node.captures])

@@ -72,7 +72,7 @@ class _Split:
     """The joint graph of a body and its adjoint on the way to being cut in two."""
 
     def __init__(self, body: Graph, captures: int, fixed_dims: Collection[str] | None) -> None:
-        self.joint = body.copy()
+        self.joint = body.copy(deep=False)  # what replaces ``body`` takes its subgraphs over
         self.formals = self.joint.inputs
         self.outputs = self.joint.outputs
         self.first_capture = len(self.formals) - captures
@@ -202,13 +202,15 @@ class _Split:
         order = [*(backward.value(v.name) for v in self.bars.values()), *self.source_inputs,
                  *(inputs[i] for i in captures)]
         backward.reorder_inputs(order)
+        forward = self._forward()
+        _separate(backward, forward)
         return BodyAdjoint(
-            self._forward(), backward, states, list(self.bars), list(self.sources.values()),
+            forward, backward, states, list(self.bars), list(self.sources.values()),
             [i - self.first_capture for i in captures], cotangents,
         )
 
     def _backward(self) -> tuple[Graph, dict[int, Value], dict[int, Value]]:
-        graph = self.joint.copy()
+        graph = self.joint.copy(deep=False)
         graph.name = f"{self.joint.name}_adjoint"
         entries = graph.entries
 
@@ -240,3 +242,10 @@ class _Split:
         for bar in self.bars.values():
             graph.remove(bar.producer)
         return graph
+
+
+def _separate(graph: Graph, other: Graph) -> None:
+    """Give ``graph`` subgraphs of its own in the nodes that ``other`` has, too."""
+    for node in graph.nodes():
+        if node.subgraphs and node.key in other.entries:
+            graph.set_subgraphs(node, {name: sub.copy() for name, sub in node.subgraphs.items()}, node.captures)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -299,6 +299,7 @@ class _Driver:
         root = match.root
         results = _listed(result)
         around: dict[Node, None] = {}
+        made_nodes = set(b.made)
         operands = [v for n in match.nodes for v in n.operands]
         adopted: set[Value] = set()
         survivors: dict[Value, Value] = {}  # a value may stand for several outputs, and gives way to the first of them
@@ -306,7 +307,7 @@ class _Driver:
             if old is not None:
                 around.update(dict.fromkeys(old.uses.values()))
                 checked = _checked(rule, root, old, new)
-                survivors[checked] = replace_value(self.graph, old, survivors.get(checked, checked), b.made, adopted)
+                survivors[checked] = replace_value(self.graph, old, survivors.get(checked, checked), made_nodes, adopted)
         if len(results) < len(root.outputs) and not is_dead(self.graph, root):
             raise PassError(f"rule {rule.name} replaced {len(results)} of {len(root.outputs)} outputs", code="rule",
                             where=describe(root))
@@ -381,7 +382,7 @@ def _carry_names(root: Node, made: Sequence[Node]) -> None:
         last.metadata = {**root.metadata, **last.metadata}
 
 
-def replace_value(graph: Graph, old: Value, new: Value, made: Sequence[Node] = (), adopted: set[Value] | None = None
+def replace_value(graph: Graph, old: Value, new: Value, made: Collection[Node] = (), adopted: set[Value] | None = None
                   ) -> Value:
     """Let ``new`` stand for ``old`` everywhere; returns the value that survives.
 
@@ -390,7 +391,7 @@ def replace_value(graph: Graph, old: Value, new: Value, made: Sequence[Node] = (
     Otherwise users of ``old`` turn to ``new``.
     """
     taken = set() if adopted is None else adopted
-    is_fresh = any(new.producer is n for n in made) and new not in taken
+    is_fresh = new.producer in made and new not in taken
     if is_fresh or (_gives_name(old, new) and new.name not in graph.pinned):
         merged = merge_types(old.type, new.type)
         graph.adopt(old, new)

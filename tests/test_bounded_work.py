@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from flowgrad.ir.types import FLOAT32, INT64, UNKNOWN, Dim, Type
 from flowgrad.ir.unpack import unpack
 from flowgrad.ir.verify import verify
 from flowgrad.model import Model, load
-from tests.onnx_models import model
+from tests.onnx_models import info, model
 
 SECONDS, BYTES = 6.0, 50_000_000
 """Counting memory makes everything several times slower; what is guarded against takes minutes."""
@@ -280,3 +281,97 @@ def test_kernels_without_a_bound_are_refused(op: str, attributes: dict[str, list
     proto = model([helper.make_node(op, ["x"], ["y"], **given)], {"x": (1, 3, 32, 32)}, ["y"])
     with cheap(), pytest.raises(ValidationError, match="taps"):
         load(proto)
+
+
+# ---- bodies ---------------------------------------------------------------------------------------------------------------
+
+
+def nested_ifs(depth: int) -> onnx.ModelProto:
+    """Ifs in both branches of Ifs: 2 ** depth of them."""
+    def body(level: int) -> onnx.GraphProto:
+        name = f"r{level}"
+        inner = [helper.make_node("Tanh", ["x"], [name])]
+        if level:
+            inner = [helper.make_node("If", ["flag"], [name], then_branch=body(level - 1), else_branch=body(level - 1))]
+        return helper.make_graph(inner, "b", [], [info(name, None)])
+
+    node = helper.make_node("If", ["flag"], ["y"], then_branch=body(depth), else_branch=body(depth))
+    return model([node], {"x": (2,)}, ["y"], initializers={"flag": np.asarray(True)})
+
+
+def wide_loop(states: int) -> onnx.ModelProto:
+    """A Loop of many states and as many scan outputs."""
+    names = [f"b{i}" for i in range(states)]
+    body = helper.make_graph(
+        [*(helper.make_node("Tanh", [f"a{i}"], [names[i]]) for i in range(states)), helper.make_node("Identity", ["c"], ["d"])],
+        "body", [info("i", (), onnx.TensorProto.INT64), info("c", (), onnx.TensorProto.BOOL),
+                 *(info(f"a{i}", None) for i in range(states))],
+        [info("d", (), onnx.TensorProto.BOOL), *(info(n, None) for n in [*names, *names])])
+    outputs = [f"y{i}" for i in range(2 * states)]
+    return model([helper.make_node("Loop", ["m", "", *["x"] * states], outputs, body=body)], {"x": (2,)}, outputs,
+                 initializers={"m": np.asarray(3)})
+
+
+def calls_of(function: str, module: str, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how often a function of a module is called in an action."""
+    count, real = 0, getattr(importlib.import_module(module), function)
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal count
+        count += 1
+        return real(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{function}", counted)
+        action()
+    return count
+
+
+def test_bodies_within_bodies_are_not_copied_at_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat, deep = load(nested_ifs(2)), load(nested_ifs(6))
+    copied = [calls_of("_twin", "flowgrad.ir.graph", lambda m=m: fg.vjp(m), monkeypatch) for m in (flat, deep)]  # type: ignore[misc]
+    assert copied[1] < 20 * copied[0]  # of sixteen times as many
+
+
+def test_a_body_that_is_needed_in_both_directions_is_held_once_in_each() -> None:
+    """An If that depends on captures alone is computed again by the backward part of a loop."""
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        return helper.make_graph([helper.make_node(op, ["w"], [name])], name, [], [info(name, None)])
+
+    body = helper.make_graph(
+        [helper.make_node("If", ["flag"], ["v"], then_branch=branch("t", "Tanh"), else_branch=branch("e", "Exp")),
+         helper.make_node("Mul", ["a", "v"], ["b"]), helper.make_node("Identity", ["c"], ["d"])],
+        "body", [info("i", (), onnx.TensorProto.INT64), info("c", (), onnx.TensorProto.BOOL), info("a", None)],
+        [info("d", (), onnx.TensorProto.BOOL), info("b", None)])
+    nodes = [helper.make_node("ReduceMax", ["w"], ["most"], keepdims=0), helper.make_node("Less", ["most", "one"], ["flag"]),
+             helper.make_node("Loop", ["m", "", "x"], ["y"], body=body)]
+    derived = fg.vjp(load(model(nodes, {"x": (2,), "w": (2,)}, ["y"], initializers={
+        "m": np.asarray(3), "one": np.asarray(1, np.float32)})))
+    held = [id(inner) for _, node in derived.graph.walk() for inner in node.subgraphs.values()]
+    assert len(held) == len(set(held)) > 4
+    x, w = np.array([1.0, 2.0], np.float32), np.array([0.5, -0.5], np.float32)
+    found = derived(x=x, w=w, y_grad=np.ones(2, np.float32))
+    assert np.allclose(found["x_grad"], np.tanh(w) ** 3, rtol=1e-6)
+    assert np.allclose(found["w_grad"], 3 * x * np.tanh(w) ** 2 * (1 - np.tanh(w) ** 2), rtol=1e-6)
+
+
+def test_a_loop_of_many_states_is_typed_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = [calls_of("_carried_type", "flowgrad.ir.ops.control.loop_layout", lambda m=load(wide_loop(n)): fg.vjp(m), monkeypatch)  # type: ignore[misc]
+             for n in (4, 40)]
+    assert typed[1] <= 10 * typed[0]
+    bound = [calls_of("_bind", "flowgrad.ir.ops.control.loop_layout", lambda m=load(wide_loop(n)): fg.vjp(m), monkeypatch)  # type: ignore[misc]
+             for n in (4, 40)]
+    assert bound[1] <= 12 * bound[0]
+
+
+def test_the_derivative_of_a_loop_without_states_is_exported() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Tanh", ["x"], ["b"]), helper.make_node("Identity", ["c"], ["d"])], "body",
+        [info("i", (), onnx.TensorProto.INT64), info("c", (), onnx.TensorProto.BOOL)],
+        [info("d", (), onnx.TensorProto.BOOL), info("b", None)])
+    loaded = load(model([helper.make_node("Loop", ["m", ""], ["y"], body=body)], {"x": (2,)}, ["y"],
+                        initializers={"m": np.asarray(3)}))
+    derived = fg.vjp(loaded)
+    x, y_grad = np.array([0.5, 1.0], np.float32), np.ones((3, 2), np.float32)
+    again = load(derived.to_onnx())(x=x, y_grad=y_grad)
+    assert np.array_equal(again["x_grad"], derived(x=x, y_grad=y_grad)["x_grad"])

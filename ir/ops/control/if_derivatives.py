@@ -15,7 +15,7 @@ from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.ops.control.loop_derivatives import takes_in_place
 from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, is_random, refuse
-from flowgrad.ir.types import Type, merge_types
+from flowgrad.ir.types import DType, Type, merge_types
 
 BRANCHES = ("then_branch", "else_branch")
 
@@ -107,7 +107,8 @@ class _Backward:
             place = {entry: self.before + p for p, entry in enumerate(own)}
             self.slots.append([place[entry] for entry in tapes[side]])
             other = [pair[1 - side] for pair in pairs]
-            filled = [mine or _add_filler(graph, theirs, whole) for mine, theirs in zip(own, other, strict=True)]
+            fillers = _Fillers(graph, whole)
+            filled = [mine or fillers.add(theirs) for mine, theirs in zip(own, other, strict=True)]
             graph.reorder_outputs([*graph.output_entries[: self.before], *filled])
         outer = self.b.graph
         outer.set_subgraphs(self.node, dict(zip(BRANCHES, graphs, strict=True)), self.node.captures)
@@ -171,17 +172,28 @@ def _paired(first: Sequence[Node], second: Sequence[Node]) -> list[tuple[Node | 
     return [*pairs, *((None, entry) for entry in second if entry not in taken)]
 
 
-def _add_filler(graph: Graph, like: Node | None, whole: bool) -> Node:
-    """Add an output in place of the tape ``like`` of the other branch."""
-    assert like is not None
-    type_ = like.input(0).type
-    zero = graph.add_constant(np.zeros((), type_.dtype.numpy))
-    if whole and type_.is_static:
-        shape: tuple[int, ...] = type_.static_shape
-    else:
-        shape = (0,) * (1 if type_.rank is None else type_.rank)
-    value = Builder(graph, prefix="filler").Expand(zero, list(shape)) if shape else zero
-    return graph.add_output(value, graph.unique_output_name(like.name))
+class _Fillers:
+    """Outputs that a branch gets in place of tapes of the other one: those of one type are one value."""
+
+    def __init__(self, graph: Graph, whole: bool) -> None:
+        self.graph = graph
+        self.whole = whole
+        self.made: dict[tuple[DType, tuple[int, ...]], Value] = {}
+
+    def add(self, like: Node | None) -> Node:
+        """Add an output in place of the tape ``like``."""
+        assert like is not None
+        type_ = like.input(0).type
+        if self.whole and type_.is_static:
+            shape: tuple[int, ...] = type_.static_shape
+        else:
+            shape = (0,) * (1 if type_.rank is None else type_.rank)
+        value = self.made.get((type_.dtype, shape))
+        if value is None:
+            zero = self.graph.add_constant(np.zeros((), type_.dtype.numpy))
+            value = Builder(self.graph, prefix="filler").Expand(zero, list(shape)) if shape else zero
+            self.made[type_.dtype, shape] = value
+        return self.graph.add_output(value, self.graph.unique_output_name(like.name))
 
 
 def _take_all(graph: Graph, present: Sequence[Value], captures: Sequence[Value]) -> None:
@@ -244,10 +256,10 @@ def _in_place(b: DerivativeBuilder, node: Node, graphs: dict[str, Graph], captur
               asked: Sequence[int]) -> list[Value]:
     graph = b.graph
     graph.set_subgraphs(node, graphs, captures)
-    made = []
+    made, types = [], infer(node)
     for index, k in enumerate(asked, count):
         y = node.optional_output(k)
-        type_ = infer(node)[index] if y is None else y.type
+        type_ = types[index] if y is None else y.type
         assert type_ is not None
         name = graph.unique_name(f"{node.label if y is None else y.name}_dot")
         made.append(graph.set_output(node, index, name, type_))

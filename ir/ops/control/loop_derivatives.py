@@ -110,7 +110,7 @@ class _BackwardScan:
             return bar
         value = self.node.optional_output(state)
         if value is None:
-            value = self._add_node_output(state)
+            (value,) = self._add_node_outputs([(state, "state")])
         return self.b.zero(value)
 
     def _accumulator(self, place: int, x: Value) -> Value:
@@ -170,20 +170,22 @@ class _BackwardScan:
             self._pad_attribute("scan_output_axes", self.layout.output_axes, len(forward.outputs))
         if added and self.layout.output_directions:
             self._pad_attribute("scan_output_directions", self.layout.output_directions, len(forward.outputs))
-        for position, entry in enumerate(added, before - self.layout.lead_outputs):
-            self._add_node_output(position, entry.name)
+        self._add_node_outputs([(position, entry.name) for position, entry in enumerate(added, before - self.layout.lead_outputs)])
 
     def _pad_attribute(self, name: str, given: Sequence[int], outputs: int) -> None:
         padded = (*given, *[0] * (outputs - self.layout.states - len(given)))
         self.b.graph.set_attributes(self.node, {**self.node.attributes, name: padded})
 
-    def _add_node_output(self, index: int, name: str = "state") -> Value:
-        graph = self.b.graph
-        type_ = infer(self.node)[index]
-        assert type_ is not None
-        value = graph.set_output(self.node, index, graph.unique_name(f"{self.node.label}_{name}"), type_)
-        self.b.residuals.append(value)
-        return value
+    def _add_node_outputs(self, wanted: Sequence[tuple[int, str]]) -> list[Value]:
+        """Let the forward node return its outputs with these indices, too, under these names."""
+        graph, made = self.b.graph, []
+        types = infer(self.node)
+        for index, name in wanted:
+            type_ = types[index]
+            assert type_ is not None
+            made.append(graph.set_output(self.node, index, graph.unique_name(f"{self.node.label}_{name}"), type_))
+        self.b.residuals += made
+        return made
 
     def _scan(self, places: Sequence[int], initial: Sequence[Value], streams: Sequence[Stream],
               scanned: Sequence[int], operands: dict[int, Value]) -> dict[int, Value]:
@@ -333,8 +335,12 @@ class _WithTangents:
         split = self.layout.states
         blank: list[Value | None] = [None] * len(self.states)
         graph.arrange_outputs(self.node, [*old[:split], *blank, *old[split:], *[None] * len(self.stacked)])
+        types = infer(self.node)
         for index, like in self._new_outputs(old):
-            self._add_output(index, like)
+            type_ = types[index] if like is None else like.type
+            assert type_ is not None
+            name = graph.unique_name(f"{like.name if like is not None else self.node.label}_dot")
+            self.b.residuals.append(graph.set_output(self.node, index, name, type_))
         return list(self.node.outputs)
 
     def _new_outputs(self, old: Sequence[Value | None]) -> list[tuple[int, Value | None]]:
@@ -342,13 +348,6 @@ class _WithTangents:
         states = [(split + p, old[k]) for p, k in enumerate(self.states)]
         after = len(old) + len(self.states)
         return [*states, *((after + p, old[o - self.layout.lead_outputs]) for p, o in enumerate(self.stacked))]
-
-    def _add_output(self, index: int, like: Value | None) -> None:
-        graph = self.b.graph
-        type_ = infer(self.node)[index]
-        assert type_ is not None
-        name = graph.unique_name(f"{like.name if like is not None else self.node.label}_dot")
-        self.b.residuals.append(graph.set_output(self.node, index, name, type_ if like is None else like.type))
 
     def _apart(self, inputs: Sequence[Value | None], captures: Sequence[Value], attributes: dict[str, Any]
                ) -> list[Value | None]:

@@ -129,15 +129,15 @@ def _outward_dim(dim: DimLike, env: Bindings) -> DimLike:
 def invariant_bindings(node: Node) -> dict[str, DimLike]:
     """Return what the named dims of the body are outside, for those that are the same in every iteration."""
     layout, body = layout_of(node), node.subgraphs["body"]
-    formals = len(body.inputs) - len(node.captures)
-    env = dim_bindings(body.inputs[formals:], node.captures)
+    formals, results = body.inputs, body.outputs
+    env = dim_bindings(formals[len(formals) - len(node.captures):], node.captures)
     for k in range(layout.scan_inputs):
         outer = node.input(layout.states + k).type.shape
         if outer is not None and outer:
             axis = layout.input_axis(k) % len(outer)
-            _bind(env, body.inputs[layout.first_scan_input + k].type, (*outer[:axis], *outer[axis + 1 :]))
+            _bind(env, formals[layout.first_scan_input + k].type, (*outer[:axis], *outer[axis + 1 :]))
     for formal_index, output_index in layout.links:
-        formal, after = body.inputs[formal_index].type, body.outputs[output_index].type
+        formal, after = formals[formal_index].type, results[output_index].type
         initial = node.input(formal_index).type.shape
         if formal.shape is None or after.shape is None or initial is None:
             continue
@@ -159,11 +159,14 @@ def slice_type(type_: Type, axis: int) -> Type:
     return type_.with_shape(tuple(d for i, d in enumerate(type_.shape) if i != axis % rank))
 
 
-def carried_type(node: Node, state: int, env: Bindings) -> Type:
-    """Return the type of a state after the run: what its initial value and what the body returns agree on."""
-    layout, body = layout_of(node), node.subgraphs["body"]
-    formal_index, output_index = layout.links[state]
-    initial, after = node.input(formal_index).type, body.outputs[output_index].type
+def carried_types(node: Node, env: Bindings) -> list[Type]:
+    """Return the types of the states after the run: what their initial values and what the body returns agree on."""
+    results = node.subgraphs["body"].outputs
+    return [_carried_type(node, k, node.input(formal).type, results[output].type, env)
+            for k, (formal, output) in enumerate(layout_of(node).links)]
+
+
+def _carried_type(node: Node, state: int, initial: Type, after: Type, env: Bindings) -> Type:
     seen = outward(after, env)
     if initial.dtype != seen.dtype:
         raise ValidationError(f"state {state} of {node.op} starts as {initial!r}, the body returns {after!r}", code="dtype",
@@ -177,8 +180,9 @@ def changing_dims(node: Node) -> frozenset[str]:
     """Return the named dims of the body that certainly differ between iterations."""
     layout, body = layout_of(node), node.subgraphs["body"]
     found: set[str] = set()
+    formals, results = body.inputs, body.outputs
     for formal_index, output_index in layout.links:
-        before, after = body.inputs[formal_index].type.shape, body.outputs[output_index].type.shape
+        before, after = formals[formal_index].type.shape, results[output_index].type.shape
         if before is None or after is None or len(before) != len(after):
             continue
         for x, y in zip(before, after, strict=True):

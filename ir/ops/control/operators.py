@@ -16,7 +16,7 @@ from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.control.if_derivatives import if_adjoint, if_tangent
 from flowgrad.ir.ops.control.loop_derivatives import loop_adjoint, loop_tangent
 from flowgrad.ir.ops.control.loop_layout import (
-    carried_type,
+    carried_types,
     dim_bindings,
     invariant_bindings,
     layout_of,
@@ -53,7 +53,8 @@ def _(node: Node) -> list[Type]:
     for branch in (taken, other):
         _check_count(node, "inputs of a branch", len(branch.inputs), len(node.captures))
     _check_count(node, "outputs of the else branch", len(other.outputs), len(taken.outputs))
-    seen = [[outward(y.type, dim_bindings(g.inputs, node.captures)) for y in g.outputs] for g in (taken, other)]
+    envs = [dim_bindings(g.inputs, node.captures) for g in (taken, other)]
+    seen = [[outward(y.type, env) for y in g.outputs] for g, env in zip((taken, other), envs, strict=True)]
     return [agreed(a, b) for a, b in zip(*seen, strict=True)]
 
 
@@ -181,7 +182,7 @@ def _(node: Node) -> list[Type]:
             raise ValidationError(f"Loop takes {dtype.name} here, got {value!r}", code="dtype", where=describe(node))
     body = node.subgraphs["body"]
     env = invariant_bindings(node)
-    states = [carried_type(node, j, env) for j in range(layout.states)]
+    states = carried_types(node, env)
     trips = _trip_extent(node)
     scans = [outward(y.type, env) for y in body.outputs[layout.first_scan_output :]]
     return [*states, *(s if s.shape is None else s.with_shape((trips, *s.shape)) for s in scans)]
@@ -283,7 +284,7 @@ def _(node: Node) -> list[Type]:
     _check_layout(node)
     body = node.subgraphs["body"]
     env = invariant_bindings(node)
-    states = [carried_type(node, j, env) for j in range(layout.states)]
+    states = carried_types(node, env)
     length = layout.length(node)
     scans = []
     for k, y in enumerate(body.outputs[layout.first_scan_output :]):
