@@ -252,6 +252,7 @@ class _Writer:
         inputs = ["" if v is None else self.names[v] for v in node.inputs]
         outputs = ["" if v is None else self.names[v] for v in node.outputs]
         needed = schema_of(node.op, self.opset).min_input
+        inputs += [""] * (needed - len(inputs))
         while len(inputs) > needed and not inputs[-1]:
             inputs.pop()
         while outputs and not outputs[-1]:
