@@ -136,15 +136,21 @@ def permutation(node: Node) -> list[int] | None:
 # ---- broadcasts ---------------------------------------------------------------------------------------------------------
 
 
+MOST_TRIED = 16
+"""Where an op needs more than one Expand of its operands, so many are tried one by one: each costs as much as the op is wide."""
+
+
 @rewrite("<BROADCASTS>(*%operands)")
 def drop_redundant_expand(b: RewriteBuilder, node: Node, operands: Sequence[Value | None]) -> Any:
     """An operand need not be broadcast beforehand where the op broadcasts it to the same shape."""
     shape = node.output().type.shape
-    for index, operand in enumerate(operands):
-        expand = b.made_by(operand, "Expand")
-        if expand is None or shape is None:
-            continue
-        inputs = [*operands[:index], expand.input(0), *operands[index + 1:]]
+    bare = {index: expand.input(0) for index, v in enumerate(operands) if (expand := b.made_by(v, "Expand")) is not None}
+    if shape is None or not bare:
+        return no_match("no operand is an Expand")
+    listed = list(bare.items())
+    chosen = [listed, listed[:-1], *([item] for item in listed[:MOST_TRIED])] if len(listed) > 1 else [listed]
+    for dropped in map(dict, chosen):
+        inputs = [dropped.get(index, v) for index, v in enumerate(operands)]
         if _shape_of(node.op, inputs, node) == shape:
             return b.add(node.op, inputs, node.attributes)
     return no_match("no operand is an Expand that the op makes needless")

@@ -30,13 +30,18 @@ def _sweep(graph: Graph) -> None:
             continue
         _drop_outputs(graph, node)
         if node.subgraphs and may_change():
-            before = fingerprint(graph)
+            before = _versions(graph, node)
             prune_subgraphs(graph, node)
-            if fingerprint(graph) != before:
+            if _versions(graph, node) != before:
                 permitted("prune", node)
     for value in graph.constants:
         if is_removable_constant(graph, value.producer) and permitted("dce", value.producer):
             graph.remove(value.producer)
+
+
+def _versions(graph: Graph, node: Node) -> list[tuple[int, ...]]:
+    """Return the versions of a graph and of the subgraphs of one of its nodes."""
+    return [(graph.version,), *(fingerprint(inner) for inner in node.subgraphs.values())]
 
 
 def _drop_outputs(graph: Graph, node: Node) -> None:

@@ -33,7 +33,7 @@ def _prune_branches(graph: Graph, node: Node) -> None:
     if not kept or len(kept) == count:
         return
     for branch in node.subgraphs.values():
-        _keep_outputs(branch, kept)
+        _keep_outputs(branch, set(kept))
     graph.arrange_outputs(node, [node.outputs[k] for k in kept])
 
 
@@ -45,19 +45,19 @@ def _keep_outputs(subgraph: Graph, kept: Collection[int]) -> None:
 
 def _prune_loop(graph: Graph, node: Node) -> None:
     layout, body = layout_of(node), node.subgraphs["body"]
-    first_capture = len(body.inputs) - len(node.captures)
+    formals, inputs, outputs = body.inputs, node.inputs, node.outputs
+    first_capture = len(formals) - len(node.captures)
     lead = layout.lead_outputs
     used = {o for o in range(lead, len(body.outputs)) if _is_used(graph, node, o - lead)}
     if not used:
         return
     needed, live = needed_outputs(body, layout.links, {*range(lead), *used})
     states = [k for k, (_, o) in enumerate(layout.links) if o in needed]
-    scanned = [k for k in range(layout.scan_inputs) if body.inputs[layout.first_scan_input + k] in live]
+    scanned = [k for k in range(layout.scan_inputs) if formals[layout.first_scan_input + k] in live]
     scanned = scanned or [0] * bool(layout.scan_inputs)
     stacked = [o - layout.first_scan_output for o in sorted(needed) if o >= layout.first_scan_output]
     if len(needed) == len(body.outputs) and len(scanned) == layout.scan_inputs:
         return
-    formals, inputs, outputs = body.inputs, node.inputs, node.outputs
     _keep_outputs(body, needed)
     sweep(body)
     kept = {*range(layout.lead_formals), *(layout.links[k][0] for k in states),
@@ -86,12 +86,10 @@ def _prune_captures(graph: Graph, node: Node) -> None:
     """Drop captures that no subgraph uses, and let one stand for all captures of the same value."""
     first: dict[Value, int] = {}
     formals = {name: g.inputs[len(g.inputs) - len(node.captures) :] for name, g in node.subgraphs.items()}
-    kept: list[int] = []
     for c, value in enumerate(node.captures):
-        uses = any(formals[name][c].uses for name in formals)
-        if uses and value not in first:
+        if value not in first and any(formals[name][c].uses for name in formals):
             first[value] = c
-            kept.append(c)
+    kept = set(first.values())
     if len(kept) == len(node.captures):
         return
     captures = node.captures
@@ -101,4 +99,4 @@ def _prune_captures(graph: Graph, node: Node) -> None:
                 if formal.uses:
                     subgraph.replace_uses(formal, formals[name][first[captures[c]]])
                 subgraph.remove(formal.producer)
-    graph.set_inputs(node, node.inputs, [captures[c] for c in kept])
+    graph.set_inputs(node, node.inputs, list(first))

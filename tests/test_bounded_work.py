@@ -16,7 +16,15 @@ from onnx import helper
 
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import FlowgradError, InputError, LimitError, LoadError, ValidationError, suggestion
+from flowgrad.ir.errors import (
+    FlowgradError,
+    InputError,
+    LimitError,
+    LoadError,
+    UnsupportedError,
+    ValidationError,
+    suggestion,
+)
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import DIM_TERMS, Limits
 from flowgrad.ir.pack import pack
@@ -26,6 +34,7 @@ from flowgrad.ir.types import FLOAT32, INT64, UNKNOWN, Dim, Type
 from flowgrad.ir.unpack import unpack
 from flowgrad.ir.verify import verify
 from flowgrad.model import Model, load
+from flowgrad.passes.manager import PassManager
 from tests.onnx_models import info, model
 
 SECONDS, BYTES = 6.0, 50_000_000
@@ -375,3 +384,19 @@ def test_the_derivative_of_a_loop_without_states_is_exported() -> None:
     x, y_grad = np.array([0.5, 1.0], np.float32), np.ones((3, 2), np.float32)
     again = load(derived.to_onnx())(x=x, y_grad=y_grad)
     assert np.array_equal(again["x_grad"], derived(x=x, y_grad=y_grad)["x_grad"])
+
+
+def test_needless_broadcasts_of_a_wide_sum_go_at_once() -> None:
+    rows = [f"h{i}" for i in range(100)]
+    nodes = [*(helper.make_node("ReduceSum", ["x"], [h], keepdims=1) for h in rows), helper.make_node("Concat", rows, ["y"], axis=0)]
+    derived = fg.vjp(load(model(nodes, {"x": ("N",)}, ["y"])))
+    step = PassManager("canonicalize").run(derived).steps[0]
+    assert step.applied["drop_redundant_expand"] == 1
+    found = derived.optimized()(x=np.ones(3, np.float32), y_grad=np.arange(100, dtype=np.float32))
+    assert np.array_equal(found["x_grad"], [4950.0] * 3)
+
+
+def test_products_of_very_many_operands_are_refused() -> None:
+    equation = ",".join("a" * 64) + "->a"
+    with pytest.raises(UnsupportedError, match="64 operands"):
+        load(model([helper.make_node("Einsum", ["x"] * 64, ["y"], equation=equation)], {"x": (2,)}, ["y"]))

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
-from flowgrad.ir.errors import ValidationError
+from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import joined, moved_first, ramp, sum_of_present, unknown_ranks
 from flowgrad.ir.ops.registry import NO_GRADIENT, Cut, Kernel, Trait, attr, op, refuse
@@ -334,9 +334,15 @@ def _contracted(terms: Sequence[str], result: str, x: Array, y: Array) -> Array:
     return product.transpose([made.index(c) for c in result])
 
 
+MOST_OPERANDS = 63
+"""What NumPy can take at once; and the derivative of a product of so many is as many products."""
+
+
 @einsum.types
 def _(node: Node) -> Type:
     types = [v.type for v in node.operands]
+    if len(types) > MOST_OPERANDS:
+        raise UnsupportedError(f"Einsum of {len(types)} operands; at most {MOST_OPERANDS} are supported", code="operands")
     if "..." in attr(node, "equation") and any(t.shape is None for t in types):
         return types[0].with_shape(None)
     terms, result = _labels(node)

@@ -26,13 +26,15 @@ BRANCHES = ("then_branch", "else_branch")
 def if_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None]) -> list[Any]:
     """Return the cotangents of an If: none for the condition, one per capture."""
     wanted = [i for i, is_wanted in enumerate(b.wanted[len(node.inputs) :]) if is_wanted]
-    y_bars = [y_bar if y_bar is None or b.is_zero(y_bar) else _fitting(b, node, k, y_bar) for k, y_bar in enumerate(y_bars)]
+    types = {name: [y.type for y in node.subgraphs[name].outputs] for name in BRANCHES}
+    y_bars = [y_bar if y_bar is None or b.is_zero(y_bar) else _fitting(b, node.output(k), [t[k] for t in types.values()], y_bar)
+              for k, y_bar in enumerate(y_bars)]
     halves = []
     for name in BRANCHES:
         found = b.bodies.body_adjoint(
             node.subgraphs[name], captures=len(node.captures), wanted=wanted,
             seeded=[k for k, bar in enumerate(y_bars)
-                    if bar is not None and not b.is_zero(bar) and not _never_taken(node, name, k, bar)],
+                    if bar is not None and not b.is_zero(bar) and not _never_taken(types[name][k], bar)],
             kept=[k for k, y in enumerate(node.outputs) if y is not None],
         )
         if isinstance(found, Refusal):
@@ -46,25 +48,24 @@ def if_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None])
     return [NO_GRADIENT, *captured]
 
 
-def _fitting(b: Builder, node: Node, index: int, y_bar: Value) -> Value:
-    """Return a cotangent of a type that both branches can take.
+def _fitting(b: Builder, y: Value, types: Sequence[Type], y_bar: Value) -> Value:
+    """Return a cotangent of an output, which has ``types`` in the branches, of a type that both can take.
 
     Users of an output may fix extents that only one branch has; the other one is then never taken.
     """
-    for name in BRANCHES:
-        if _never_taken(node, name, index, y_bar):
+    for type_ in types:
+        if _never_taken(type_, y_bar):
             continue
         try:
-            merge_types(node.subgraphs[name].outputs[index].type, y_bar.type)
+            merge_types(type_, y_bar.type)
         except ValidationError:
-            return b.Reshape(y_bar, b.Shape(node.output(index)), allowzero=1)
+            return b.Reshape(y_bar, b.Shape(y), allowzero=1)
     return y_bar
 
 
-def _never_taken(node: Node, branch: str, index: int, y_bar: Value) -> bool:
+def _never_taken(type_: Type, y_bar: Value) -> bool:
     """Return whether users of an output demand another rank than a branch gives it, so that no run can take that branch."""
-    ranks = {node.subgraphs[branch].outputs[index].type.rank, y_bar.type.rank} - {None}
-    return len(ranks) > 1
+    return len({type_.rank, y_bar.type.rank} - {None}) > 1
 
 
 class _Backward:
