@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from flowgrad.ir.errors import InputError, LimitError
@@ -108,6 +109,13 @@ class Meter:
         late = time.monotonic() - self.deadline
         if late > 0:
             self.limits.check("wall_seconds", self.limits.wall_seconds + late)
+
+
+def check_empty(shape: Sequence[int], itemsize: int, where: str) -> None:
+    """Raise LimitError for an array without elements that NumPy cannot make: it multiplies the other extents all the same."""
+    if 0 in shape and math.prod(n for n in shape if n) * itemsize > _MOST:
+        raise LimitError(f"no array has the shape {list(shape)}: without the zeros it would pass the address space",
+                         code="tensor_bytes", where=where)
 
 
 def check_scratch(nbytes: int, what: str) -> None:

@@ -15,7 +15,7 @@ from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
 from flowgrad.ir.files import ALIGNMENT
 from flowgrad.ir.graph import DEFAULT, INITIALIZER, INLINE_ELEMENTS, LITERAL, PARAMETER, Array, Graph, Origin, Value
 from flowgrad.ir.infer import stored_symbolic_value
-from flowgrad.ir.limits import Limits, limits_or_default
+from flowgrad.ir.limits import Limits, check_empty, limits_or_default
 from flowgrad.ir.literals import SUBBYTE, little_endian
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.precheck import ITEM_DEPTH, precheck
@@ -290,6 +290,8 @@ class _Reader:
         shape, count = type_.static_shape, 1
         for extent in shape:
             count *= extent
+        if not count:
+            check_empty(shape, type_.dtype.itemsize, "a constant")
         if isinstance(stored, list):
             return _strings(stored, shape, count, type_.dtype)
         self.limits.check("tensor_bytes", count * type_.dtype.itemsize)

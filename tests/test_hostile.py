@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from onnx import AttributeProto, TensorProto, helper
@@ -29,8 +30,10 @@ from flowgrad.ir.errors import (
     safe_line,
 )
 from flowgrad.ir.files import write_file
+from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import all_ops, op
+from flowgrad.ir.pack import pack
 from flowgrad.model import load
 from flowgrad.tools import cli, files, samples
 from flowgrad.tools.maintenance import hostile, hostile_files
@@ -187,6 +190,30 @@ def test_a_function_that_imports_no_opset() -> None:
     proto = model([helper.make_node("F", ["x"], ["y"], domain="d")], {"x": (2,)}, ["y"], functions=[function], domains={"d": 1})
     with pytest.raises(ValidationError, match="imports no opset"):
         load(proto)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_extents_beyond_the_address_space_beside_a_zero(sparse: bool) -> None:
+    shape = [0, *[2**40] * 3]
+    proto = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": (2,)}, ["y"])
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[0] if sparse else shape)
+    if sparse:
+        entries = TensorProto(name="i", data_type=TensorProto.INT64, dims=[0])
+        proto.graph.sparse_initializer.add(values=tensor, indices=entries, dims=shape)
+    else:
+        proto.graph.initializer.append(tensor)
+    with pytest.raises(LimitError, match="no array has the shape"):
+        load(proto)
+
+
+def test_extents_beyond_the_address_space_in_a_packed_file() -> None:
+    graph = Graph("g")
+    graph.add_output(graph.add_constant(np.zeros((0, 2**40, 3), np.float32), "w", "initializer"), "y")
+    data = bytearray(pack(graph))
+    at = data.index(msgpack.packb(2**40))
+    data[at:at + 9] = msgpack.packb(2**63 - 1)
+    with pytest.raises(LimitError, match="no array has the shape"):
+        load(hostile_files.sealed(bytes(data)), limits=Limits(dim=2**63 - 1))
 
 
 # ---- arrays ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.ir.errors import ExternalDataError, InputError, LimitError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array
-from flowgrad.ir.limits import Limits
+from flowgrad.ir.limits import Limits, check_empty
 from flowgrad.ir.types import DType, dtype_of
 
 _INT32_FIELD = {"int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16", "float8_e4m3fn",
@@ -43,6 +43,7 @@ def array_of(proto: TensorProto, folder: ExternalFolder, limits: Limits) -> Arra
     bits = _BITS.get(dtype.name, 8 * dtype.itemsize)
     size = (count * bits + 7) // 8
     limits.check("tensor_bytes", size, name)
+    check_empty(shape, dtype.itemsize, name)
     if proto.HasField("segment"):
         raise UnsupportedError("tensors in segments are not supported", code="segment", where=name)
     filled = [f for f in _PAYLOADS if len(getattr(proto, f))]
@@ -167,6 +168,7 @@ def dense_of(proto: onnx.SparseTensorProto, folder: ExternalFolder, limits: Limi
     if len(shape) > limits.rank or count > 65536 * (values.size + 1):
         raise LimitError(f"a sparse tensor of shape {list(shape)} with {values.size} entries", code="sparse",
                          where=proto.values.name)
+    check_empty(shape, values.dtype.itemsize, proto.values.name)
     inside: Any = len(shape) == indices.shape[-1] if indices.ndim == 2 else indices.ndim == 1
     if not inside or len(indices) != values.size:
         raise ValidationError("a sparse tensor whose indices do not fit", code="sparse", where=proto.values.name)

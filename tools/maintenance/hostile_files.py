@@ -92,7 +92,12 @@ def sealed_mutant(rng: Rng) -> bytes:
             data[rng.randrange(len(data))] = rng.choice((rng.randrange(256), 0xCF, 0xFF, 0x7F, 0xC0, 0x90))
     else:
         data = bytearray(mutated(bytes(data), rng))
-    return bytes(data[:-DIGEST]) + hashlib.blake2b(data[:-DIGEST], digest_size=DIGEST).digest()
+    return sealed(bytes(data))
+
+
+def sealed(data: bytes) -> bytes:
+    """Return a msgpack file with the digest that is right for what stands before it."""
+    return data[:-DIGEST] + hashlib.blake2b(data[:-DIGEST], digest_size=DIGEST).digest()
 
 
 _WORDS = ("9223372036854775807", "-1", "18446744073709551616", "1e999", "nan", "[", "]", "{", "}", "%x", "f32[*]",
