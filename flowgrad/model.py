@@ -16,7 +16,7 @@ from flowgrad.ir.errors import InputError, LoadError, SaveError, safe_text, sugg
 from flowgrad.ir.files import open_file, read_file
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.kept import kept
-from flowgrad.ir.limits import Limits, limits_or_default
+from flowgrad.ir.limits import Limits, in_time, limits_or_default
 from flowgrad.ir.roles import Role, take_roles, with_roles
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
@@ -141,6 +141,9 @@ class Model:
 
     def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Program:
         """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start."""
+        return in_time(limits or self.graph.limits, self._compiled, engine, threads, limits)
+
+    def _compiled(self, engine: str, threads: int | None, limits: Limits | None) -> Program:
         graph = self.optimized().graph
         if has_shared_weights(graph):
             graph = PassManager(RUNNING_PIPELINE).run(graph).model
@@ -200,6 +203,9 @@ class Model:
         ``passes`` run first (default: the standard pipeline; "" for none). The opset stamp is the lowest that is right, 18
         at least; ``opset`` raises it. Raises SaveError.
         """
+        return in_time(self.graph.limits, self._exported, path, opset, passes)
+
+    def _exported(self, path: str | os.PathLike[str] | None, opset: int | None, passes: str | None) -> ModelProto:
         from flowgrad.exchange.writer import save_onnx, write_onnx
 
         graph = with_roles(self.optimized(passes).graph, self.roles)
@@ -219,7 +225,7 @@ def load(source: Any, *, limits: Limits | None = None, strict: bool = False) -> 
     ``limits``.
     """
     notes: list[str] = []
-    graph = _Loader(limits, strict, notes).graph(source)
+    graph = in_time(limits_or_default(limits), _Loader(limits, strict, notes).graph, source)
     return Model(graph, take_roles(graph), notes)
 
 

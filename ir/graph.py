@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.ir.bulk import bulk, dropped
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
-from flowgrad.ir.limits import Limits, limits_or_default
+from flowgrad.ir.limits import Limits, check_time, limits_or_default
 from flowgrad.ir.node import CONSTANT as CONSTANT
 from flowgrad.ir.node import DEFAULT as DEFAULT
 from flowgrad.ir.node import ENTRIES as ENTRIES
@@ -312,6 +312,7 @@ class Graph:
         return node
 
     def _add_entry(self, op: str) -> Node:
+        check_time()
         node = Node(self._next_key, op)
         self._next_key += 1
         self._enter(node)
@@ -570,6 +571,7 @@ class Graph:
         Unless ``deep``, its nodes hold the very subgraphs of this one: the caller sees to it that in the end each is
         held once. Copying them at every level of nesting would cost their size times their depth.
         """
+        check_time()
         other = Graph(self.name, self.limits)
         other.metadata = dict(self.metadata)
         other.origins = list(self.origins)

@@ -11,6 +11,7 @@ import numpy as np
 from flowgrad.ir.attribute_kinds import kind_conflict
 from flowgrad.ir.errors import FlowgradError, RunError, ValidationError
 from flowgrad.ir.graph import SYMBOLIC_ELEMENTS, Array, Node, Value
+from flowgrad.ir.limits import check_time
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
 from flowgrad.ir.types import Dim, Type, is_dim
 
@@ -42,6 +43,7 @@ def infer(node: Node) -> list[Type | None]:
 
     Raises ValidationError where inputs, attributes or types do not fit the op.
     """
+    check_time()
     definition = opdef(node.op)
     check_signature(node, definition)
     if definition.type_rule is None:

@@ -6,10 +6,15 @@ import functools
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, fields
+from typing import ParamSpec, TypeVar
 
 from flowgrad.ir.errors import InputError, LimitError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 _MOST = 2**63 - 1
@@ -109,6 +114,29 @@ class Meter:
         late = time.monotonic() - self.deadline
         if late > 0:
             self.limits.check("wall_seconds", self.limits.wall_seconds + late)
+
+
+_METER: ContextVar[Meter | None] = ContextVar("meter of the stage", default=None)
+
+
+def in_time(limits: Limits, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
+    """Call ``function``, a stage (loading, a transform, passes, compiling, export), within ``limits.wall_seconds``.
+
+    A stage within a stage has what is left to the outer one. ``check_time`` says when it is over. The meter is set in a
+    copy of the context, which ends with the call however that ends.
+    """
+    if limits.wall_seconds == math.inf or _METER.get() is not None:
+        return function(*arguments, **keywords)
+    context = copy_context()
+    context.run(_METER.set, Meter(limits))
+    return context.run(function, *arguments, **keywords)
+
+
+def check_time() -> None:
+    """Raise LimitError if the stage that runs has used up its ``wall_seconds``; called for every node that is worked on."""
+    meter = _METER.get()
+    if meter is not None:
+        meter.check_time()
 
 
 def check_empty(shape: Sequence[int], itemsize: int, where: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.evaluate import call_node
 from flowgrad.ir.graph import CONSTANT, INITIALIZER, INLINE_ELEMENTS, LITERAL, Array, Graph, Node, Value
-from flowgrad.ir.limits import Limits, Meter
+from flowgrad.ir.limits import Limits, Meter, check_time
 from flowgrad.ir.ops.registry import Trait, is_random, opdef
 from flowgrad.ir.types import Type
 from flowgrad.passes.edits import all_graphs, is_pinned, is_shared, remove_dead, substitute
@@ -75,6 +75,7 @@ class _Folder:
 
     def results(self, node: Node) -> Sequence[Array | None] | None:
         """Return the outputs of a node that can be folded, else None."""
+        check_time()
         if is_pinned(self.graph, node):
             return None
         if is_known(node):

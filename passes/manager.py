@@ -12,6 +12,7 @@ from flowgrad.ir.boundary import guarded
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import FlowgradError, InputError, PassError
 from flowgrad.ir.graph import Graph
+from flowgrad.ir.limits import in_time
 from flowgrad.ir.verify import verify
 from flowgrad.passes.check import CheckKind
 from flowgrad.passes.edits import fingerprint
@@ -90,6 +91,9 @@ class PassManager:
         source = model if isinstance(model, Graph) else getattr(model, "graph", None)
         if not isinstance(source, Graph):
             raise InputError(f"passes run on a Model or a Graph, not on {type(model).__name__}", code="type")
+        return in_time(source.limits, self._run, source, model)
+
+    def _run(self, source: Graph, model: Any) -> PassResult:
         graph = source.copy()
         hooks = [*self.hooks, *self._checks()]
         if self.verify:

@@ -23,6 +23,7 @@ from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import PassError, ValidationError
 from flowgrad.ir.graph import ENTRIES, INITIALIZER, INPUT, OUTPUT, Graph, Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.limits import check_time
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.types import Type, merge_types
 from flowgrad.passes.edits import (
@@ -250,6 +251,7 @@ class _Driver:
             self.queue.append(node)
 
     def visit(self, node: Node) -> None:
+        check_time()
         recorder = _RECORDER.get()
         makers = {v.producer.op for v in node.inputs if v is not None}
         for rule, pattern in self.table[node.op]:

@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from flowgrad.ir.errors import (
     suggestion,
 )
 from flowgrad.ir.graph import Graph
-from flowgrad.ir.limits import DIM_TERMS, Limits
+from flowgrad.ir.limits import DIM_TERMS, Limits, check_time, in_time
 from flowgrad.ir.pack import pack
 from flowgrad.ir.parse import parse_graph
 from flowgrad.ir.text import format_graph
@@ -337,9 +338,8 @@ def calls_of(function: str, module: str, action: Callable[[], object], monkeypat
 
 
 def test_bodies_within_bodies_are_not_copied_at_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    flat, deep = load(nested_ifs(2)), load(nested_ifs(6))
-    copied = [calls_of("_twin", "flowgrad.ir.graph", lambda m=m: fg.vjp(m), monkeypatch) for m in (flat, deep)]  # type: ignore[misc]
-    assert copied[1] < 20 * copied[0]  # of sixteen times as many
+    flat, deep = (calls_of("_twin", "flowgrad.ir.graph", partial(fg.vjp, load(nested_ifs(n))), monkeypatch) for n in (2, 6))
+    assert deep < 20 * flat  # of sixteen times as many
 
 
 def test_a_body_that_is_needed_in_both_directions_is_held_once_in_each() -> None:
@@ -364,13 +364,11 @@ def test_a_body_that_is_needed_in_both_directions_is_held_once_in_each() -> None
     assert np.allclose(found["w_grad"], 3 * x * np.tanh(w) ** 2 * (1 - np.tanh(w) ** 2), rtol=1e-6)
 
 
-def test_a_loop_of_many_states_is_typed_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = [calls_of("_carried_type", "flowgrad.ir.ops.control.loop_layout", lambda m=load(wide_loop(n)): fg.vjp(m), monkeypatch)  # type: ignore[misc]
-             for n in (4, 40)]
-    assert typed[1] <= 10 * typed[0]
-    bound = [calls_of("_bind", "flowgrad.ir.ops.control.loop_layout", lambda m=load(wide_loop(n)): fg.vjp(m), monkeypatch)  # type: ignore[misc]
-             for n in (4, 40)]
-    assert bound[1] <= 12 * bound[0]
+@pytest.mark.parametrize("function", ["_carried_type", "_bind"])
+def test_a_loop_of_many_states_is_typed_a_few_times_only(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (calls_of(function, "flowgrad.ir.ops.control.loop_layout", partial(fg.vjp, load(wide_loop(n))), monkeypatch)
+                 for n in (4, 40))
+    assert many <= 12 * few
 
 
 def test_the_derivative_of_a_loop_without_states_is_exported() -> None:
@@ -400,3 +398,46 @@ def test_products_of_very_many_operands_are_refused() -> None:
     equation = ",".join("a" * 64) + "->a"
     with pytest.raises(UnsupportedError, match="64 operands"):
         load(model([helper.make_node("Einsum", ["x"] * 64, ["y"], equation=equation)], {"x": (2,)}, ["y"]))
+
+
+# ---- time -----------------------------------------------------------------------------------------------------------------
+
+
+LONG_CHAIN = "graph @long (%v0: f32[2]) -> (%v50: f32[2]) {" + " ".join(
+    f"%v{i + 1}: f32[2] = Tanh(%v{i})" for i in range(50)) + "}"
+
+STAGES: dict[str, Callable[[Model], object]] = {
+    "vjp": fg.vjp, "jvp": fg.jvp, "passes": Model.optimized, "compile": Model.compile, "export": Model.to_onnx,
+    "export as it is": lambda m: m.to_onnx(passes=""),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_ends_when_its_time_is_over(stage: str) -> None:
+    late = Model(parse_graph(LONG_CHAIN, limits=Limits(wall_seconds=0.0)))
+    with pytest.raises(LimitError, match="wall_seconds"):
+        STAGES[stage](late)
+    STAGES[stage](read(LONG_CHAIN))  # nothing of it is left behind
+
+
+@pytest.mark.parametrize("form", ["text", "onnx", "msgpack"])
+def test_loading_ends_when_its_time_is_over(form: str) -> None:
+    loaded = read(LONG_CHAIN)
+    data = {"text": LONG_CHAIN.encode(), "onnx": loaded.to_onnx().SerializeToString(), "msgpack": pack(loaded.graph)}[form]
+    with pytest.raises(LimitError, match="wall_seconds"):
+        load(data, limits=Limits(wall_seconds=0.0))
+    load(data, limits=Limits(wall_seconds=60.0))
+
+
+def test_stages_within_a_stage_share_its_time() -> None:
+    limits = Limits(wall_seconds=0.05)
+
+    def stage(count: int) -> None:
+        for _ in range(count):
+            time.sleep(0.01)
+            in_time(limits, check_time)
+
+    in_time(limits, stage, 1)
+    with pytest.raises(LimitError, match="wall_seconds"):
+        in_time(limits, stage, 100)
+    check_time()

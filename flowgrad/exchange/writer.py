@@ -23,6 +23,7 @@ from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, SaveError
 from flowgrad.ir.files import new_file, write_file
 from flowgrad.ir.graph import DEFAULT, ENTRIES, LITERAL, Array, Graph, Node, Value
+from flowgrad.ir.limits import check_time
 from flowgrad.ir.ops.control.loop_layout import layout_of
 
 EMBEDDED_BYTES = 2**31 - 2**26
@@ -249,6 +250,7 @@ class _Writer:
             proto.initializer.append(tensor_of(data, name))
 
     def _node(self, proto: GraphProto, node: Node) -> None:
+        check_time()
         inputs = ["" if v is None else self.names[v] for v in node.inputs]
         outputs = ["" if v is None else self.names[v] for v in node.outputs]
         needed = schema_of(node.op, self.opset).min_input

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
+from flowgrad.ir.limits import Limits, in_time
 from flowgrad.ir.roles import Role
 from flowgrad.model import Model
 from flowgrad.passes.adjoint import Zero
@@ -15,7 +18,23 @@ from flowgrad.passes.parameters import sharing
 from flowgrad.passes.refusals import check_zero
 from flowgrad.passes.selection import Names, Of, Pick, as_list, find_of, find_scalar, find_value, find_wrt
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def timed(transform: Callable[P, R]) -> Callable[P, R]:
+    """Let a transform keep to the ``wall_seconds`` of its model, the first argument."""
+
+    @wraps(transform)
+    def wrapped(*arguments: P.args, **keywords: P.kwargs) -> R:
+        model = arguments[0] if arguments else keywords.get("model")
+        limits = model.graph.limits if isinstance(model, Model) else Limits.default()
+        return in_time(limits, transform, *arguments, **keywords)
+
+    return wrapped
+
+
+@timed
 def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
         stabilize: bool = True) -> Model:
     """Return a model of the vector-Jacobian product: cotangents in, gradients out.
@@ -43,6 +62,7 @@ def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names =
     return task.finish()
 
 
+@timed
 def grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
          stabilize: bool = True) -> Model:
     """Return a model of the gradient of a scalar: outputs ``x_grad`` for each x in ``wrt``, then those in ``keep``.
@@ -53,6 +73,7 @@ def grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep
     return _scalar_gradient(model, of, wrt, keep, zero, stabilize, with_value=False)
 
 
+@timed
 def value_and_grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
                    stabilize: bool = True) -> Model:
     """Return a model of a scalar and its gradient: outputs the value, ``x_grad`` for each x, then those in ``keep``.
@@ -79,6 +100,7 @@ def _scalar_gradient(
     return task.finish()
 
 
+@timed
 def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, zero: Zero = "error",
         stabilize: bool = True) -> Model:
     """Return a model of the Jacobian-vector product: tangents in, tangents out.
@@ -103,6 +125,7 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, zero: Zero
     return task.finish()
 
 
+@timed
 def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, zero: Zero = "error",
         stabilize: bool = True) -> Model:
     """Return a model of the Hessian-vector product: forward over reverse.

@@ -236,7 +236,7 @@ def nesting(rng: Rng) -> ModelProto:
 
     flag = {"flag": np.asarray(True)}
     if rng.random() < 0.4:
-        branch = body(rng.choice((0, 1, 2, 4, 6)))
+        branch = body(rng.choice((0, 1, 2, 4, 9)))
         return _model([helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch)], {"x": (2,)}, ["y"],
                       flag)
     op = rng.choice(("Add", "Concat", "MatMul"))
