@@ -285,6 +285,14 @@ def angle(b: RewriteBuilder, y: Value, x: Value) -> Any:
     return b.AtanOfQuotient(y, x)
 
 
+@rewrite("Mul(Sub(1, %x), Add(%x, 1))", kind="repairs", shared=True)
+def one_minus_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
+    """(1 - x) (1 + x), whose slope is one factor: divided by at 1, the slopes of two are infinity times zero."""
+    if x.type != node.output().type or not x.type.dtype.is_float:
+        return no_match("a 1 broadcasts, or these are integers")
+    return b.OneMinusSquare(x)
+
+
 @rewrite("Sqrt(ReduceSum(Mul(%x, %x), %axes?))", "Sqrt(ReduceSum(Pow(%x, 2), %axes?))", "Sqrt(ReduceSumSquare(%x, %axes?))",
          "Pow(ReduceSum(Mul(%x, %x), %axes?), 0.5)", "Pow(ReduceSum(Pow(%x, 2), %axes?), 0.5)",
          "Pow(ReduceSumSquare(%x, %axes?), 0.5)", kind="repairs", shared=True)

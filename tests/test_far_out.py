@@ -12,6 +12,7 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.types import FLOAT32, FLOAT64, DType, Type
 from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.manager import PassManager
 
 MOST = float(np.finfo(np.float32).max)
 INF = float("inf")
@@ -72,6 +73,34 @@ def test_slopes(op: str, x: list[float], slopes: list[float], attributes: dict[s
 @pytest.mark.parametrize("op", ["Erf", "Gelu", "Mish", "Swish", "Atan", "Asinh", "Softsign", "Elu"])
 def test_second_derivatives_are_numbers_up_to_the_largest(op: str) -> None:
     assert np.isfinite(derivatives(op, FLOAT32, [MOST, -MOST, 1e20, -1e20, 0.0], {}, None)["second"]).all()
+
+
+@pytest.mark.parametrize(("op", "x", "curvatures"), [
+    ("Asin", [-1.0, 1.0, 0.5], [-INF, INF, 0.5 * 0.75**-1.5]), ("Acos", [-1.0, 1.0, 0.5], [INF, -INF, -0.5 * 0.75**-1.5]),
+    ("Atanh", [-1.0, 1.0, 0.5], [-INF, INF, 0.75**-2]), ("Acosh", [1.0, 2.0], [-INF, -2 * 3**-1.5]),
+    ("Sqrt", [0.0, 4.0], [-INF, -1 / 32]), ("Log", [0.0, 2.0], [-INF, -0.25]),
+])
+def test_second_derivatives_at_edges_are_infinite(op: str, x: list[float], curvatures: list[float]) -> None:
+    for stage in ("as it is", "expanded and repaired again"):
+        graph = Graph("edge")
+        b = Builder(graph)
+        value = graph.add_input("x", Type(FLOAT32, (len(x),)))
+        y, ones = b.add(op, [value]), b.filled(1, value)
+        found = [adjoint(graph, [(y, ones)], [value])[0], *tangent(graph, [(value, ones)], [y])]
+        for name, first in zip(("reverse", "forward"), found, strict=True):
+            assert first is not None
+            graph.add_output(first, name)
+        if stage != "as it is":
+            graph = PassManager("expand,stabilize").run(graph).model
+            b, value = Builder(graph), graph.inputs[0]
+        for name, first in zip(("reverse", "forward"), graph.outputs, strict=True):
+            for kind, second in (("reverse", adjoint(graph, [(first, b.filled(1, first))], [value])[0]),
+                                 ("forward", tangent(graph, [(value, b.filled(1, value))], [first])[0])):
+                assert second is not None
+                graph.add_output(second, f"{kind} over {name}")
+        for name, got in evaluate(graph, {"x": np.array(x, np.float32)}).items():
+            if "over" in name:
+                np.testing.assert_allclose(got, curvatures, rtol=1e-6, err_msg=f"{name}, {stage}")
 
 
 @pytest.mark.parametrize(("op", "attributes"), [("ReduceL2", {"keepdims": 1}), ("LpNormalization", {}), ("GlobalLpPool", {})])

@@ -36,6 +36,7 @@ ON_DOMAIN = [
     Case("Acos", [positive(3, 4, low=-0.9, high=0.9)]),
     Case("Atanh", [positive(3, 4, low=-0.9, high=0.9)]),
     Case("Acosh", [positive(3, 4, low=1.3, high=3.0)]),
+    Case("OneMinusSquare", [normal(3, 4)], expected=lambda x: 1 - x * x),
 ]
 ANGLES = [
     Case("AtanOfQuotient", [away(3, 4, gap=0.5), away(3, 4, gap=0.5)], expected=angle),

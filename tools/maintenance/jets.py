@@ -76,6 +76,19 @@ def function(f: Callable[[Number], tuple[Number, Number, Number]]) -> Callable[[
     return lambda x: x.through(*f(x.value))
 
 
+def _exp(v: Number) -> Number:
+    """e^v, or another number far beyond all floats or far below them: of exponents that long mpmath takes seconds."""
+    return mpmath.exp(max(-mpmath.mpf(10) ** 5, min(mpmath.mpf(10) ** 5, v)))
+
+
+def _sinh(v: Number) -> Number:
+    return (_exp(v) - _exp(-v)) / 2
+
+
+def _cosh(v: Number) -> Number:
+    return (_exp(v) + _exp(-v)) / 2
+
+
 def _root(v: Number) -> tuple[Number, Number, Number]:
     y = mpmath.sqrt(v)
     return y, 1 / (2 * y), -1 / (4 * v * y)
@@ -92,7 +105,7 @@ def _tanh(v: Number) -> tuple[Number, Number, Number]:
 
 
 def _erf(v: Number) -> tuple[Number, Number, Number]:
-    slope = 2 / mpmath.sqrt(mpmath.pi) * mpmath.exp(-v * v)
+    slope = 2 / mpmath.sqrt(mpmath.pi) * _exp(-v * v)
     return mpmath.erf(v), slope, -2 * v * slope
 
 
@@ -109,14 +122,14 @@ def _acosh(v: Number) -> tuple[Number, Number, Number]:
     return mpmath.acosh(v), slope, -slope * v / ((v - 1) * (v + 1))
 
 
-exp = function(lambda v: (mpmath.exp(v),) * 3)
+exp = function(lambda v: (_exp(v),) * 3)
 log = function(lambda v: (mpmath.log(v), 1 / v, -1 / (v * v)))
 sqrt = function(_root)
 sin = function(lambda v: (mpmath.sin(v), mpmath.cos(v), -mpmath.sin(v)))
 cos = function(lambda v: (mpmath.cos(v), -mpmath.sin(v), -mpmath.cos(v)))
 tan, tanh, erf = function(_tan), function(_tanh), function(_erf)
-sinh = function(lambda v: (mpmath.sinh(v), mpmath.cosh(v), mpmath.sinh(v)))
-cosh = function(lambda v: (mpmath.cosh(v), mpmath.sinh(v), mpmath.cosh(v)))
+sinh = function(lambda v: (_sinh(v), _cosh(v), _sinh(v)))
+cosh = function(lambda v: (_cosh(v), _sinh(v), _cosh(v)))
 asin, acos, acosh = _arc(mpmath.asin, 1), _arc(mpmath.acos, -1), function(_acosh)
 asinh = function(lambda v: (mpmath.asinh(v), 1 / mpmath.sqrt(1 + v * v), -v / mpmath.sqrt(1 + v * v) ** 3))
 atan = function(lambda v: (mpmath.atan(v), 1 / (1 + v * v), -2 * v / (1 + v * v) ** 2))

@@ -1,18 +1,18 @@
 """``python -m flowgrad.tools.maintenance.sweep``: elementwise operators and their derivatives over the whole range of floats.
 
-Every operator stands here once, as a closed form of many digits (``jets.py``, extra ``check``). Values, first derivatives
-in both modes and second derivatives in all four are compared in units in the last place of the exact number; infinity
-stands for a number beyond all floats, and where a form has a pole or an edge the limit from inside is right (a second
-derivative there may be NaN: it divides by zero twice). Two operands stay where the product of three does not overflow.
-Prints the worst error of each operator and where it is. Exit code 1 if one is beyond its bound.
+Every operator stands in ``closed_forms.py`` as a form of many digits (extra ``check``). Values, first derivatives in both
+modes and second derivatives in all four are compared in units in the last place of the exact number; infinity stands for
+a number beyond all floats, and where a form has a pole or an edge the limit from inside is right. Two operands stay
+where the product of three does not overflow. Prints the worst error of each operator and where it is. Exit code 1 if one
+is beyond its bound, or an operator has no form.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -22,205 +22,19 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value
-from flowgrad.ir.ops.registry import Trait, all_ops, opdef
+from flowgrad.ir.ops.registry import Trait, all_ops
 from flowgrad.ir.types import DType, Type, dtype_of
 from flowgrad.passes.differentiate import adjoint, tangent
-from flowgrad.tools.maintenance import jets
+from flowgrad.tools.maintenance.closed_forms import FORMS, NEAR, Floor, Stated
 from flowgrad.tools.maintenance.jets import Jet
 
-DIGITS, LIMIT_DIGITS = 420, 2500
-BEYOND, NEAR = mpmath.mpf(10) ** 4000, mpmath.mpf(10) ** -2000
-"""What infinity stands for, and how far beside an edge a limit is taken."""
+DIGITS, LIMIT_DIGITS = 420, 1500
 NEVER = mpmath.mpf(10) ** 320
 """Larger than any float: only poles are."""
 GROWING = 500
 """A limit beyond this is infinite: logarithms grow slowly towards it."""
-
-BOUND = (4.0, 16.0, 64.0)
-"""Units in the last place that value, first and second derivatives may be off."""
-
-Form = Callable[..., Jet]
-
-
-@dataclass(frozen=True)
-class Stated:
-    """A closed form of an operator: ``build`` makes it from values, if it is not the operator of its name alone."""
-
-
-    form: Form
-    op: str
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    build: Callable[..., Value] | None = None
-    bound: tuple[float, float, float] = BOUND
-    floor: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """What smaller numbers are measured by, where they are differences of larger ones."""
-    arity: int = 1
-    beyond: Any = BEYOND
-    """What infinity stands for; None where a form that is infinity times zero is NaN in every library."""
-    poles: bool = True
-    """Whether limits are taken where the form cannot be evaluated."""
-
-
-FORMS: dict[str, Stated] = {}
-
-
-def state(op: str, form: Form, *, name: str = "", **facts: Any) -> None:
-    """State the closed form of an operator."""
-    stated = Stated(form, op, **facts)
-    FORMS[name or (f"{op}, two" if stated.arity == 2 and op in FORMS else op)] = stated
-
-
-def default(op: str, attribute: str) -> float:
-    """Return the default of an attribute."""
-    return float(opdef(op).attributes[attribute])
-
-
-def where(condition: bool, x: Any, y: Any, like: Jet) -> Jet:
-    """Return one of two jets or numbers."""
-    chosen = x if condition else y
-    return chosen if isinstance(chosen, Jet) else like.like(chosen)
-
-
-# ---- one operand ----------------------------------------------------------------------------------------------------------
-
-
-def _linear_unit(x: Jet, alpha: float, width: float = 1.0) -> Jet:
-    return where(x.value > 0, x, alpha * (jets.exp(x / width) - 1), x)
-
-
-def _sigmoid(x: Jet) -> Jet:
-    return 1 / (1 + jets.exp(-x))
-
-
-def _softplus(x: Jet) -> Jet:
-    return jets.log(1 + jets.exp(x)) if x.value < 2000 else x
-
-
-def _gelu(x: Jet) -> Jet:
-    return x * (1 + jets.erf(x / mpmath.sqrt(2))) / 2
-
-
-def _gelu_tanh(x: Jet) -> Jet:
-    return x * (1 + jets.tanh(mpmath.sqrt(2 / mpmath.pi) * (x + mpmath.mpf("0.044715") * x * x * x))) / 2
-
-
-def _clipped(x: Jet, low: float, high: float, inside: Callable[[Jet], Jet]) -> Jet:
-    y = inside(x)
-    return where(y.value <= low, low, where(y.value >= high, high, y, x), x)
-
-
-for _name in ("asinh", "atan", "cosh", "exp", "log", "sinh", "sqrt"):
-    state(_name.capitalize(), getattr(jets, _name))
-for _name in ("acos", "acosh", "asin", "atanh", "tanh"):
-    state(_name.capitalize(), getattr(jets, _name), floor=(0.0, float(_name == "tanh"), 1.0))
-state("Erf", jets.erf, floor=(0.0, 2.0**-20, 2.0**-20))
-for _name in ("cos", "sin", "tan"):
-    state(_name.capitalize(), getattr(jets, _name), beyond=None)
-state("Abs", jets.magnitude)
-state("Neg", lambda x: -x)
-state("Identity", lambda x: x)
-state("Reciprocal", lambda x: 1 / x)
-state("Relu", lambda x: where(x.value > 0, x, 0, x))
-state("LeakyRelu", lambda x: where(x.value > 0, x, x * default("LeakyRelu", "alpha"), x))
-state("ThresholdedRelu", lambda x: where(x.value > 1, x, 0, x))
-state("HardSigmoid", lambda x: _clipped(x, 0, 1, lambda v: v * default("HardSigmoid", "alpha") + 0.5))
-state("HardSwish", lambda x: where(x.value >= 3, x, where(x.value <= -3, 0, x * (x / 6 + 0.5), x), x), beyond=None,
-      floor=(1.0, 1.0, 0.0))
-state("Shrink", lambda x: where(abs(x.value) > 0.5, x, 0, x))
-state("Shrink", lambda x: where(x.value > 0.5, x - 0.25, where(x.value < -0.5, x + 0.25, 0, x), x), name="Shrink, bias",
-      attributes={"bias": 0.25})
-state("Sigmoid", _sigmoid, floor=(0.0, 1.0, 1.0))
-state("Softplus", _softplus, floor=(0.0, 0.0, 1.0))
-state("Softsign", lambda x: x / (1 + jets.magnitude(x)), beyond=None)
-state("Elu", lambda x: _linear_unit(x, 1.0))
-state("Elu", lambda x: _linear_unit(x, 0.5), name="Elu, 0.5", attributes={"alpha": 0.5})
-state("Celu", lambda x: _linear_unit(x, 1.0))
-state("Celu", lambda x: _linear_unit(x, 2.0, 2.0), name="Celu, 2", attributes={"alpha": 2.0})
-state("Selu", lambda x: default("Selu", "gamma") * _linear_unit(x, default("Selu", "alpha")))
-state("Mish", lambda x: x * jets.tanh(_softplus(x)), beyond=None, floor=(0.0, 1.0, 1.0))
-state("Swish", lambda x: x * _sigmoid(x), beyond=None, floor=(0.0, 1.0, 1.0))
-state("Swish", lambda x: x * _sigmoid(2 * x), name="Swish, 2", attributes={"alpha": 2.0}, beyond=None, floor=(0.0, 1.0, 1.0))
-state("Gelu", _gelu, beyond=None, floor=(1.0, 1.0, 1.0))
-state("Gelu", _gelu_tanh, name="Gelu, tanh", attributes={"approximate": "tanh"}, beyond=None,
-      floor=(1.0, 1.0, 1.0))
-for _exponent in (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0):
-    state("Pow", lambda x, p=_exponent: _power_of(x, p), name=f"Pow, {_exponent:g}",
-          build=lambda b, x, p=_exponent: b.Pow(x, p))
-
-
-def _power_of(x: Jet, p: float) -> Jet:
-    v, n = x.value, int(p) if p.is_integer() else p
-    return x.through(v**n, p * v ** (n - 1) if p else 0 * v, p * (p - 1) * v ** (n - 2) if p * (p - 1) else 0 * v)
-
-
-# ---- two operands ---------------------------------------------------------------------------------------------------------
-
-
-def _power(x: Jet, y: Jet) -> Jet:
-    """x^y; at x = 0 a limit from above, and where x < 0 a function of x alone for an integer y."""
-    v, p = x.value, y.value
-    if abs(p) > 64 or (v == 0 and p < 1 and p != 0) or (abs(v) <= NEAR and not mpmath.isint(p)):
-        raise ValueError("a large exponent, or a pole whose side or order floats do not tell")
-    if v > 0:
-        return jets.exp(y * jets.log(x))
-    if v < 0 and not mpmath.isint(p):
-        raise ValueError("complex")
-    unknown = mpmath.nan
-    if v < 0:
-        n = int(p)
-        across = n * v ** (n - 1), n * (n - 1) * v ** (n - 2)
-        return Jet(v**n, (across[0], unknown), ((across[1], unknown), (unknown, unknown)))
-    if p == 0:
-        return Jet(mpmath.mpf(1), (mpmath.mpf(0), unknown), ((mpmath.mpf(0), unknown), (unknown, unknown)))
-    zero, flat = mpmath.mpf(0), mpmath.mpf(0) if p > 0 else unknown
-    curvature = p * (p - 1) * _zero_to(p - 2) if p != 1 else zero
-    return Jet(_zero_to(p), (p * _zero_to(p - 1), flat), ((curvature, zero if p > 1 else unknown),
-                                                        (zero if p > 1 else unknown, flat)))
-
-
-def _zero_to(p: Any) -> Any:
-    return mpmath.mpf(0) if p > 0 else mpmath.mpf(1) if p == 0 else mpmath.inf
-
-
-def _pair(op: str) -> Callable[..., Value]:
-    return lambda b, x, y: b.add(op, [b.Concat(*(b.Unsqueeze(v, [0]) for v in (x, y)), axis=0), [0]], {"keepdims": 0})
-
-
-def _first_of(op: str) -> Callable[..., Value]:
-    return lambda b, x, y: b.Gather(b.add(op, [b.Concat(*(b.Unsqueeze(v, [0]) for v in (x, y)), axis=0)], {"axis": 0}),
-                                    np.int64(0))
-
-
-def _tied(x: Jet, y: Jet, chosen: Jet) -> Jet:
-    return (x + y) / 2 if x.value == y.value else chosen
-
-
-state("Add", lambda x, y: x + y, arity=2)
-state("Sub", lambda x, y: x - y, arity=2)
-state("Mul", lambda x, y: x * y, arity=2)
-state("Div", lambda x, y: x / y, arity=2)
-state("Pow", _power, arity=2, bound=(4.0, 64.0, 128.0))  # x^(y-1) is as far off as y - 1, times log(x)
-state("Max", lambda x, y: _tied(x, y, x if x.value > y.value else y), arity=2)
-state("Min", lambda x, y: _tied(x, y, x if x.value < y.value else y), arity=2)
-state("Sum", lambda x, y: x + y, arity=2)
-state("Mean", lambda x, y: (x + y) / 2, arity=2)
-state("PRelu", lambda x, y: where(x.value > 0, x, x * y, x), arity=2)
-state("SwiGLU", lambda x, y: x * _sigmoid(x) * y, arity=2, floor=(0.0, 1.0, 0.0),
-      bound=(4.0, 16.0, float("inf")))  # that of Swish, which passes through zero, times any number
-state("Mod", lambda x, y: x - y * int(x.value / y.value), arity=2, attributes={"fmod": 1}, poles=False)
-state("ReduceL1", lambda x, y: jets.magnitude(x) + jets.magnitude(y), arity=2, build=_pair("ReduceL1"))
-state("ReduceL2", lambda x, y: jets.sqrt(x * x + y * y), arity=2, build=_pair("ReduceL2"),
-      bound=(4.0, 16.0, float("inf")))  # the second derivative y^2 / r^3 comes as 1 / r - x^2 / r^3
-state("ReduceSumSquare", lambda x, y: x * x + y * y, arity=2, build=_pair("ReduceSumSquare"))
-state("ReduceLogSum", lambda x, y: jets.log(x + y), arity=2, build=_pair("ReduceLogSum"),
-      floor=(1.0, 0.0, 0.0))
-state("ReduceLogSumExp", lambda x, y: jets.log(jets.exp(x) + jets.exp(y)), arity=2, 
-      build=_pair("ReduceLogSumExp"), floor=(1.0, 1.0, 1.0))
-state("ReduceProd", lambda x, y: x * y, arity=2, build=_pair("ReduceProd"))
-state("ReduceMean", lambda x, y: (x + y) / 2, arity=2, build=_pair("ReduceMean"))
-state("Softmax", lambda x, y: _sigmoid(x - y), arity=2, build=_first_of("Softmax"), floor=(0.0, 1.0, 1.0))
-state("LogSoftmax", lambda x, y: -_softplus(y - x), arity=2, build=_first_of("LogSoftmax"),
-      floor=(1.0, 1.0, 1.0))
+EDGES = (0.0, 1.0, -1.0)
+"""The finite numbers where forms have poles or edges."""
 
 
 def missing() -> list[str]:
@@ -281,7 +95,7 @@ def exact(stated: Stated, point: Sequence[float]) -> Jet | None:
                 return found
     elif stated.beyond is None or stated.arity > 1:
         return None
-    if not stated.poles:
+    if not stated.poles or not any(v in EDGES or np.isinf(v) for v in point):
         return None
     with mpmath.workdps(LIMIT_DIGITS):
         for near in product(*_neighbours(point, stated.beyond)):
@@ -316,25 +130,74 @@ def _attempt(stated: Stated, point: Sequence[Any]) -> Jet | None:
     return None if any(isinstance(n, mpmath.mpc) for n in numbers) or mpmath.isnan(jet.value) else jet
 
 
-def error(got: float, right: Any, floor: float, dtype: np.dtype[Any], is_limit: bool) -> float:
-    """Return the difference in units in the last place of what is right, or of ``floor`` if that is larger.
+@dataclass
+class Right:
+    """What is right at all points, of one derivative: a float, what it lacks, and the unit that both are measured in."""
 
-    A number is as good as infinite within a few units of the largest, and 0 within a thousand times the smallest normal.
-    """
-    info = np.finfo(dtype)
-    most, least = mpmath.ldexp(1, info.maxexp), mpmath.ldexp(1, info.minexp + 10)
-    if np.isinf(got) and (got > 0) == (right > 0):
-        edge = GROWING if is_limit else most * (1 - mpmath.ldexp(1, 5 - info.nmant))
-        if abs(right) >= edge:
-            return 0.0
-    if np.isnan(got):
-        return float("inf")
-    if abs(right) < least and abs(got) < least:
-        return 0.0
-    right = max(-most, min(most, right))
-    given = most * (1 if got > 0 else -1) if np.isinf(got) else mpmath.mpf(got)
-    unit = mpmath.ldexp(1, mpmath.frexp(max(abs(right), floor, least))[1] - 1 - info.nmant)
-    return float(abs(given - right) / unit)
+    near: Array
+    rest: Array
+    unit: Array
+    is_infinite: Array
+    is_known: Array
+    """Infinite where an infinity of its sign is as good; known where there is a derivative at all."""
+
+    def errors(self, got: Array) -> Array:
+        """Return the differences in units in the last place.
+
+        A number is as good as infinite within a few units of the largest, and 0 within a thousand times the smallest
+        normal.
+        """
+        info = np.finfo(got.dtype)
+        wide, largest = got.astype(np.longdouble), np.ldexp(np.longdouble(1), info.maxexp)
+        with np.errstate(invalid="ignore"):
+            off = np.abs((np.clip(wide, -largest, largest) - self.near) / self.unit - self.rest)
+            off[self.is_infinite & np.isinf(got) & ((got > 0) == (self.near > 0))] = 0
+        off[np.isnan(got)] = np.inf
+        tiny = np.ldexp(np.longdouble(1), info.minexp + 10)
+        off[(np.abs(self.near) < tiny) & (np.abs(wide) < tiny)] = 0
+        return np.where(self.is_known, off, 0)
+
+
+class Exact:
+    """The closed form of an operator at points, and the limits there."""
+
+    def __init__(self, stated: Stated, points: Sequence[Array]) -> None:
+        self.stated, self.info = stated, np.finfo(points[0].dtype)
+        self.points = [tuple(float(p[place]) for p in points) for place in range(len(points[0]))]
+        self.jets = [exact(stated, point) for point in self.points]
+        self.floors = [[self._number(floor, point) for floor in stated.floor] for point in self.points]
+        self.slack = np.array([[float(self._number(slack, point)) for slack in stated.slack] for point in self.points])
+
+    def _number(self, of: Floor, point: Sequence[float]) -> Any:
+        """Return a number that depends on the point; those of no finite point are never larger than others."""
+        if isinstance(of, float):
+            return of
+        return of(*map(mpmath.mpf, point)) if any(point) and all(map(np.isfinite, point)) else 0.0
+
+    def part(self, at: tuple[int, ...]) -> Right:
+        """Return the value, or the derivative by these operands in turn."""
+        rows = [self._place(place, at) for place in range(len(self.points))]
+        near, rest, unit, is_infinite, is_known = zip(*rows, strict=True)
+        return Right(np.array(near, np.longdouble), np.array(rest, np.longdouble), np.array(unit, np.longdouble),
+                     np.array(is_infinite), np.array(is_known))
+
+    def _place(self, place: int, at: tuple[int, ...]) -> tuple[Any, float, Any, bool, bool]:
+        jet = self.jets[place]
+        right = mpmath.nan if jet is None else _part(jet, at)
+        if jet is None or mpmath.isnan(right):
+            return 0.0, 0.0, 1.0, False, False
+        info = self.info
+        most, least = mpmath.ldexp(1, info.maxexp), mpmath.ldexp(1, info.minexp + 10)
+        reach = max(1.0, self._number(self.stated.reach, self.points[place])) if at else 1.0
+        is_limit = any(map(np.isinf, self.points[place])) or abs(right) > NEVER or abs(jet.first[0]) > NEVER
+        is_infinite = bool(abs(right) >= (GROWING if is_limit else most * (1 - mpmath.ldexp(1, 5 - info.nmant)) / reach))
+        right = max(-most, min(most, right))
+        size = max(abs(right), self.floors[place][len(at)], least * reach)
+        power = int(mpmath.frexp(size)[1]) - 1 - info.nmant
+        near = np.ldexp(np.longdouble(float(mpmath.ldexp(right, -power - info.nmant))), power + info.nmant)
+        whole, exponent = np.frexp(near)
+        back = mpmath.ldexp(mpmath.mpf(float(whole)), int(exponent))
+        return near, float(mpmath.ldexp(right - back, -power)), np.ldexp(np.longdouble(1), power), is_infinite, True
 
 
 # ---- where ------------------------------------------------------------------------------------------------------------------
@@ -354,10 +217,20 @@ def magnitudes(dtype: np.dtype[Any], count: int, arity: int) -> Array:
 
 
 def points_of(arity: int, dtype: np.dtype[Any], count: int) -> list[Array]:
-    """Return one array for each operand: all points there are of them."""
-    sizes = magnitudes(dtype, count if arity == 1 else max(count // 8, 4), arity)
+    """Return one array for each operand: all pairs of chosen numbers, and numbers of random bits."""
+    rng = np.random.default_rng(0)
+    info = np.finfo(dtype)
+    sizes = magnitudes(dtype, count if arity == 1 else max(count // 12, 4), arity)
     line = np.concatenate([-sizes[::-1], [-0.0, 0.0], sizes, [np.inf, -np.inf]]).astype(dtype)
-    return [axis.reshape(-1).copy() for axis in np.meshgrid(*[line] * arity, indexing="ij")]
+    chosen = [axis.reshape(-1) for axis in np.meshgrid(*[line] * arity, indexing="ij")]
+    shape = (arity, 4 * count)
+    if arity == 1:
+        chance = rng.integers(0, 2 ** (8 * dtype.itemsize), shape, np.uint64).astype(f"u{dtype.itemsize}").view(dtype)
+    else:
+        powers = rng.uniform(info.minexp // 4, info.maxexp // 4, shape)
+        powers[:, ::2] = powers[:1, ::2] + rng.normal(0, 1, (arity, 2 * count))  # of one size: differences that are small
+        chance = (rng.choice([-1, 1], shape) * np.exp2(np.clip(powers, info.minexp // 4, info.maxexp // 4 - 1))).astype(dtype)
+    return [np.concatenate([c, r[np.isfinite(r)] if arity == 1 else r]) for c, r in zip(chosen, chance, strict=True)]
 
 
 @dataclass
@@ -379,24 +252,17 @@ def _part(jet: Jet, at: tuple[int, ...]) -> Any:
 
 def worst_of(stated: Stated, dtype: str, count: int) -> list[Worst]:
     """Return the worst errors of value, first and second derivatives."""
-    numpy = np.dtype(dtype)
-    points = points_of(stated.arity, numpy, count)
-    found = computed(stated, dtype_of(dtype), points)
+    points = points_of(stated.arity, np.dtype(dtype), count)
+    found, right = computed(stated, dtype_of(dtype), points), Exact(stated, points)
+    parts = {at: right.part(at) for at in {at for _, at in found}}
     worst = [Worst() for _ in range(3)]
-    for place in range(len(points[0])):
-        point = tuple(float(p[place]) for p in points)
-        jet = exact(stated, point)
-        if jet is None:
-            continue
-        for (mode, at), array in found.items():
-            got, right, order = float(array[place]), _part(jet, at), ORDERS[mode]
-            if mpmath.isnan(right):
-                continue
-            is_limit = bool(np.isinf(point).any()) or abs(right) > NEVER
-            off = 0.0 if is_limit and order == 2 and np.isnan(got) else error(
-                got, right, stated.floor[order], numpy, is_limit or abs(jet.first[0]) > NEVER)
-            if off > worst[order].error:
-                worst[order] = Worst(off, f"{mode} {at}", point, got, float(right))
+    for (mode, at), array in found.items():
+        order = ORDERS[mode]
+        errors = parts[at].errors(array) - right.slack[:, order]
+        place = int(np.argmax(errors))
+        if errors[place] > worst[order].error:
+            worst[order] = Worst(float(errors[place]), f"{mode} {at}", right.points[place], float(array[place]),
+                                 float(parts[at].near[place]))
     return worst
 
 

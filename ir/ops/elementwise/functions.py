@@ -203,6 +203,25 @@ def _(b: DerivativeBuilder, node: Node) -> Any:
     return (b.Add(b.Mul(y, y), 1.0),)
 
 
+@op("OneMinusSquare", domain=FLOWGRAD, traits=UNARY)
+def one_minus_square(x: Array, *, out: Array | None = None) -> Array:
+    """(1 - x)(1 + x), with a slope of one factor: of two, one is 0 at an edge, where a derivative of 1 / y is infinite."""
+    return np.asarray(np.multiply(1 - x, 1 + x, out=out))
+
+
+@slope(one_minus_square)
+def _(b: Builder, node: Node, v: Value) -> Any:
+    """dy/dx = -2 x."""
+    return b.Mul(v, b.Mul(node.input(0), -2.0))
+
+
+@one_minus_square.expansion
+def _(b: Builder, node: Node) -> Any:
+    """y = (1 - x) (1 + x); read again, it is repaired again."""
+    x = node.input(0)
+    return b.Mul(b.Sub(b.scalar(1, x.type.dtype), x), b.Add(x, 1.0))
+
+
 @op("Asin", since=7, outputs=("output",), traits=UNARY)
 def asin(x: Array, *, out: Array | None = None) -> Array:
     return np.arcsin(x, out=out)
@@ -210,8 +229,7 @@ def asin(x: Array, *, out: Array | None = None) -> Array:
 
 def _asin_divisor(b: Builder, node: Node) -> Value:
     """dy/dx = 1 / sqrt((1 - x)(1 + x))."""
-    x = node.input(0)
-    return b.Sqrt(b.Mul(b.Sub(b.scalar(1, x.type.dtype), x), b.Add(x, 1.0)))
+    return b.Sqrt(b.OneMinusSquare(node.input(0)))
 
 
 scaled_by_reciprocal(asin, _asin_divisor)
@@ -314,13 +332,11 @@ def acosh(x: Array, *, out: Array | None = None) -> Array:
     return np.arccosh(x, out=out)
 
 
-def _acosh_divisor(b: Builder, node: Node) -> Value:
-    """dy/dx = 1 / (sqrt(x - 1) sqrt(x + 1))."""
+@slope(acosh)
+def _(b: Builder, node: Node, v: Value) -> Any:
+    """dy/dx = 1 / sqrt(x - 1) / sqrt(x + 1): one after the other, for their product at 1 would be 0 times infinity again."""
     x = node.input(0)
-    return b.Mul(b.Sqrt(b.Sub(x, 1.0)), b.Sqrt(b.Add(x, 1.0)))
-
-
-scaled_by_reciprocal(acosh, _acosh_divisor)
+    return b.Div(b.Div(v, b.Sqrt(b.Sub(x, 1.0))), b.Sqrt(b.Add(x, 1.0)))
 
 
 @op("Atanh", since=9, outputs=("output",), traits=UNARY)
@@ -330,8 +346,7 @@ def atanh(x: Array, *, out: Array | None = None) -> Array:
 
 def _atanh_divisor(b: Builder, node: Node) -> Value:
     """dy/dx = 1 / ((1 - x)(1 + x))."""
-    x = node.input(0)
-    return b.Mul(b.Sub(b.scalar(1, x.type.dtype), x), b.Add(x, 1.0))
+    return b.OneMinusSquare(node.input(0))
 
 
 scaled_by_reciprocal(atanh, _atanh_divisor)
