@@ -177,7 +177,11 @@ class Model:
         return self.with_graph(graph)
 
     def astype(self, dtype: str | DType) -> Model:
-        """Return this model computing in another float type: weights, casts and constants alike."""
+        """Return this model computing in another float type: weights, casts and constants alike.
+
+        In float16 and bfloat16, derivatives and counts are computed in float32 and rounded. InputError where a constant is
+        too large for the type.
+        """
         return self.with_graph(converted(self.graph, dtype))
 
     # ---- files ------------------------------------------------------------------------------------------------------
