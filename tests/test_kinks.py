@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.graph import INITIALIZER, Graph
+from flowgrad.ir.graph import INITIALIZER, Graph, Value
 from flowgrad.ir.ops.registry import all_ops
 from flowgrad.ir.types import FLOAT64, Dim, Type
 
@@ -106,3 +107,37 @@ def test_pixels_that_tie() -> None:
     image = np.array([[1.0, 2.0, 2.0, 0.0], [1.0, 2.0, 3.0, 4.0]]).reshape(1, 2, 2, 2)
     (kink,) = fg.kinks(fg.load(text), x=image)
     assert (kink.op, kink.first) == ("GlobalMaxPool", (0, 0, 0, 0))
+
+
+NORMS: dict[str, Callable[[Builder, Value], Value]] = {
+    "ReduceL2": lambda b, x: b.ReduceL2(x, [1]),
+    "root of the sum of squares": lambda b, x: b.Sqrt(b.ReduceSum(b.Mul(x, x), [1])),
+    "root of the mean of squares": lambda b, x: b.Sqrt(b.ReduceMean(b.Mul(x, x), [1])),
+    "power": lambda b, x: b.Pow(b.ReduceSum(b.Pow(b.Abs(x), 3.0), [1]), 1 / 3),
+    "GlobalLpPool": lambda b, x: b.GlobalLpPool(b.Unsqueeze(x, [1])),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("mode", ["reverse over reverse", "forward over reverse", "reverse over forward", "forward over forward"])
+def test_at_the_kink_of_a_norm_derivatives_of_every_order_are_zero(name: str, mode: str) -> None:
+    graph = Graph("norms")
+    x = graph.add_input("x", Type(FLOAT64, (2, 3)))
+    b = Builder(graph)
+    graph.add_output(b.ReduceSum(b.Mul(NORMS[name](b, x), 2.0), keepdims=0), "y")
+    second, first = mode.split(" over ")
+    point, v = np.array([[0.0, 0, 0], [1, -2, 0.5]]), np.array([[1.0, 2, 4], [3, 1, 2]])
+    model = fg.grad(fg.Model(graph)) if first == "reverse" else fg.jvp(fg.Model(graph), of="y", wrt="x")
+    of: str
+    more: dict[str, Any]
+    of, more = ("x_grad", {}) if first == "reverse" else ("y_tangent", {"x_tangent": v})
+    if second == "reverse":
+        seed = {f"{of}_grad": v if first == "reverse" else np.array(1.0)}
+        found = fg.vjp(model, of=of, wrt="x")(x=point, **more, **seed)["x_grad"]
+        assert not found[0].any()
+    else:
+        inner = fg.jvp(model, of=of, wrt="x")
+        tangent = next(i.name for i in inner.inputs if i.name.startswith("x_tangent") and i.name not in more)
+        found = inner(x=point, **more, **{tangent: v})[f"{of}_tangent"]
+        alone = inner(x=point, **{n: a * [[0], [1]] for n, a in more.items()}, **{tangent: v * [[0], [1]]})[f"{of}_tangent"]
+        np.testing.assert_array_equal(found, alone)

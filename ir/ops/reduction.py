@@ -289,9 +289,9 @@ def _in_range(squares: Array) -> bool:
 
 
 def _l2_weights(b: Builder, node: Node) -> Value:
-    """Return x / y, and 0 where y = 0."""
+    """Return x / y, and 0 / infinity where y = 0: there derivatives of every order are 0, as those of |x|."""
     y = node.output()
-    safe = b.Where(b.Equal(y, 0.0), b.scalar(1, y.type.dtype), y)
+    safe = b.Where(b.Equal(y, 0.0), b.scalar(float("inf"), y.type.dtype), y)
     return b.Div(node.input(0), restored(b, node, safe))
 
 
