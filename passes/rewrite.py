@@ -174,6 +174,8 @@ class RewriteBuilder(Builder):
         self.rule = rule
         self.match = match
         self.made: list[Node] = []
+        self.passed_by: dict[Node, None] = {}
+        """The nodes that the rule has looked past, beyond its pattern."""
         self.first_key = graph._next_key
 
     def add_node(self, op: str, inputs: Sequence[Any], *arguments: Any, **keywords: Any) -> Node:
@@ -190,13 +192,17 @@ class RewriteBuilder(Builder):
         """Return the node behind ``value`` if its op is one of ``ops`` and a rule may look past ``value``, else None."""
         if value is None or value.producer.op not in ops or value.name in self.graph.pinned:
             return None
+        self.passed_by[value.producer] = None
         return value.producer
 
     def made_with(self, value: Value | None, trait: Trait) -> Node | None:
         """Return the node behind ``value`` if its op has ``trait`` and a rule may look past ``value``, else None."""
         if value is None or value.producer.op in ENTRIES or value.name in self.graph.pinned:
             return None
-        return value.producer if trait in opdef(value.producer.op).traits else None
+        if trait not in opdef(value.producer.op).traits:
+            return None
+        self.passed_by[value.producer] = None
+        return value.producer
 
     def discard(self) -> None:
         """Remove what was made and is not used."""
@@ -318,7 +324,9 @@ class _Driver:
         remove_dead(self.graph, match.nodes[::-1], keep_random=True)
         b.discard()
         self.let_go([v for v in operands if v not in results], b.made)
-        for node in match.nodes if rule.shared else ():
+        used = {v for n in b.made for v in n.operands} | {v for v in results if v is not None}
+        left = [*match.nodes, *(n for n in b.passed_by if used.isdisjoint(n.results))]
+        for node in left if rule.shared else ():
             if node.key in self.graph.entries and node is not root:
                 mark_bypassed(node, rule.name)
         for made in b.made:

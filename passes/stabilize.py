@@ -269,12 +269,26 @@ def root_of_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
     return b.Abs(x)
 
 
-@rewrite("Mul(Sqrt(%x), Sqrt(%x))", "Pow(Sqrt(%x), 2)", kind="repairs", shared=True)
-def square_of_root(b: RewriteBuilder, node: Node, x: Value) -> Any:
-    """sqrt(x) sqrt(x) = x, whose derivative at 0 is 1; NaN below."""
-    if x.type != node.output().type:
-        return no_match("the exponent broadcasts")
-    return b.Where(b.Less(x, 0.0), b.Mul(x, float("nan")), x)
+@rewrite("Mul(%r, %r)", "Pow(%r, %q)", "Mul(Sqrt(%x), Sqrt(%x))", "Mul(Pow(%x, %p), Pow(%x, %p))", kind="repairs", shared=True)
+def power_of_root(b: RewriteBuilder, node: Node) -> Any:
+    """(x^p)^q = x^(p q), also of a multiple of the root that is squared: no infinite slope at 0 times zero; NaN below."""
+    outer = 2.0 if node.op == "Mul" else _number(node.input(1))
+    factors, root = _unscaled(b, node.input(0))
+    made = b.made_by(root, "Sqrt", "Pow")
+    inner = None if made is None else 0.5 if made.op == "Sqrt" else _number(made.input(1))
+    if made is None or inner is None or outer is None or not 0 < inner < 1 < outer or (factors and outer != 2):
+        return no_match("it is no power of a root")
+    x, power = made.input(0), inner * outer
+    result = x if power == 1 else b.Pow(x, power)
+    if power.is_integer():
+        result = b.Where(b.Less(x, 0.0), b.Mul(x, float("nan")), result)
+    for op, factor in (*factors, *factors):
+        result = b.add(op, [result, factor])
+    return unchanged(node, result, "an exponent or a factor")
+
+
+def _number(value: Value) -> float | None:
+    return float(value.literal.item()) if value.literal is not None and value.literal.size == 1 else None
 
 
 @rewrite("Atan(Div(%y, %x))", kind="repairs", shared=True)
@@ -307,11 +321,18 @@ def euclidean_norm(b: RewriteBuilder, node: Node, x: Value, axes: Value | None) 
 
 @rewrite("Mul(%r, %r)", "Pow(%r, 2)", kind="repairs", shared=True)
 def square_of_norm(b: RewriteBuilder, node: Node, r: Value) -> Any:
-    """||x|| ||x|| = sum(x x), which is smooth at 0."""
-    norm = b.made_by(r, "ReduceL2")
-    if norm is None or r.type != node.output().type:
-        return no_match("it is no norm, or the exponent broadcasts")
-    return b.add("ReduceSumSquare", norm.inputs, norm.attributes)
+    """(c ||x||)^2 = sum(c x c x), which is smooth at 0 and overflows no sooner."""
+    factors, root = _unscaled(b, r, is_rounded=True)
+    norm = b.made_by(root, "ReduceL2")
+    if norm is None:
+        return no_match("it is no norm")
+    x = norm.input(0)
+    for op, factor in factors:
+        x = b.add(op, [x, b.cast_like(factor, x)])
+    if x.type != norm.input(0).type:
+        return no_match("a factor broadcasts")
+    squared = b.add("ReduceSumSquare", [x, *norm.inputs[1:]], norm.attributes)
+    return unchanged(node, b.cast_like(squared, r), "an exponent or a factor")
 
 
 @rewrite("Sqrt(%s)", "Pow(%s, 0.5)", kind="repairs", shared=True)
@@ -323,32 +344,50 @@ def scaled_norm(b: RewriteBuilder, node: Node, s: Value) -> Any:
     x = _squared(b, reduction)
     if x is None or attr(reduction, "noop_with_empty_axes"):
         return no_match("no squares are summed, or nothing may be reduced")
+    x, wide = b.cast(x, s.type.dtype.wide), s.type.dtype.wide  # many narrow numbers have a norm that is none of them
+    factors = [(op, b.cast(factor, wide)) for op, factor in factors]
     if reduction.op == "ReduceMean":
-        factors = [("Div", b.cast_like(count_of(b, reduction), s)), *factors]
-        if s.type.dtype.itemsize < 4:
-            return no_match("the norm of many narrow numbers overflows where their mean does not")
+        factors = [("Div", b.cast(count_of(b, reduction), wide)), *factors]
     if not factors:
         return no_match("it is a plain norm")
     root = _root_of_product(b, factors)
     if root.constant is not None and not 0 < float(root.constant.item()) < np.inf:
         return no_match("the root of the factors is out of range")
     norm = b.ReduceL2(x, *reduction.inputs[1:], keepdims=attr(reduction, "keepdims"))
-    scaled = b.Mul(norm, root)
+    scaled = b.cast_like(b.Mul(norm, root), s)
     return scaled if scaled.type == node.output().type else no_match("a factor broadcasts")
 
 
-def _scaled(b: RewriteBuilder, value: Value) -> tuple[list[tuple[str, Value]], Node | None]:
-    """Return what the result of a reduction is multiplied with and divided by, single numbers, and the reduction."""
+def _unscaled(b: RewriteBuilder, value: Value, is_rounded: bool = False) -> tuple[list[tuple[str, Value]], Value]:
+    """Return what a value is multiplied with and divided by, single numbers, and what is left.
+
+    That may be of a wider type if ``is_rounded``: scaled norms are computed there.
+    """
     factors: list[tuple[str, Value]] = []
-    while (node := b.made_by(value, "Mul", "Div")) is not None:
-        x, y = node.input(0), node.input(1)
-        if node.op == "Mul" and x.type.size == 1 and y.type.size != 1:
-            x, y = y, x
-        if y.type.size != 1 or not (y.constant is None or 0 < float(y.constant.item()) < np.inf):
-            return [], None
-        factors.append((node.op, y))
+    while (node := b.made_by(value, "Mul", "Div", "Neg", "Cast")) is not None:
+        x = node.input(0)
+        if node.op == "Neg":
+            factors.append(("Mul", b.scalar(-1, x.type.dtype)))
+        elif node.op == "Cast":
+            if not is_rounded or x.type.dtype != value.type.dtype.wide:
+                break
+        else:
+            y = node.input(1)
+            if node.op == "Mul" and (x.type.size == 1 and y.type.size != 1 or x.constant is not None):
+                x, y = y, x
+            if y.type.size != 1 or x is y:
+                break
+            factors.append((node.op, y))
         value = x
-    return factors[::-1], b.made_by(value, "ReduceSum", "ReduceMean", "ReduceSumSquare")
+    return factors[::-1], value
+
+
+def _scaled(b: RewriteBuilder, value: Value) -> tuple[list[tuple[str, Value]], Node | None]:
+    """Return by what the result of a reduction is scaled, numbers above 0 as far as they are known, and the reduction."""
+    factors, rest = _unscaled(b, value)
+    if not all(y.constant is None or 0 < float(y.constant.item()) < np.inf for _, y in factors):
+        return [], None
+    return factors, b.made_by(rest, "ReduceSum", "ReduceMean", "ReduceSumSquare")
 
 
 def _root_of_product(b: RewriteBuilder, factors: Sequence[tuple[str, Value]]) -> Value:

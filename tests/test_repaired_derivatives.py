@@ -9,8 +9,10 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Graph, Value
-from flowgrad.ir.types import FLOAT64, Dim, DimLike, Type
+from flowgrad.ir.types import FLOAT64, Dim, DimLike, Type, dtype_of
+from flowgrad.passes.manager import PassManager
 
 Formula = Callable[[Builder, Value], Value]
 
@@ -135,3 +137,70 @@ def test_norms_have_slope_zero_where_nothing_but_zeros_is_summed(
     tangent = fg.jvp(found)(x=point, x_tangent=direction)["y_tangent"]
     np.testing.assert_allclose(tangent, np.dot(gradient, direction), rtol=1e-12, atol=1e-300)
     np.testing.assert_allclose(fg.value_and_grad(found)(x=point)["y"], found(x=point)["y"], rtol=1e-12)
+
+
+# ---- powers of roots --------------------------------------------------------------------------------------------------------
+
+
+def mean_root(b: Builder, x: Value) -> Value:
+    return b.Sqrt(b.ReduceMean(b.Mul(x, x), keepdims=0))
+
+
+def squared(b: Builder, r: Value) -> Value:
+    return b.Mul(r, r)
+
+
+POWERS: dict[str, tuple[Formula, float]] = {
+    "mean": (lambda b, x: squared(b, mean_root(b, x)), 2 / 3),
+    "mean, exponent": (lambda b, x: b.Pow(mean_root(b, x), 2.0), 2 / 3),
+    "multiple of the mean": (lambda b, x: squared(b, b.Mul(b.Neg(mean_root(b, x)), 2.0)), 8 / 3),
+    "multiple of the norm": (lambda b, x: squared(b, b.Div(norm(b, x), -3.0)), 2 / 9),
+    "half the squares": (lambda b, x: squared(b, b.Sqrt(b.Mul(b.ReduceSumSquare(x, keepdims=0), 0.5))), 1.0),
+    "exponent one half": (lambda b, x: squared(b, b.Pow(b.ReduceMean(b.Mul(x, x), keepdims=0), 0.5)), 2 / 3),
+    "fourth root": (lambda b, x: squared(b, squared(b, b.Pow(b.ReduceSumSquare(x, keepdims=0), 0.25))), 2.0),
+    "fourth power": (lambda b, x: squared(b, squared(b, mean_root(b, x))), 0.0),
+    "third power": (lambda b, x: b.Mul(squared(b, mean_root(b, x)), mean_root(b, x)), 0.0),
+    "cube of a root": (lambda b, x: b.Pow(b.Sqrt(b.ReduceSumSquare(squared(b, x), keepdims=0)), 3.0), 0.0),
+    "of a computed count": (lambda b, x: squared(b, b.Div(norm(b, x), b.Sqrt(b.cast_like(b.Size(x), x)))), 2 / 3),
+}
+"""Formulas whose second derivative at 0 is a multiple of the identity."""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+@pytest.mark.parametrize("name", POWERS)
+def test_powers_of_roots_are_smooth_at_zero(name: str, dtype: str) -> None:
+    formula, curvature = POWERS[name]
+    kind = dtype_of(dtype)
+    graph = Graph("powers")
+    graph.add_output(formula(Builder(graph), graph.add_input("x", Type(kind, (3,)))), "y")
+    found, zero, direction = fg.Model(graph), np.zeros(3, dtype), np.array([1, 2, -4], dtype)
+    assert not fg.grad(found)(x=zero)["x_grad"].any()
+    got = fg.hvp(found)(x=zero, x_tangent=direction)["x_hvp"]
+    np.testing.assert_allclose(got, curvature * direction, rtol=2.0**-9 if dtype == "float16" else 1e-12)
+    there = np.array([1.5, -0.5, 0.25], dtype)
+    np.testing.assert_allclose(fg.value_and_grad(found)(x=there)["y"], found(x=there)["y"],
+                               rtol=2.0**-8 if dtype == "float16" else 1e-12)
+
+
+def test_powers_of_roots_stay_no_number_below_zero() -> None:
+    for form in (lambda b, x: squared(b, b.Mul(b.Sqrt(x), 2.0)), lambda b, x: b.Pow(b.Pow(x, 0.25), 8.0)):
+        found = model(form)
+        outputs = fg.value_and_grad(found)(x=np.array([-1.0, 1.0]))
+        assert np.isnan(outputs["y"]) and np.isnan(found(x=np.array([-1.0, 1.0]))["y"])
+        assert np.isfinite(fg.grad(found)(x=np.array([0.0, 1.0]))["x_grad"]).all()
+
+
+@pytest.mark.parametrize("form", [lambda b, x: b.ReduceL2(x, keepdims=0),
+                                  lambda b, x: b.Mul(b.Sqrt(b.ReduceSum(x, keepdims=0)), 2.0)])
+def test_a_root_that_a_power_no_longer_goes_through_is_refused(form: Formula) -> None:
+    graph = Graph("two uses")
+    b = Builder(graph)
+    r = form(b, graph.add_input("x", Type(FLOAT64, (2,))))
+    graph.add_output(b.Add(squared(b, r), b.Mul(r, 3.0)), "y")
+    before, name = fg.Model(graph), r.name
+    point = np.array([3.0, 4.0])
+    outputs = fg.grad(before, wrt=name, keep=[name])(x=point)
+    np.testing.assert_allclose(outputs[f"{name}_grad"], 2 * outputs[name] + 3)
+    after = fg.Model(PassManager("stabilize").run(graph).model)
+    with pytest.raises(InputError, match="another way"):
+        fg.grad(after, wrt=name)
