@@ -13,10 +13,12 @@ import numpy as np
 from flowgrad.ir.boundary import guarded
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, LoadError, SaveError, safe_text, suggestion
+from flowgrad.ir.feeds import as_array
 from flowgrad.ir.files import open_file, read_file
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, in_time, limits_or_default
+from flowgrad.ir.ops.registry import Borrowed
 from flowgrad.ir.roles import Role, take_roles, with_roles
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
@@ -62,12 +64,18 @@ class Model:
     """
 
     def __init__(self, graph: Graph, roles: Mapping[Role, str] | None = None, notes: Sequence[str] = ()) -> None:
-        self.graph = graph
+        self._graph, self._borrowed = graph, Borrowed(graph)
         self.roles: dict[Role, str] = dict(roles or {})
         self.notes: tuple[str, ...] = tuple(notes)
         self.stabilize = True
         self._optimized_at = -1
         """The version of the graph that the standard pipeline made, so that it does not run on its own result."""
+
+    @property
+    def graph(self) -> Graph:
+        """The graph. Raises UnsupportedError if an operator in it was declared in a scope that has ended."""
+        self._borrowed.check()
+        return self._graph
 
     def with_graph(self, graph: Graph) -> Model:
         """Return a model of ``graph`` with the roles and notes of this one."""
@@ -80,12 +88,12 @@ class Model:
     @property
     def inputs(self) -> list[ValueInfo]:
         """Name, dtype and shape of every input."""
-        return [info_of(v) for v in self.graph.inputs]
+        return [info_of(v) for v in self._graph.inputs]
 
     @property
     def outputs(self) -> list[ValueInfo]:
         """Name, dtype and shape of every output."""
-        return [info_of(n.input(0), n.name) for n in self.graph.output_entries]
+        return [info_of(n.input(0), n.name) for n in self._graph.output_entries]
 
     @kept
     def params(self) -> list[ValueInfo]:
@@ -95,12 +103,12 @@ class Model:
     def __str__(self) -> str:
         from flowgrad.ir.text import format_graph
 
-        return format_graph(self.graph)
+        return format_graph(self._graph)
 
     def __repr__(self) -> str:
         ins = ", ".join(i.name for i in self.inputs)
         outs = ", ".join(o.name for o in self.outputs)
-        return f"<Model {self.graph.name}: ({ins}) -> ({outs}), {len(self.graph)} nodes>"
+        return f"<Model {self._graph.name}: ({ins}) -> ({outs}), {len(self._graph)} nodes>"
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -110,11 +118,12 @@ class Model:
         Inputs are given as one dict, as keywords, or as arrays in the order of the inputs. Raises InputError for a wrong
         name, number, dtype or shape.
         """
+        self._borrowed.check()
         given = {**self._by_name(feeds), **named}
         for name, value in given.items():
             if value is None:
                 raise InputError(f"input {name!r} is None: give an array", code="missing")
-        return self._program.run({name: np.asarray(value) for name, value in given.items()})
+        return self._program.run({name: as_array(name, value) for name, value in given.items()})
 
     def _by_name(self, feeds: Sequence[Any]) -> Mapping[str, Any]:
         """Return positional feeds by the names of the inputs: one dict, or arrays in order."""

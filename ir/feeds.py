@@ -9,7 +9,7 @@ import numpy as np
 
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
 from flowgrad.ir.graph import Array, Graph
-from flowgrad.ir.types import Dim, Type, dtype_of
+from flowgrad.ir.types import Dim, Type
 
 
 class Signature:
@@ -73,15 +73,38 @@ class Signature:
                 raise InputError(f"input {name!r} has extent {extent} where {dim!r} = {expected} is expected", code="shape")
 
 
+def as_array(name: str, given: Any) -> Array:
+    """Return what is fed to ``name`` as an array; InputError if it is none."""
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise InputError(f"input {name!r} is no array: {error}", code="feeds") from error
+
+
 def _checked_array(name: str, type_: Type, given: Any) -> Array:
-    array = np.asarray(given)
+    array = as_array(name, given)
+    stray = _stray(array, type_)
+    if stray is not None:
+        held = "is" if array.ndim == 0 else "holds"
+        raise InputError(f"input {name!r} {held} {stray}; {type_!r} is expected", code="dtype" if array.ndim else "missing")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if type_.dtype.kind != "string" and array.dtype != type_.dtype.numpy:
-        raise InputError(f"input {name!r} is {dtype_of(array.dtype).name}, expected {type_.dtype.name}; "
+        is_text = array.dtype.kind in "OUST"
+        raise InputError(f"input {name!r} is {'string' if is_text else array.dtype.name}, expected {type_.dtype.name}; "
                          f"convert it with .astype({type_.dtype.name!r})", code="dtype")
     _check_shape(name, type_, array.shape)
     return array
+
+
+def _stray(array: Array, type_: Type) -> str | None:
+    """Return what of an array of Python objects is none that an input may hold."""
+    if array.dtype != object:
+        return None if type_.dtype.kind != "string" or array.dtype.kind in "UST" else f"numbers of type {array.dtype.name}"
+    others = [v for v in array.flat if not isinstance(v, (str, bytes))]
+    if any(v is None for v in others):
+        return "None"
+    return f"an object of type {type(others[0]).__name__}" if others else None
 
 
 def _check_shape(name: str, type_: Type, shape: Sequence[int]) -> None:

@@ -75,6 +75,8 @@ class Registry(Generic[T]):
         self._load: Callable[[], None] | None = load  # None: done
         self._begun = self._cut_short = False
         self.entries: dict[str, T] = {}
+        self.passing: dict[str, T] = {}
+        """Those of the entries that go when a scope ends."""
         _registries.append(self)
 
     def add(self, name: str, thing: T) -> None:
@@ -83,11 +85,14 @@ class Registry(Generic[T]):
             raise self.error(f"there is {self.kind} {name!r} already; register inside flowgrad.scoped() what is not to stay",
                              code=self.kind.split()[-1])
         self.entries[name] = thing
-        on_scope_end(lambda: self._remove(name, thing))
+        if _JOURNAL.get() is not None:
+            self.passing[name] = thing
+            on_scope_end(lambda: self._remove(name, thing))
 
     def _remove(self, name: str, thing: T) -> None:
         if self.entries.get(name) is thing:
             del self.entries[name]
+            self.passing.pop(name, None)
 
     def find(self, name: str) -> T | None:
         """Return what is called ``name``, or None."""

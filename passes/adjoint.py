@@ -144,20 +144,33 @@ def _contributions(b: DerivativeBuilder, definition: OpDef, node: Node, bars: Se
         items = list(result) if isinstance(result, (tuple, list)) else [result]
         if len(items) == 1 and isinstance(items[0], Refusal):
             return items * count
-        if len(items) < count or (len(items) > count and not definition.inputs):
-            raise PassError(f"the adjoint rule of {node.op} returned {len(items)} items for {count} inputs", code="rule")
-        return items[:count]
+        return check_items("adjoint", definition, node, items, count)
     if definition.partial_rule is not None:
         return [p if p is NO_GRADIENT or isinstance(p, Refusal) else b.Mul(bars[0], p)
-                for p in definition.partial_rule(b, node)][:count]
+                for p in partials_of(b, definition, node)]
     return [Refusal("it has no derivative rule")] * count
+
+
+def partials_of(b: DerivativeBuilder, definition: OpDef, node: Node) -> Sequence[Any]:
+    """Return the partial derivatives of an elementwise node, one item per input."""
+    assert definition.partial_rule is not None
+    return check_items("partial", definition, node, definition.partial_rule(b, node), len(node.inputs))
+
+
+def check_items(kind: str, definition: OpDef, node: Node, items: Sequence[Any], count: int) -> list[Any]:
+    """Return the first ``count`` of the items that a rule returned: those of absent trailing inputs may follow, not more."""
+    if not count <= len(items) <= max(count, len(definition.inputs) + len(node.captures)):
+        raise PassError(f"the {kind} rule of {node.op} returned {len(items)} items for {count} inputs", code="rule",
+                        where=describe(node))
+    return list(items[:count])
 
 
 def apply_override(b: DerivativeBuilder, rule: Rule, node: Node, bars: Sequence[Value | None]) -> list[Any]:
     """Return what a user's rule says in place of the op's own; None stands for zero."""
     result = rule(b, node, *[bar for bar in bars[: len(node.outputs)]])
     items = list(result) if isinstance(result, (tuple, list)) else [result]
-    items += [None] * (len(node.inputs) + len(node.captures) - len(items))
+    count = len(node.inputs) + len(node.captures)
+    items = check_items("overriding adjoint", opdef(node.op), node, items + [None] * (count - len(items)), count)
     return [NO_GRADIENT if item is None else item for item in items]
 
 

@@ -17,7 +17,7 @@ from flowgrad.ir.ops.operands import sum_of, sum_of_present
 from flowgrad.ir.ops.registry import NO_GRADIENT, OpDef, Refusal, Trait, opdef
 from flowgrad.ir.reach import needed_nodes, path_nodes
 from flowgrad.passes.activity import active_values, is_flat
-from flowgrad.passes.adjoint import adjoint, apply_adjoint
+from flowgrad.passes.adjoint import adjoint, apply_adjoint, partials_of
 from flowgrad.passes.expand import expand_for_derivative
 from flowgrad.passes.refusals import refusal_error, refusal_of
 
@@ -100,9 +100,15 @@ def _node_tangents(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) ->
 def _tangents(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[Any]:
     definition = opdef(node.op)
     if definition.tangent_rule is not None:
+        count = len(node.outputs)  # a rule may give the node more
         result = definition.tangent_rule(b, node, *dots)
         items = list(result) if isinstance(result, (tuple, list)) else [result]
-        return items * len(node.outputs) if len(items) == 1 and isinstance(items[0], Refusal) else items
+        if len(items) == 1 and isinstance(items[0], Refusal):
+            return items * len(node.outputs)
+        if not count <= len(items) <= max(len(node.outputs), len(definition.outputs)):
+            raise PassError(f"the tangent rule of {node.op} returned {len(items)} items for {count} outputs", code="rule",
+                            where=describe(node))
+        return items
     if Trait.LINEAR in definition.traits:
         return _linear(b, node, dots)
     if Trait.BILINEAR in definition.traits:
@@ -137,9 +143,8 @@ def _bilinear(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> Tang
 
 
 def _by_partials(b: DerivativeBuilder, node: Node, definition: OpDef, dots: Sequence[Tangent]) -> Any:
-    assert definition.partial_rule is not None
     parts = []
-    for x_dot, partial in zip(dots, definition.partial_rule(b, node), strict=False):
+    for x_dot, partial in zip(dots, partials_of(b, definition, node), strict=True):
         if x_dot is None or partial is NO_GRADIENT:
             continue
         if isinstance(partial, Refusal):

@@ -33,6 +33,13 @@ WRONG: list[tuple[Callable[[fg.Model], Any], str]] = [
     (lambda m: m({"a": A}, B), "takes one dict, or arrays"),
     (lambda m: m(A), "no value given for input 'b'"),
     (lambda m: m(a=A, b=None), "input 'b' is None"),
+    (lambda m: m.compile().run({"a": A, "b": None}), r"input 'b' is None; f32\[2\] is expected"),
+    (lambda m: m(A, [1.0, None]), r"input 'b' holds None; f32\[2\] is expected"),
+    (lambda m: m(A, {1: 2}), "takes one dict, or arrays"),
+    (lambda m: m(a=A, b={1: 2}), r"input 'b' is an object of type dict; f32\[2\] is expected"),
+    (lambda m: m(A, [[1.0], [1.0, 2.0]]), "input 'b' is no array: .*inhomogeneous"),
+    (lambda m: m(A, np.array(["1", "2"])), "input 'b' is string, expected float32"),
+    (lambda m: m(A, np.array(["2020-01-01"] * 2, "M8[D]")), "input 'b' is datetime64"),
     (lambda m: m(A.astype(np.int8), B), r"input 'a' is int8, expected float32; convert it with .astype\('float32'\)"),
     (lambda m: fg.grad("model.onnx"), r"takes a Model, not str: load it first"),  # type: ignore[arg-type]
     (lambda m: fg.grad(m, 0), r"take names, not int"),  # type: ignore[arg-type]
@@ -53,6 +60,14 @@ WRONG: list[tuple[Callable[[fg.Model], Any], str]] = [
 def test_a_wrong_call_names_the_right_one(model: fg.Model, call: Callable[[fg.Model], Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(model)
+
+
+def test_what_is_fed_for_texts_are_texts() -> None:
+    model = fg.load(b"graph @g (%x: str[2]) -> (%y: str[2]) { %y: str[2] = Identity(%x) }")
+    assert list(model(["a", "b"])["y"]) == list(model(np.array(["a", "b"], object))["y"]) == ["a", "b"]
+    for wrong, message in (([1, 2], "holds numbers of type int64"), (["a", None], "holds None"), ([True], "holds numbers of type bool")):
+        with pytest.raises(InputError, match=rf"input 'x' {message}.*; str\[2\] is expected"):
+            model(np.array(wrong, object) if None in wrong else wrong)
 
 
 def test_a_msgpack_file_is_not_called_onnx(model: fg.Model, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.ir.derivative_builder import DerivativeBuilder
-from flowgrad.ir.errors import InputError, UnsupportedError
+from flowgrad.ir.errors import InputError, PassError, UnsupportedError
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.ops.registry import Trait, all_ops, find_op, opdef
 from flowgrad.passes.registry import find_pass, pass_
@@ -112,3 +112,55 @@ def test_the_project_itself_is_loaded_whole_inside_a_scope() -> None:
             "with fg.scoped():\n    a = fg.load('tests/data/mlp.onnx').optimized()\n"
             "b = fg.load('tests/data/mlp.onnx').optimized()\nassert str(a) == str(b)")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_kept_beyond_its_scope_is_refused_and_not_mixed_with_the_next() -> None:
+    x = np.ones(2, np.float32)
+    with fg.scoped():
+        declare_doubled()
+        model = fg.load(TEXT)
+        gradient, program = fg.vjp(model), model.compile()
+        assert model(x=x)["y"].tolist() == gradient(x=x, y_grad=x)["y"].tolist() == program.run({"x": x})["y"].tolist() == [2, 2]
+    uses = (lambda: model(x=x), lambda: gradient(x=x, y_grad=x), lambda: fg.vjp(model), lambda: fg.jvp(model), model.compile,
+            model.to_onnx, model.optimized, lambda: program.run({"x": x}), lambda: model.astype("float64"))
+    for use in uses:
+        with pytest.raises(UnsupportedError, match="no operator 'Doubled' as it was .* scope .* has ended"):
+            use()
+    assert "Doubled" in str(model) and "1 nodes" in repr(model)
+    with fg.scoped():
+
+        @fg.op("Doubled", traits=(Trait.ELEMENTWISE, Trait.LINEAR))
+        def doubled(x: Array, *, out: Array | None = None) -> Array:
+            return np.asarray(np.multiply(x, 3, out=out))
+
+        for use in uses:
+            with pytest.raises(UnsupportedError, match="no operator 'Doubled' as it was .* scope .* has ended"):
+                use()
+        assert fg.load(TEXT)(x=x)["y"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("kind", ["partials", "adjoint", "tangent", "override"])
+def test_rules_return_one_item_for_each_operand(kind: str, count: int) -> None:
+    """Two would be one too many, and may be what was meant for another operator."""
+
+    def rule(b: DerivativeBuilder, node: Node, *given: Value) -> Any:
+        return (node.input(0),) * count
+
+    with fg.scoped():
+
+        @fg.op("Doubled", traits=(Trait.ELEMENTWISE,))
+        def doubled(x: Array, *, out: Array | None = None) -> Array:
+            return np.asarray(np.multiply(x, 2, out=out))
+
+        if kind != "override":
+            getattr(doubled, kind)(rule)
+        model = fg.load(TEXT)
+        if kind == "override":
+            if not count:
+                pytest.skip("what is missing is zero there")
+            model = fg.override_adjoint(model, rule, op="Doubled")
+        modes = {"partials": (fg.vjp, fg.jvp), "adjoint": (fg.vjp,), "tangent": (fg.jvp,), "override": (fg.vjp,)}
+        for mode in modes[kind]:
+            with pytest.raises(PassError, match=f"rule of Doubled returned {count} items for 1 (in|out)puts?"):
+                mode(model)

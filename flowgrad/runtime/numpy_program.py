@@ -13,6 +13,7 @@ from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.ops.registry import Borrowed
 from flowgrad.runtime.dynamic_calls import Context
 from flowgrad.runtime.executor import Executor
 from flowgrad.runtime.flat_graph import FlatGraph
@@ -52,7 +53,7 @@ class NumpyProgram:
         self.threads = available_threads() if threads is None else threads
         self.limits = graph.limits if limits is None else limits
         self.seed = seed
-        self._graph, self._version = graph, graph.version
+        self._graph, self._version, self._borrowed = graph, graph.version, Borrowed(graph)
         flat = FlatGraph(graph)
         self._executor = Executor(flat, self.threads, self.limits)
         self._signature = Signature(graph)
@@ -81,6 +82,7 @@ class NumpyProgram:
         Outputs are fresh arrays. Raises InputError for a wrong name, dtype or shape, RunError where a node fails,
         LimitError and ResourceError for too much memory.
         """
+        self._borrowed.check()
         context = Context(self.seed if seed is None else seed, self.limits)
         results = self._executor.run(context, self._arrays(feeds))
         return dict(zip(self._output_names, results, strict=True))
@@ -124,7 +126,8 @@ class NumpyProgram:
         inputs = [arrays[name] for name in self._names]
         if len(self._checked_shapes) > 1000:
             self._checked_shapes = set()
-        self._checked_shapes.add(tuple(a.shape for a in inputs))
+        if not any(a.dtype == object for a in inputs):  # whose items may be no texts the next time
+            self._checked_shapes.add(tuple(a.shape for a in inputs))
         defaults = zip(self._signature.parameters, self._executor.defaults, strict=True)
         return inputs + [arrays.get(name, default) for name, default in defaults]
 

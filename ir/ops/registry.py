@@ -19,7 +19,7 @@ from flowgrad.ir.types import BOOL, Type, broadcast_shapes
 if TYPE_CHECKING:
     from flowgrad.ir.builder import Builder
     from flowgrad.ir.derivative_builder import DerivativeBuilder
-    from flowgrad.ir.graph import Node, Value
+    from flowgrad.ir.graph import Graph, Node, Value
 
 
 class Trait(enum.Enum):
@@ -356,6 +356,21 @@ def op(
 def opdef(name: str) -> OpDef:
     """Return the operator called ``name``; UnsupportedError with a suggestion if there is none."""
     return _OPS.entries.get(name) or _OPS.get(name)
+
+
+class Borrowed:
+    """The operators of a graph that were declared inside of a scope: what holds the graph needs them to be there still."""
+
+    def __init__(self, graph: Graph) -> None:
+        used = {n.op for _, n in graph.walk()} if _OPS.passing else ()
+        self.definitions = {name: _OPS.passing[name] for name in used if name in _OPS.passing}
+
+    def check(self) -> None:
+        """Raise UnsupportedError if one is gone, though another may have its name by now."""
+        for name, definition in self.definitions.items():
+            if _OPS.entries.get(name) is not definition:
+                raise UnsupportedError(f"no operator {name!r} as it was when this model was made: the scope that declared it has "
+                                       "ended; declare it outside of flowgrad.scoped(), or make the model again", code="operator")
 
 
 def find_op(name: str) -> OpDef | None:
