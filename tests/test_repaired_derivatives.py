@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,54 @@ def test_norms_have_slope_zero_where_nothing_but_zeros_is_summed(
     tangent = fg.jvp(found)(x=point, x_tangent=direction)["y_tangent"]
     np.testing.assert_allclose(tangent, np.dot(gradient, direction), rtol=1e-12, atol=1e-300)
     np.testing.assert_allclose(fg.value_and_grad(found)(x=point)["y"], found(x=point)["y"], rtol=1e-12)
+
+
+# ---- infinite operands ------------------------------------------------------------------------------------------------------
+
+
+def shifted_quotient(b: Builder, x: Value) -> Value:
+    return quotient(b, b.Sub(x, b.ReduceMax(x, [0], keepdims=1)))
+
+
+def one_over(b: Builder, x: Value) -> Value:
+    return b.Reciprocal(b.Add(b.Exp(b.Neg(x)), 1.0))
+
+
+def tanh(b: Builder, x: Value) -> Value:
+    p, q = b.Exp(x), b.Exp(b.Neg(x))
+    return b.Div(b.Sub(p, q), b.Add(p, q))
+
+
+INFINITE: list[Formula] = [
+    softplus, log_sum_exp, quotient, shifted_quotient, one_over, tanh, norm,
+    lambda b, x: b.Log(b.Softmax(x)), lambda b, x: b.Log(b.Sigmoid(x)), lambda b, x: b.Div(b.Exp(x), b.Add(b.Exp(x), 1.0)),
+]
+
+
+def limit_of(values: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """What far points tell of a limit: numbers, infinities, NaN where they do not agree."""
+    far = [np.where(np.abs(v) > 1e3, np.copysign(np.inf, v), v) for v in values]
+    return np.where(np.isclose(far[0], far[1], atol=1e-4), far[0], np.nan)
+
+
+@pytest.mark.parametrize("formula", INFINITE)
+@pytest.mark.parametrize("row", [[np.inf, 0.5], [np.inf, np.inf], [-np.inf, 0.5], [-np.inf, -np.inf], [np.inf, -np.inf]])
+def test_at_infinity_a_repaired_formula_is_its_limit_or_no_number(formula: Formula, row: list[float]) -> None:
+    graph = Graph("infinite")
+    b = Builder(graph)
+    graph.add_output(formula(b, graph.add_input("x", Type(FLOAT64, (2,)))), "y")
+    found, x = fg.Model(graph), np.array(row)
+    derived = fg.vjp(found)
+    far = [np.where(np.isinf(x), np.sign(x) * np.array(size), x) for size in ([1e4, 3e4], [3e4, 1e4])]
+    seed = np.array([2.0, 1.0]) if found(x=x)["y"].ndim else np.array(1.0)
+    outputs, limits = derived(x=x, y_grad=seed), [derived(x=point, y_grad=seed) for point in far]
+    for name in ("y", "x_grad"):
+        got, limit = outputs[name], limit_of([at[name] for at in limits])
+        is_masked = name == "x_grad" and (x == -np.inf).all()  # what sums nothing has no slope
+        assert (np.isnan(got) | np.isclose(got, limit, atol=1e-4) | (is_masked & (got == 0))).all(), name
+    if np.isnan(outputs["y"]).all():
+        assert np.isnan(outputs["x_grad"]).all()
+    np.testing.assert_array_equal(outputs["y"], found(x=x)["y"])
 
 
 # ---- powers of roots --------------------------------------------------------------------------------------------------------

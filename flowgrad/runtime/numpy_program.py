@@ -126,7 +126,7 @@ class NumpyProgram:
         inputs = [arrays[name] for name in self._names]
         if len(self._checked_shapes) > 1000:
             self._checked_shapes = set()
-        if not any(a.dtype == object for a in inputs):  # whose items may be no texts the next time
+        if not any(dtype.hasobject for dtype in self._executor.dtypes):  # texts: the next items may be none
             self._checked_shapes.add(tuple(a.shape for a in inputs))
         defaults = zip(self._signature.parameters, self._executor.defaults, strict=True)
         return inputs + [arrays.get(name, default) for name, default in defaults]
