@@ -54,6 +54,11 @@ def _cubic(x: Array, roi: None, scales: Array, *, cubic_coeff_a: float = -0.75, 
     return x
 
 
+def _first_row(x: Array, *_: Any, **__: Any) -> Array:
+    """A single place of pytorch_half_pixel is 0; onnx.reference has -0.5."""
+    return x[:, :, :1]
+
+
 def _crop(x: Array, roi: Array, scales: None, sizes: Array, *, extrapolation_value: float, **_: Any) -> Array:
     """Linear tf_crop_and_resize, where onnx.reference computes positions in float32."""
     y = np.empty((1, 1, 3, 3))
@@ -73,6 +78,8 @@ CASES: list[Case] = [
     _up("linear-antialias", mode="linear", antialias=1),
     *[Case("Resize", [normal(1, 2, 5, 6), None, ODD], {"mode": "cubic", **more}, name=f"cubic-{name}", expected=_cubic)
       for name, more in (("plain", {}), ("outside", dict(exclude_outside=1, cubic_coeff_a=-0.5)), ("antialias", dict(antialias=1)))],
+    Case("Resize", [normal(1, 2, 3, 4), None, None, const([1, 2, 1, 4])],
+         dict(mode="cubic", coordinate_transformation_mode="pytorch_half_pixel"), name="cubic-one", expected=_first_row),
     _to("sizes-linear", mode="linear"),
     _to("sizes-nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric"),
     Case("Resize", [normal(1, 2, 4, 6), None, HALF], dict(mode="linear", axes=[2, 3]), name="axes-half"),

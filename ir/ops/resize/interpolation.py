@@ -55,8 +55,8 @@ def positions(axis: Axis, coordinates: str) -> Array:
         if width == 1:
             return np.full(axis.made, (high - low) * (axis.size - 1) / 2) + low * (axis.size - 1)
         return y * (high - low) * (axis.size - 1) / (width - 1) + low * (axis.size - 1)
-    if coordinates == "pytorch_half_pixel" and width == 1:
-        return np.full(axis.made, -0.5)
+    if coordinates == "pytorch_half_pixel" and axis.made == 1:
+        return np.zeros(1)
     shift = axis.size / 2 * (1 - axis.made / width) if coordinates == "half_pixel_symmetric" else 0.0
     return shift + (y + 0.5) / axis.scale - 0.5
 
