@@ -312,6 +312,13 @@ def test_what_is_commutative_may_be_swapped(case: Case) -> None:
 DTYPE_NAMES = re.compile(r"to|(.*_)?(dtype|datatype|stash_type|precision)")
 
 
+@pytest.mark.parametrize("definition", STANDARD, ids=lambda d: d.name)
+def test_defaults_of_float_attributes_are_the_float32_of_the_standard(definition: OpDef) -> None:
+    told = {name: a.default_value.f for name, a in schema_of(definition).attributes.items()
+            if a.type == defs.OpSchema.AttrType.FLOAT and a.default_value.name}
+    assert {name: definition.attributes[name] for name in told} == told
+
+
 @ops_with(lambda d: d.attributes)
 def test_attributes_that_hold_a_dtype_are_declared(definition: OpDef) -> None:
     named = {name for name in definition.attributes if DTYPE_NAMES.fullmatch(name)}

@@ -39,7 +39,8 @@ def _product(b: DerivativeBuilder, x: Value | None, factor: Any) -> Value | None
     residuals=("saved_mean", "saved_inv_std"), settings=("input_mean", "input_var"))
 def batch_normalization(
     x: Array, scale: Array, b: Array, input_mean: Array, input_var: Array, *,
-    epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0, count: int = 1, out: Array | None = None,
+    epsilon: float = 9.999999747378752e-06, momentum: float = 0.8999999761581421, training_mode: int = 0, count: int = 1,
+    out: Array | None = None,
 ) -> Any:
     rank = max(x.ndim, 2)
     if not training_mode:

@@ -19,7 +19,7 @@ from flowgrad.ir.types import FLOAT32, Type
 
 @op("LRN", since=1)
 def lrn(
-    x: Array, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int, out: Array | None = None
+    x: Array, *, alpha: float = 9.999999747378752e-05, beta: float = 0.75, bias: float = 1.0, size: int, out: Array | None = None
 ) -> Array:
     sums = np.zeros_like(x)
     squares = np.square(x)

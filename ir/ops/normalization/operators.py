@@ -47,7 +47,7 @@ def _affine(hat: Array, scale: Array, bias: Array | None, out: Array | None) -> 
     residuals=("saved_mean", "saved_inv_std"), dtype_attributes=("stash_type",))
 def layer_normalization(
     x: Array, scale: Array, b: Array | None = None, *,
-    axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1, count: int = 1, out: Array | None = None,
+    axis: int = -1, epsilon: float = 9.999999747378752e-06, stash_type: int = 1, count: int = 1, out: Array | None = None,
 ) -> Any:
     axis %= max(x.ndim, 1)
     rows = np.ascontiguousarray(x).reshape(int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:])))
@@ -152,7 +152,7 @@ def _affine_dots(
 
 @op("RMSNormalization", since=23, residuals=("inv_rms",), dtype_attributes=("stash_type",))
 def rms_normalization(
-    x: Array, scale: Array, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1, count: int = 1,
+    x: Array, scale: Array, *, axis: int = -1, epsilon: float = 9.999999747378752e-06, stash_type: int = 1, count: int = 1,
     out: Array | None = None,
 ) -> Any:
     axis %= max(x.ndim, 1)
@@ -296,7 +296,7 @@ class Grouped:
 
 @op("InstanceNormalization", since=6, residuals=("saved_mean", "saved_inv_std"))
 def instance_normalization(
-    x: Array, scale: Array, b: Array, *, epsilon: float = 1e-5, count: int = 1, out: Array | None = None
+    x: Array, scale: Array, b: Array, *, epsilon: float = 9.999999747378752e-06, count: int = 1, out: Array | None = None
 ) -> Any:
     return _by_groups(x, x.shape[1], scale, b, epsilon, count, out)
 
@@ -339,7 +339,7 @@ def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
 
 @op("GroupNormalization", since=21, residuals=("saved_mean", "saved_inv_std"), dtype_attributes=("stash_type",))
 def group_normalization(
-    x: Array, scale: Array, bias: Array, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1,
+    x: Array, scale: Array, bias: Array, *, num_groups: int, epsilon: float = 9.999999747378752e-06, stash_type: int = 1,
     count: int = 1, out: Array | None = None,
 ) -> Any:
     return _by_groups(x, num_groups, scale, bias, epsilon, count, out)
