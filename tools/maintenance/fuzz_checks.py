@@ -49,11 +49,16 @@ ORT_LIMITS = (
     ("Pad reflect: post-pad", "reflection beyond the axis, which the standard library allows"),
     ("does not support double yet", "no kernel for this type"),
     ("updates tensor should have shape equal to", "updates of a tensor without elements"),
+    ("Indices vs updates dimensions differs", "expansion of one element to none"),
+    ("size_ % 2 == 1 was false", "an even size of LRN"),
+    ("X_shape.NumDimensions() == 4 was false", "LRN of other than two axes"),
+    ("Batchwise recurrent operations", "recurrent layers with layout 1"),
+    ("'Cubic' mode only supports", "cubic interpolation of other than two axes"),
     ("is invalid", "type not in its table"),
 )
 """What onnxruntime refuses although the standard allows it: part of the message, and the reason."""
 
-ORT_FLOAT32 = frozenset({"Gelu", "HardSwish", "Shrink"})
+ORT_FLOAT32 = frozenset({"Gelu", "GroupNormalization", "HardSwish", "Shrink"})
 """Ops that onnxruntime computes in float32 for float64 too."""
 
 CHECKER_LIMITS = (("Product cannot be 0 in combination with -1", "an open extent next to 0"),)
@@ -442,7 +447,7 @@ def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
     verify(back)
     for given, outputs in zip(feeds, expected, strict=True):
         _all_close(evaluate(back, given), outputs, "read back: ", slack=3.0)
-    if any(n.op in ("Loop", "Scan") for n in graph.nodes()) and _meets_nothing(graph, feeds):
+    if any(n.op in ("Loop", "Scan") for n in graph.nodes()) and meets_nothing(graph, feeds):
         return "onnxruntime: other extents where a loop collects nothing"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -465,7 +470,7 @@ def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
     return None
 
 
-def _meets_nothing(graph: Graph, feeds: Sequence[Feeds]) -> bool:
+def meets_nothing(graph: Graph, feeds: Sequence[Feeds]) -> bool:
     """Return whether a value of the graph has no elements."""
     values = [v for n in graph.nodes() for v in n.results]
     return any(not a.size for given in feeds

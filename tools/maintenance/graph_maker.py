@@ -39,11 +39,11 @@ KINDS: list[tuple[Kind, float]] = []
 """Every way to add nodes that was declared, in order: the graph of a seed depends on it."""
 
 
-def kind(weight: float = 1.0) -> Callable[[Kind], Kind]:
+def kind(weight: float = 1.0, into: list[tuple[Kind, float]] = KINDS) -> Callable[[Kind], Kind]:
     """Declare a way to add nodes, and how often it is taken."""
 
     def declare(function: Kind) -> Kind:
-        KINDS.append((function, weight))
+        into.append((function, weight))
         return function
 
     return declare
@@ -51,6 +51,8 @@ def kind(weight: float = 1.0) -> Callable[[Kind], Kind]:
 
 class Maker:
     """A graph in the making, with the arrays of every value in every world."""
+
+    kinds: Sequence[tuple[Kind, float]] = KINDS
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -242,8 +244,8 @@ class Maker:
         """Return the graph."""
         for _ in range(int(self.rng.integers(1, 4))):
             self.input()
-        functions = [f for f, _ in KINDS]
-        weights = np.array([w for _, w in KINDS])
+        functions = [f for f, _ in self.kinds]
+        weights = np.array([w for _, w in self.kinds])
         wanted = int(self.rng.integers(1, most + 1)) if self.chance(0.5) else int(self.rng.integers(1, 9))
         for _ in range(3 * wanted):
             if len(self.graph.nodes()) >= wanted:
