@@ -16,6 +16,7 @@ from flowgrad.ir.types import FLOAT32, FLOAT64, Dim, DType, Type
 from flowgrad.tools.maintenance.against_torch import BASE, Seen, against_one, checked, main
 
 CHECKS = ("value", "vjp", "jvp", "second", "onnx", "gradient onnx")
+MORE = (*CHECKS, "forward over reverse")
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_random_graphs(mirrors: dict[str, Callable[..., Any]]) -> None:
     for seed in range(25):
         against_one(seed, seen, shrinking=2.0)
     assert not seen.failures, "\n".join(map(str, seen.failures))
-    assert all(seen.checked[name] for name in CHECKS), seen.checked
+    assert all(seen.checked[name] for name in MORE), seen.checked
 
 
 def small(dtype: DType = FLOAT64) -> tuple[Graph, list[dict[str, Any]]]:

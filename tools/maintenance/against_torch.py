@@ -41,8 +41,9 @@ BASE = {"float64": 1e-9, "float32": 2e-5}
 AMPLIFIED = 32
 """How often the error of an array may exceed the largest that eight draws of rounding errors in every operation gave."""
 
-COMPILED = 3
-"""Of so many graphs, one has the programs of its tangents and second derivatives run, the others their plain graphs."""
+SHARE = 3
+"""Of so many graphs, one has the programs of its tangents and second derivatives run, the others their plain graphs; and
+another one has its second derivatives taken forwards over reverse as well."""
 
 TINY = {"float64": 1e-7, "float32": 1e-3}
 """Distances to a step or kink below which two engines may be on different sides."""
@@ -232,7 +233,8 @@ class Engines:
         self.program = self.model.compile(threads=1)
         self.sessions: dict[str, Any] = {}
         self.programs: dict[Model, Callable[[Feeds], Feeds]] = {}
-        self.compiled = len(subject.graph) % COMPILED == 0
+        self.compiled = len(subject.graph) % SHARE == 0
+        self.forward = len(subject.graph) % SHARE == 1
         self.differentiable = bool(subject.wrt) and any(v.type.dtype.is_float for v in subject.graph.outputs)
         if not self.differentiable:
             return
@@ -244,6 +246,7 @@ class Engines:
             self.cotangents = {y: name for (role, y, _), name in self.pulled.roles.items() if role == "cotangent"}
             ends = [*subject.wrt, *self.cotangents.values()]
             self.twice = vjp(self.pulled, of=list(self.gradients.values()), wrt=ends, zero="allow")
+            self.turned = jvp(self.pulled, list(self.gradients.values()), subject.wrt, zero="allow") if self.forward else None
         except NotDifferentiableError as error:
             subject.skip(f"refused: {str(error)[:60]}")
             self.differentiable = False
@@ -286,6 +289,11 @@ class Engines:
         of = ",".join(self.gradients.values())
         comparison.check("second", {("second", back.get(x, x)): got[name] for (role, o, x), name in roles.items()
                                     if role == "grad" and o == of})
+        if self.turned is not None:  # second derivatives are symmetric
+            roles = self.turned.roles
+            got = self.run(self.turned, more | {roles["tangent", "", x]: a for x, a in seeds.seconds.items()})
+            comparison.check("forward over reverse", {("second", x): got[roles["tangent", name, ""]]
+                                                      for x, name in self.gradients.items()})
         exported = self.exported("gradient onnx", more)
         if exported is not None:
             comparison.check("gradient onnx", {("vjp", x): exported[name] for x, name in self.gradients.items()}, exported=True)
