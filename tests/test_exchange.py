@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -459,6 +460,21 @@ def test_exported_gradients_in_onnxruntime(entry: str) -> None:
         allowed = max(1e-4 * record["max_abs"], 20 * record["floor"], 1e-7 * largest)
         error = np.abs(got[record["name"] + "_grad"] - data["grad/" + record["name"]]).max(initial=0)
         assert error <= allowed, record["name"]
+
+
+def test_a_pad_of_named_axes_is_written_for_all_axes() -> None:
+    """The optimiser of onnxruntime 1.32 moves a Transpose past a Pad as if its pads were those of all axes."""
+    graph = Graph()
+    x = graph.add_input("x", Type(FLOAT32, (2, 4, 1)))
+    b = Builder(graph)
+    turned = b.Transpose(x, perm=(2, 0, 1))
+    graph.add_output(b.Transpose(b.Pad(turned, [1, 2], None, [2]), perm=(1, 2, 0)), "y")
+    proto = write_onnx(graph)
+    (pad,) = (n for n in proto.graph.node if n.op_type == "Pad")
+    assert len([name for name in pad.input if name]) == 2
+    given = f32(2, 4, 1)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert np.array_equal(session.run(None, {"x": given})[0], np.pad(given, [(0, 0), (1, 2), (0, 0)]))
 
 
 @pytest.mark.parametrize("names", [["a", "", "c"], ["", "b"], ["a"]], ids=["inside", "first and last", "last two"])

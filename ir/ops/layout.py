@@ -162,6 +162,27 @@ def _repeated_bar(b: Builder, node: Node, y_bar: Value) -> Any:
     return y_bar
 
 
+@pad.expansion
+def _(b: Builder, node: Node) -> Value:
+    """Pads of every axis, in place of those of named axes."""
+    x, rank, where = node.input(0), len(node.input(0).shape), _pad_axes(node)
+    if where is None:
+        return refuse("its axes are known only at run time")  # type: ignore[no-any-return]
+    places, known = [*where, *(axis + rank for axis in where)], known_ints(node.input(1))
+    if known is None:
+        pads = b.ScatterElements(b.ints([0] * 2 * rank), b.ints(places), b.cast(node.input(1), INT64), axis=0)
+    else:
+        given = dict(zip(places, known, strict=True))
+        pads = b.ints([given.get(place, 0) for place in range(2 * rank)])
+    return b.Pad(x, pads, node.optional(2), mode=attr(node, "mode"))
+
+
+@pad.expands_on_export
+def _(node: Node) -> bool:
+    """onnxruntime moves a Transpose past a Pad of named axes as if its pads were those of all."""
+    return node.optional(3) is not None and node.input(0).type.rank is not None and _pad_axes(node) is not None
+
+
 # ---- blocks of depth ----------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ CASES: list[Case] = [
     Case("Pad", [normal(2, 3), ints(4, 0, 0, 5)], {"mode": "reflect"}, name="reflect-twice"),
     Case("Pad", [normal(3, 4), ints(1, 2, 3, 0, run_time=True)], {"mode": "wrap"}, name="wrap-run-time"),
     Case("Pad", [normal(3, 4), ints(1, -1, 2, 2)], {"mode": "edge"}, name="edge-negative", reference=False),
+    Case("Pad", [normal(3, 4), ints(1, 2, run_time=True), normal(), ints(-1)], name="run-time-pads"),
     Case("Pad", [normal(3, 4), ints(0, 0), held(normal()), ints(0)], name="nothing"),
     Case("Pad", [normal(3, 4), ints(1, 1, run_time=True), None, ints(0, run_time=True)], {"mode": "reflect"},
          name="run-time-axes", refuses=True),
