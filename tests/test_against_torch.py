@@ -93,7 +93,7 @@ def test_the_bound_of_float32_comes_from_rounding(
     error = float(np.abs(evaluate(graph, {"x": given})["y"] - exact).max() / exact.max())
     assert error > BASE["float32"]
     seen = Seen()
-    assert checked(graph, [{"x": given}] * 2, seen) == {}
-    assert seen.checked["value"] == 2
+    assert checked(graph, [{"x": given}], seen) == {}
+    assert seen.checked["value"] == 1
     monkeypatch.setitem(mirrors, "Sub", lambda call, x, y: (x - y) * (1 + 0.1))
-    assert "value" in checked(graph, [{"x": given}] * 2, Seen())
+    assert "value" in checked(graph, [{"x": given}], Seen())

@@ -159,6 +159,8 @@ def examine(graph: Graph, feeds: Sequence[Feeds], seen: Seen) -> dict[str, str]:
     subject = Subject(graph, feeds, seen)
     engines = Engines(subject)
     for world, given in enumerate(feeds):
+        if world and all(given[name].shape == array.shape for name, array in feeds[0].items()):
+            continue  # other numbers of the same extents say little more
         run = Run(TINY["float32" if subject.single else "float64"])
         try:
             theirs = Theirs(graph, given, subject.wrt, run)

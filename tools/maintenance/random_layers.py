@@ -262,7 +262,8 @@ def more_convolution(m: Maker) -> None:
         attributes.pop("pads", None)
         full = [s * (n - 1) + (k - 1) * d + 1 for s, n, k, d in zip(
             attributes["strides"], m.extents(x)[2:], kernel, attributes.get("dilations", [1] * rank), strict=True)]
-        attributes["output_shape"] = [max(1, f - int(m.rng.integers(0, 2))) for f in full]
+        attributes["output_shape"] = [  # onnx.checker wants no less than there was
+            max(n, f - int(m.rng.integers(0, 2))) for f, n in zip(full, m.extents(x)[2:], strict=True)]
     out = m.one_of([1, 2])
     bias = m.leaf((out * group,)) if m.chance(0.5) else None
     filled(m, "ConvTranspose", [x, m.leaf((c, out, *kernel)), bias], attributes)

@@ -355,6 +355,8 @@ def _extremum(c: Call, x: Tensor, axes: list[int], keep: bool, op: str) -> Tenso
     """The largest or smallest entries; equal ones share the derivative."""
     if x.dtype == torch.bool:
         return _extremum(c, x.to(torch.int8), axes, keep, op).bool()
+    if not x.numel():
+        return x.sum(axes, keepdim=keep)  # which has no elements either: there is no largest of none
     picked = torch.amax if "Max" in op else torch.amin
     if x.is_floating_point():
         c.kink(x - picked(x, axes, keepdim=True), agreed=True)
