@@ -120,10 +120,11 @@ class Model:
         """
         self._borrowed.check()
         given = {**self._by_name(feeds), **named}
+        containers = {v.name for v in self.graph.inputs if v.type.dtype.element is not None}
         for name, value in given.items():
-            if value is None:
+            if value is None and name not in containers:
                 raise InputError(f"input {name!r} is None: give an array", code="missing")
-        return self._program.run({name: as_array(name, value) for name, value in given.items()})
+        return self._program.run({n: value if n in containers else as_array(n, value) for n, value in given.items()})
 
     def _by_name(self, feeds: Sequence[Any]) -> Mapping[str, Any]:
         """Return positional feeds by the names of the inputs: one dict, or arrays in order."""

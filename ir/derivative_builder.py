@@ -86,7 +86,7 @@ class DerivativeBuilder(Builder):
 
     def _vanishes(self, node: Node) -> bool:
         traits = opdef(node.op).traits
-        floats = [v for v in node.operands if v.type.dtype.is_float]
+        floats = [v for v in node.operands if v.type.dtype.carries]
         if Trait.BILINEAR in traits:
             return any(v in self.zeros for v in floats[:2])
         return Trait.LINEAR in traits and bool(floats) and all(v in self.zeros for v in floats)

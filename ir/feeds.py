@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.dtypes import fed_container
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.types import Dim, Type
@@ -82,6 +83,11 @@ def as_array(name: str, given: Any) -> Array:
 
 
 def _checked_array(name: str, type_: Type, given: Any) -> Array:
+    if type_.dtype.element is not None:
+        try:
+            return fed_container(given, type_.dtype)
+        except InputError as error:
+            raise InputError(f"input {name!r}: {error}", code=error.code) from error
     array = as_array(name, given)
     stray = _stray(array, type_)
     if stray is not None:

@@ -24,7 +24,7 @@ ROLES = {"params": PARAMETER, "defaults": DEFAULT, "initializers": INITIALIZER, 
 _TOKENS = re.compile(
     rf"""(?P<skip>(?:[ \t\r\n]+|\#[^\n]*)+)
     |(?P<value>%(?:[A-Za-z0-9_][A-Za-z0-9_.]*|{QUOTED}))
-    |(?P<type>[a-z][a-z0-9]*\[(?:[^\]"\[\n#]|{QUOTED})*\])
+    |(?P<type>[a-z][a-z0-9.]*\[(?:[^\]"\[\n#]|{QUOTED})*\])
     |(?P<bytes>b{QUOTED})
     |(?P<number>-?(?:0x[0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|inf\b|nan\b))
     |(?P<word>[A-Za-z_][A-Za-z0-9_.]*)

@@ -8,117 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import ml_dtypes
 import numpy as np
 
-from flowgrad.ir.errors import InputError, LimitError, ValidationError, safe_text
-from flowgrad.ir.kept import kept
+from flowgrad.ir.dtypes import BFLOAT16 as BFLOAT16
+from flowgrad.ir.dtypes import BOOL as BOOL
+from flowgrad.ir.dtypes import FLOAT16 as FLOAT16
+from flowgrad.ir.dtypes import FLOAT32 as FLOAT32
+from flowgrad.ir.dtypes import FLOAT64 as FLOAT64
+from flowgrad.ir.dtypes import INT32 as INT32
+from flowgrad.ir.dtypes import INT64 as INT64
+from flowgrad.ir.dtypes import STRING as STRING
+from flowgrad.ir.dtypes import UINT8 as UINT8
+from flowgrad.ir.dtypes import DType as DType
+from flowgrad.ir.dtypes import dtype_of as dtype_of
+from flowgrad.ir.errors import LimitError, ValidationError, safe_text
 from flowgrad.ir.limits import DIM_TERMS
 from flowgrad.ir.names import QUOTED, quote, unquote
-
-
-@dataclass(frozen=True, eq=False)
-class DType:
-    """An element type: its name (NumPy's), short name (the text form's), number (ONNX's) and NumPy dtype.
-
-    There is one of each, so that comparing them costs nothing.
-    """
-
-    name: str
-    short: str
-    onnx: int
-    numpy: np.dtype[Any]
-    kind: str  # "float", "complex", "int", "uint", "bool" or "string"
-
-    @property
-    def is_float(self) -> bool:
-        """True for the types that can carry a derivative."""
-        return self.kind == "float"
-
-    @property
-    def is_integer(self) -> bool:
-        return self.kind in ("int", "uint")
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes an element takes in memory (packed 4-bit and 2-bit types take a whole byte in NumPy)."""
-        return int(self.numpy.itemsize)
-
-    @kept
-    def is_narrow(self) -> bool:
-        """True for floats of less than 32 bits, which nothing is computed in."""
-        return self.is_float and self.itemsize < 4
-
-    @property
-    def wide(self) -> DType:
-        """The type that is computed in: float32 for narrower floats."""
-        return FLOAT32 if self.is_narrow else self
-
-    def __repr__(self) -> str:
-        return self.short
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dtype_of, (self.name,)
-
-
-_DTYPES = tuple(
-    DType(name, short, number, np.dtype(numpy), kind)
-    for name, short, number, numpy, kind in (
-        ("float32", "f32", 1, np.float32, "float"),
-        ("uint8", "u8", 2, np.uint8, "uint"),
-        ("int8", "i8", 3, np.int8, "int"),
-        ("uint16", "u16", 4, np.uint16, "uint"),
-        ("int16", "i16", 5, np.int16, "int"),
-        ("int32", "i32", 6, np.int32, "int"),
-        ("int64", "i64", 7, np.int64, "int"),
-        ("string", "str", 8, np.object_, "string"),
-        ("bool", "bool", 9, np.bool_, "bool"),
-        ("float16", "f16", 10, np.float16, "float"),
-        ("float64", "f64", 11, np.float64, "float"),
-        ("uint32", "u32", 12, np.uint32, "uint"),
-        ("uint64", "u64", 13, np.uint64, "uint"),
-        ("complex64", "c64", 14, np.complex64, "complex"),
-        ("complex128", "c128", 15, np.complex128, "complex"),
-        ("bfloat16", "bf16", 16, ml_dtypes.bfloat16, "float"),
-        ("float8_e4m3fn", "f8e4m3fn", 17, ml_dtypes.float8_e4m3fn, "float"),
-        ("float8_e4m3fnuz", "f8e4m3fnuz", 18, ml_dtypes.float8_e4m3fnuz, "float"),
-        ("float8_e5m2", "f8e5m2", 19, ml_dtypes.float8_e5m2, "float"),
-        ("float8_e5m2fnuz", "f8e5m2fnuz", 20, ml_dtypes.float8_e5m2fnuz, "float"),
-        ("uint4", "u4", 21, ml_dtypes.uint4, "uint"),
-        ("int4", "i4", 22, ml_dtypes.int4, "int"),
-        ("float4_e2m1fn", "f4e2m1", 23, ml_dtypes.float4_e2m1fn, "float"),
-        ("float8_e8m0fnu", "f8e8m0", 24, ml_dtypes.float8_e8m0fnu, "float"),
-        ("uint2", "u2", 25, ml_dtypes.uint2, "uint"),
-        ("int2", "i2", 26, ml_dtypes.int2, "int"),
-    )
-)
-_BY_NAME = {d.name: d for d in _DTYPES} | {d.short: d for d in _DTYPES}
-_BY_ONNX = {d.onnx: d for d in _DTYPES}
-_BY_NUMPY = {d.numpy: d for d in _DTYPES}
-
-FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = (_BY_NAME[n] for n in ("float32", "float64", "float16", "bfloat16"))
-INT64, INT32, UINT8, BOOL, STRING = (_BY_NAME[n] for n in ("int64", "int32", "uint8", "bool", "string"))
-
-
-def dtype_of(what: object) -> DType:
-    """Return the DType for a name ("float32" or "f32"), ONNX number, NumPy dtype (of any byte order) or scalar type.
-
-    Raises InputError for anything else.
-    """
-    if isinstance(what, DType):
-        return what
-    if isinstance(what, str) and what in _BY_NAME:
-        return _BY_NAME[what]
-    if isinstance(what, int) and what in _BY_ONNX:
-        return _BY_ONNX[what]
-    if isinstance(what, (np.dtype, type)):
-        found = np.dtype(what).newbyteorder("=")
-        if found in _BY_NUMPY:
-            return _BY_NUMPY[found]
-        if found.kind in "US":
-            return STRING
-    raise InputError(f"no element type {what!r}", code="dtype")
-
 
 # ---- dims -------------------------------------------------------------------------------------------------------------
 

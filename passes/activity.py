@@ -12,8 +12,8 @@ from flowgrad.ir.reach import ancestors, dependents
 
 
 def active_values(order: Sequence[Node], wrt: Iterable[Value]) -> set[Value]:
-    """Return the float values that depend differentiably on ``wrt``, ``wrt`` included."""
-    return dependents(order, wrt, passes=lambda node: not is_flat(node), keeps=lambda value: value.type.dtype.is_float)
+    """Return the values of floats, containers among them, that depend differentiably on ``wrt``, ``wrt`` included."""
+    return dependents(order, wrt, passes=lambda node: not is_flat(node), keeps=lambda value: value.type.dtype.carries)
 
 
 def is_flat(node: Node) -> bool:
@@ -27,7 +27,7 @@ def active_inputs(body: Graph, links: Sequence[Link], wanted: Collection[int]) -
     found = set(wanted)
     while True:
         active = active_values(order, [inputs[i] for i in found])
-        more = {i for i, o in links if i not in found and outputs[o] in active and inputs[i].type.dtype.is_float}
+        more = {i for i, o in links if i not in found and outputs[o] in active and inputs[i].type.dtype.carries}
         if not more:
             return found
         found |= more

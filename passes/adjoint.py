@@ -94,7 +94,7 @@ class _Reverse:
             self._contribute(node, definition, x, x_bar)
 
     def _absent(self, value: Value) -> Value | None:
-        return self.b.zero(value) if value.type.dtype.is_float else None
+        return self.b.zero(value) if value.type.dtype.carries else None
 
     def _contribute(self, node: Node, definition: OpDef, x: Value | None, x_bar: Any) -> None:
         if x is None or x not in self.active or x_bar is NO_GRADIENT:

@@ -54,7 +54,7 @@ class Bodies(BodyDifferentiator):
         for i in sorted(active_inputs(graph, links, dotted)):
             x = formals[i]
             result.inputs[i] = graph.add_input(graph.unique_name(f"{x.name}_dot"), x.type)
-        wanted = [o for o, y in enumerate(outputs) if y.type.dtype.is_float]
+        wanted = [o for o, y in enumerate(outputs) if y.type.dtype.carries]
         pairs = [(formals[i], x_dot) for i, x_dot in result.inputs.items()]
         try:
             found = tangent(graph, pairs, [outputs[o] for o in wanted], self)

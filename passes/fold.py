@@ -76,8 +76,8 @@ class _Folder:
     def results(self, node: Node) -> Sequence[Array | None] | None:
         """Return the outputs of a node that can be folded, else None."""
         check_time()
-        if is_pinned(self.graph, node):
-            return None
+        if is_pinned(self.graph, node) or any(v.type.dtype.element is not None for v in node.results):
+            return None  # constants are tensors
         if is_known(node):
             return None if is_random(node) else [None if v is None else _static_value(v) for v in node.outputs]
         operands = [None if v is None else self.array(v) for v in node.inputs]

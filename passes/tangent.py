@@ -123,9 +123,9 @@ def _tangents(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list
 def _linear(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> list[Tangent]:
     inputs: list[Value | None] = []
     for x, x_dot in zip(node.inputs, dots, strict=False):
-        is_operand = x is not None and x.type.dtype.is_float
+        is_operand = x is not None and x.type.dtype.carries
         inputs.append(x_dot if x_dot is not None else b.zero(x) if is_operand and x is not None else x)
-    if not any(v.type.dtype.is_float for v in node.results):
+    if not any(v.type.dtype.carries for v in node.results):
         return [None] * len(node.outputs)
     made = b.add_node(node.op, inputs, node.attributes, outputs=len(node.outputs))
     return list(made.outputs)
@@ -164,7 +164,7 @@ def transposed(b: DerivativeBuilder, node: Node, dots: Sequence[Tangent]) -> lis
     inner.prefix = node.label
     inner.wanted = tuple(d is not None for d in dots)
     bars = [scratch.add_input(scratch.unique_name(f"{y.name}_bar"), y.type)
-            if y is not None and y.type.dtype.is_float else None for y in twin.outputs]
+            if y is not None and y.type.dtype.carries else None for y in twin.outputs]
     definition = opdef(node.op)
     padded = [*bars, *[None] * (len(definition.outputs) - len(bars))]
     seeds: list[tuple[Value, Value]] = []

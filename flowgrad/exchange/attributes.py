@@ -9,9 +9,10 @@ import onnx
 from onnx import AttributeProto
 
 from flowgrad.exchange.external import ExternalFolder
-from flowgrad.exchange.tensors import array_of, dense_of, tensor_of, text_of
+from flowgrad.exchange.tensors import array_of, container_type, dense_of, tensor_of, text_of, type_proto
 from flowgrad.ir.errors import SaveError, UnsupportedError, ValidationError
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.types import Type, dtype_of
 
 _FIELDS = {AttributeProto.FLOAT: "f", AttributeProto.INT: "i", AttributeProto.STRING: "s", AttributeProto.TENSOR: "t",
            AttributeProto.SPARSE_TENSOR: "sparse_tensor", AttributeProto.GRAPH: "g", AttributeProto.FLOATS: "floats",
@@ -48,9 +49,10 @@ def value_of(attribute: AttributeProto, folder: ExternalFolder, limits: Limits) 
         return tuple(int(x) for x in attribute.ints)
     if kind == AttributeProto.STRINGS:
         return tuple(text_of(s, attribute.name) for s in attribute.strings)
-    if kind in (AttributeProto.TENSORS, AttributeProto.SPARSE_TENSORS, AttributeProto.TYPE_PROTO,
-                AttributeProto.TYPE_PROTOS):
-        raise UnsupportedError(f"the attribute {attribute.name!r} holds a type or a list of tensors", code="attribute",
+    if kind == AttributeProto.TYPE_PROTO:
+        return container_type(attribute.tp, attribute.name).name
+    if kind in (AttributeProto.TENSORS, AttributeProto.SPARSE_TENSORS, AttributeProto.TYPE_PROTOS):
+        raise UnsupportedError(f"the attribute {attribute.name!r} holds a list of types or tensors", code="attribute",
                                where=attribute.name)
     raise ValidationError(f"the attribute {attribute.name!r} has the unknown type {kind}", code="attribute",
                           where=attribute.name)
@@ -71,6 +73,8 @@ def attribute_of(name: str, value: Any, kind: int) -> AttributeProto:
     """Return the proto of an attribute whose schema says type ``kind``; SaveError if the value does not fit."""
     if kind == AttributeProto.TENSOR:
         return onnx.helper.make_attribute(name, tensor_of(np.asarray(value)))
+    if kind == AttributeProto.TYPE_PROTO:
+        return onnx.helper.make_attribute(name, type_proto(Type(dtype_of(value), None)))
     try:
         return onnx.helper.make_attribute(name, _converted(value, kind), attr_type=kind)
     except (TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from flowgrad.exchange.adapters import is_unknown
-from flowgrad.exchange.tensors import element_type
+from flowgrad.exchange.tensors import container_type, element_type
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import ENTRIES, Graph, Value
 from flowgrad.ir.ops.registry import Trait, find_op
@@ -21,6 +21,8 @@ def refine(graph: Graph, value: Value, declared: onnx.TypeProto, trusted: bool =
     """
     if declared.WhichOneof("value") != "tensor_type":
         if declared.WhichOneof("value") is None:
+            return ""
+        if container_type(declared, value.name) is value.type.dtype:
             return ""
         raise ValidationError(f"{value!r} is declared as {declared.WhichOneof('value')}", code="dtype", where=value.name)
     tensor = declared.tensor_type

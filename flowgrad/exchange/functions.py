@@ -10,6 +10,7 @@ import onnx
 from onnx import FunctionProto, NodeProto, defs
 
 from flowgrad.exchange.scopes import Region
+from flowgrad.exchange.tensors import type_proto
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.types import DType, Type
@@ -132,7 +133,9 @@ _TYPE_NAMES = {"float32": "float", "float64": "double", "float8_e4m3fn": "float8
 
 
 def onnx_type(dtype: DType) -> str:
-    """Return a tensor type as schemas write it."""
+    """Return a type as schemas write it: tensor(float), seq(tensor(float)), optional(seq(tensor(float)))."""
+    if dtype.element is not None:
+        return f"{'seq' if dtype.kind == 'sequence' else 'optional'}({onnx_type(dtype.element)})"
     return f"tensor({_TYPE_NAMES.get(dtype.name, dtype.name)})"
 
 
@@ -157,20 +160,3 @@ def body_for(node: NodeProto, version: int, types: Sequence[Type | None]) -> Fun
     else:
         data = schema.get_context_dependent_function(node.SerializeToString(), protos)
     return FunctionProto.FromString(data) if data else None
-
-
-def type_proto(type_: Type, keep_names: bool = False) -> onnx.TypeProto:
-    """Return a type as a TypeProto; names of extents are kept on demand, except those of our own making."""
-    proto = onnx.TypeProto()
-    tensor = proto.tensor_type
-    tensor.elem_type = type_.dtype.onnx
-    if type_.shape is None:
-        return proto
-    tensor.shape.SetInParent()
-    for dim in type_.shape:
-        entry = tensor.shape.dim.add()
-        if isinstance(dim, int):
-            entry.dim_value = dim
-        elif keep_names and not any(n.startswith("_d") for n in dim.names()):
-            entry.dim_param = repr(dim)
-    return proto

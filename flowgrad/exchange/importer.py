@@ -33,7 +33,7 @@ from flowgrad.exchange.functions import (
 )
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
-from flowgrad.exchange.tensors import element_type
+from flowgrad.exchange.tensors import container_type, element_type
 from flowgrad.ir.errors import (
     FlowgradError,
     InputError,
@@ -200,9 +200,7 @@ class Importer:
 
     def _type(self, graph: Graph, info: onnx.ValueInfoProto) -> Type:
         if info.type.WhichOneof("value") != "tensor_type":
-            kind = info.type.WhichOneof("value") or "no type"
-            raise UnsupportedError(f"input {info.name!r} is of {kind.removesuffix('_type')}, only tensors are supported",
-                                   code="type", where=info.name)
+            return Type(container_type(info.type, info.name), ())
         tensor = info.type.tensor_type
         dtype = element_type(tensor.elem_type, info.name)
         if not tensor.HasField("shape"):

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, TypeProto
 
 from flowgrad.exchange.external import ExternalFolder
+from flowgrad.ir.dtypes import optional_of, sequence_of
 from flowgrad.ir.errors import ExternalDataError, InputError, LimitError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits, check_empty
-from flowgrad.ir.types import DType, dtype_of
+from flowgrad.ir.types import DType, Type, dtype_of
 
 _INT32_FIELD = {"int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16", "float8_e4m3fn",
                 "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "uint4", "int4",
@@ -32,6 +33,47 @@ def element_type(number: int, where: str = "") -> DType:
         return dtype_of(int(number))
     except InputError as error:
         raise ValidationError(f"unknown element type {number}", code="dtype", where=where) from error
+
+
+def container_type(proto: TypeProto, where: str = "") -> DType:
+    """Return the DType of a sequence or an optional value, or of the tensor that one holds.
+
+    Raises ValidationError for an unknown element type or nesting that the standard does not have, UnsupportedError for
+    anything else.
+    """
+    kind = proto.WhichOneof("value")
+    if kind == "tensor_type":
+        return element_type(proto.tensor_type.elem_type, where)
+    if kind not in ("sequence_type", "optional_type"):
+        raise UnsupportedError(f"{where!r} is of {(kind or 'no type').removesuffix('_type')}: values are tensors, sequences of "
+                               "tensors, or optional ones of these", code="type", where=where)
+    held = container_type(getattr(proto, kind).elem_type, where)
+    try:
+        return sequence_of(held) if kind == "sequence_type" else optional_of(held)
+    except InputError as error:
+        raise ValidationError(str(error), code="dtype", where=where) from error
+
+
+def type_proto(type_: Type, keep_names: bool = False) -> TypeProto:
+    """Return a type as a TypeProto; names of extents are kept on demand, except those of our own making."""
+    proto = TypeProto()
+    if type_.dtype.element is not None:
+        held = proto.sequence_type if type_.dtype.kind == "sequence" else proto.optional_type
+        element = type_.dtype.element
+        held.elem_type.CopyFrom(type_proto(Type(element, () if element.element is not None else None)))
+        return proto
+    tensor = proto.tensor_type
+    tensor.elem_type = type_.dtype.onnx
+    if type_.shape is None:
+        return proto
+    tensor.shape.SetInParent()
+    for dim in type_.shape:
+        entry = tensor.shape.dim.add()
+        if isinstance(dim, int):
+            entry.dim_value = dim
+        elif keep_names and not any(n.startswith("_d") for n in dim.names()):
+            entry.dim_param = repr(dim)
+    return proto
 
 
 def array_of(proto: TensorProto, folder: ExternalFolder, limits: Limits) -> Array:

@@ -13,11 +13,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from flowgrad import ir
 from flowgrad.exchange.data_file import DataFile
-from flowgrad.exchange.functions import schema_of, type_proto
+from flowgrad.exchange.functions import schema_of
 from flowgrad.exchange.lowering import lowered
 from flowgrad.exchange.reader import PRODUCER
 from flowgrad.exchange.stamps import LOWEST_STAMP, Stamps, attributes_of, ir_version_for
-from flowgrad.exchange.tensors import tensor_of
+from flowgrad.exchange.tensors import tensor_of, type_proto
 from flowgrad.ir.boundary import boundary
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, SaveError

@@ -12,7 +12,7 @@ from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.limits import Limits, Meter
 from flowgrad.ir.ops.control.loop_layout import Subgraph
-from flowgrad.ir.types import type_of
+from flowgrad.ir.types import Type
 from flowgrad.runtime.flat_graph import KEYED_ELEMENTS, constant_twin, input_twin
 from flowgrad.runtime.specialise import Step, check_tensor
 
@@ -126,6 +126,6 @@ class OpenCall:
 
 
 def _known(value: Value, array: Array) -> Value:
-    if array.size <= KEYED_ELEMENTS:
+    if value.type.dtype.element is None and array.size <= KEYED_ELEMENTS:
         return constant_twin(value.name, array)
-    return input_twin(value.name, type_of(array))
+    return input_twin(value.name, Type(value.type.dtype, array.shape))

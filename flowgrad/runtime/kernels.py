@@ -28,7 +28,7 @@ def takes_out(node: Node, definition: OpDef) -> bool:
         return False
     if len(node.outputs) != 1 or node.outputs[0] is None:
         return False
-    if node.outputs[0].type.dtype.kind == "string":
+    if node.outputs[0].type.dtype.numpy.hasobject:
         return False
     if "to_dtype" in definition.special:
         return True
@@ -86,7 +86,7 @@ def _ufunc(node: Node, definition: OpDef) -> np.ufunc | None:
     if definition.ufunc is None or not takes_out(node, definition):
         return None
     dtypes = {v.type.dtype for v in node.operands}
-    return definition.ufunc if len(dtypes) == 1 and dtypes.pop().kind != "string" else None
+    return definition.ufunc if len(dtypes) == 1 and not dtypes.pop().numpy.hasobject else None
 
 
 def spread(constant: Array, node: Node) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.bulk import bulk
+from flowgrad.ir.dtypes import given_back
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array, Graph
@@ -59,6 +60,7 @@ class NumpyProgram:
         self._signature = Signature(graph)
         self._names = list(self._signature.inputs)
         self._output_names = [name for name, _ in flat.outputs]
+        self._containers = [name for name, number in flat.outputs if flat.types[number].dtype.element is not None]
         self._checked_shapes: set[tuple[Any, ...]] = set()
 
     @property
@@ -85,7 +87,10 @@ class NumpyProgram:
         self._borrowed.check()
         context = Context(self.seed if seed is None else seed, self.limits)
         results = self._executor.run(context, self._arrays(feeds))
-        return dict(zip(self._output_names, results, strict=True))
+        outputs: dict[str, Any] = dict(zip(self._output_names, results, strict=True))
+        for name in self._containers:
+            outputs[name] = given_back(outputs[name])
+        return outputs
 
     def plan(self, shapes: Mapping[str, Sequence[int]]) -> Plan:
         """Return what a run on inputs of these shapes will need, without running.

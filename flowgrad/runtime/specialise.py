@@ -111,7 +111,7 @@ class Knowledge:
     def _folded(self, record: Record, node: Node) -> list[Array | None] | None:
         """Return the outputs of ``node`` if they are integers known from extents, or small and constant."""
         traits = record.definition.traits
-        if record.subgraphs or Trait.RANDOM in traits:
+        if record.subgraphs or Trait.RANDOM in traits or any(v.type.dtype.element is not None for v in node.results):
             return None
         if len(node.outputs) == 1 and node.outputs[0] is not None:
             value = node.outputs[0]

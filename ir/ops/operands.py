@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -200,6 +201,8 @@ def sum_of(b: Builder, terms: Sequence[Value]) -> Value:
     """Return the sum of one or more values."""
     if len(terms) == 1:
         return terms[0]
+    if terms[0].type.dtype.kind == "sequence":
+        return functools.reduce(b.SequenceAdd, terms)
     return b.Add(*terms) if len(terms) == 2 else b.Sum(*terms)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.errors import NotDifferentiableError, UnsupportedError
+from flowgrad.ir.errors import NotDifferentiableError
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model, load
 from flowgrad.transforms.derivatives import vjp
@@ -40,14 +40,13 @@ def grad(model: Any, inputs: Sequence[Any], cotangents: Sequence[Any]) -> dict[s
     return {w: results[name] for (role, _, w), name in joint.roles.items() if role == "grad"}
 
 
-def _feeds(loaded: Model, model: Any, inputs: Sequence[Any]) -> dict[str, Array]:
+def _feeds(loaded: Model, model: Any, inputs: Sequence[Any]) -> dict[str, Any]:
     fixed = {i.name for i in model.graph.initializer}
     names = [i.name for i in model.graph.input if i.name not in fixed]
     known = {v.name for v in loaded.graph.inputs}
+    containers = {v.name for v in loaded.graph.inputs if v.type.dtype.element is not None}
     feeds = {}
     for name, value in zip(names, inputs, strict=True):
-        if isinstance(value, list):
-            raise UnsupportedError(f"input {name!r} is a sequence", code="sequence")
-        if value is not None and name in known:
-            feeds[name] = np.asarray(value)
+        if name in known and (value is not None or name in containers):
+            feeds[name] = value if name in containers else np.asarray(value)
     return feeds

@@ -43,7 +43,7 @@ def if_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None])
     asked = sorted({i for half in halves for i in half.cotangents})
     made = _Backward(b, node, halves, y_bars).emit(asked) if asked else []
     by_capture = dict(zip(asked, made, strict=True))
-    captured = [NO_GRADIENT if not x.type.dtype.is_float else by_capture[i] if i in by_capture else b.zero(x)
+    captured = [NO_GRADIENT if not x.type.dtype.carries else by_capture[i] if i in by_capture else b.zero(x)
                 for i, x in enumerate(node.captures)]
     return [NO_GRADIENT, *captured]
 

@@ -52,7 +52,7 @@ def loop_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None
     made = _BackwardScan(b, node, layout, found, y_bars).emit(wanted, by_place) if found.states or found.cotangents else {}
     results: list[Any] = []
     for place, x in zip(places, operands, strict=True):
-        if x is None or not x.type.dtype.is_float:
+        if x is None or not x.type.dtype.carries:
             results.append(NO_GRADIENT)
         else:
             results.append(made[place] if place in made else b.zero(x))
