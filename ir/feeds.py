@@ -22,7 +22,7 @@ class Signature:
     def __init__(self, graph: Graph) -> None:
         self.inputs = {v.name: v.type for v in graph.inputs}
         self.parameters = {v.name: v.type for v in graph.parameters}
-        self._types = {**self.inputs, **self.parameters}
+        self.types = {**self.inputs, **self.parameters}
 
     def checked(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Return the feeds as arrays of the declared types: inputs, then parameters, each in the order of the graph.
@@ -34,15 +34,15 @@ class Signature:
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
             raise InputError(f"no value given for input {missing[0]!r}", code="missing")
-        arrays = {name: _checked_array(name, type_, feeds[name]) for name, type_ in self._types.items() if name in feeds}
+        arrays = {name: _checked_array(name, type_, feeds[name]) for name, type_ in self.types.items() if name in feeds}
         self._check_dims({name: arrays[name].shape for name in self.inputs})
         return arrays
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raise InputError for the first of ``names`` that is neither an input nor a parameter."""
         for name in names:
-            if name not in self._types:
-                raise InputError(f"no input {name!r}{suggestion(name, self._types)}; inputs: {', '.join(self._types)}",
+            if name not in self.types:
+                raise InputError(f"no input {name!r}{suggestion(name, self.types)}; inputs: {', '.join(self.types)}",
                                  code="name")
 
     def check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -85,7 +85,8 @@ def _serialized(model: ModelProto) -> bytes:
 
 def _check(model: ModelProto, written: Path | None = None) -> None:
     """Check a model, in the file ``written`` if it has weights beside it. Raises SaveError."""
-    without_rank = [i for i in (*model.graph.input, *model.graph.output) if not i.type.tensor_type.HasField("shape")]
+    without_rank = [i for i in (*model.graph.input, *model.graph.output)
+                    if i.type.HasField("tensor_type") and not i.type.tensor_type.HasField("shape")]
     try:
         if without_rank:
             _check_with_ranks(model, without_rank, written)

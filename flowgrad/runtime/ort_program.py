@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
+from flowgrad.ir.dtypes import given_back
 from flowgrad.ir.errors import EngineError, InputError, RunError
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import DEFAULT, Array, Graph
@@ -67,8 +68,10 @@ class OrtProgram:
         if fixed:
             raise InputError(f"the engine 'ort' holds the parameter {fixed[0]!r} fixed: compile again after with_params, or "
                              "use the engine 'numpy'", code="parameter")
+        given = {name: given_back(array) if self._signature.types[name].dtype.element is not None else array
+                 for name, array in arrays.items()}
         try:
-            results = self._session.run(None, {self._exported[name]: array for name, array in arrays.items()})
+            results = self._session.run(None, {self._exported[name]: array for name, array in given.items()})
         except Exception as error:
             raise RunError(f"onnxruntime: {error}", code="ort") from error
         return dict(zip(self._output_names, results, strict=True))

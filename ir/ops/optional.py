@@ -8,7 +8,7 @@ import numpy as np
 
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.dtypes import Option, boxed, content_of, optional_of
-from flowgrad.ir.errors import RunError, ValidationError
+from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import Trait, attr, op
@@ -62,7 +62,7 @@ def _(node: Node) -> Type:
 def optional_get_element(x: Array) -> Array:
     content = _content(x)
     if content is None:
-        raise RunError("an optional value without an element", code="missing")
+        raise ValueError("an optional value without an element")
     return content.copy()
 
 

@@ -41,9 +41,10 @@ def reduced_axes(axes: Array | None, noop_with_empty_axes: int) -> Axes:
 def reduced_type(node: Node) -> Type:
     """The shape of the first input with the axes of the second removed, or 1 with ``keepdims``."""
     x, axes = node.input(0).type, node.optional(1)
+    keep, noop = attr(node, "keepdims"), attr(node, "noop_with_empty_axes")
     if x.shape is None:
-        return x
-    rank, keep, noop = len(x.shape), attr(node, "keepdims"), attr(node, "noop_with_empty_axes")
+        return x if keep or noop or axes is not None else x.with_shape(())
+    rank = len(x.shape)
     known = [] if axes is None else known_ints(axes)
     if known is not None:
         chosen = set(normal_axes(known, rank) if known or noop else range(rank))

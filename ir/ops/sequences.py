@@ -5,7 +5,8 @@ What goes in and comes out is copied: a run may reuse the memory of any other va
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.dtypes import boxed, content_of, sequence_of
-from flowgrad.ir.errors import RunError, ValidationError
+from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
+from flowgrad.ir.limits import check_scratch
+from flowgrad.ir.ops.control.operators import agreed
 from flowgrad.ir.ops.operands import normal_axis
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, REQUIRED, Trait, attr, op
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, DType, Type, dtype_of
@@ -33,13 +36,66 @@ def _same_sequence(node: Node) -> Type:
     return Type(sequence_of(tensor_type(node)), ())
 
 
+def _sequence(tensors: Sequence[Array]) -> Array:
+    """Return a sequence of tensors as it is held; LimitError if they take more memory together than one tensor may."""
+    check_scratch(sum(t.nbytes for t in tensors), "a sequence")
+    return boxed(tuple(tensors))
+
+
+WALK = 64
+"""How many operators back the shapes of the tensors in a sequence are looked for."""
+
+
+def member_type(sequence: Value) -> Type:
+    """Return what the tensors of a sequence have in common, as far as the operators that made it tell.
+
+    Of unknown rank where a sequence comes from outside, from control flow, or from further back than WALK operators.
+    """
+    dtype = sequence.type.dtype.element
+    assert dtype is not None
+    found: list[Type] = []
+    value: Value | None = sequence
+    for _ in range(WALK):
+        if value is None or value.producer.op not in _MEMBERS:
+            return Type(dtype, None)
+        added, value = _MEMBERS[value.producer.op](value.producer)
+        found += added
+        if value is None:
+            return functools.reduce(agreed, found) if found else Type(dtype, None)
+    return Type(dtype, None)
+
+
+def _pieces(node: Node) -> Type:
+    """Return the type of what SplitToSequence cuts an input into."""
+    type_ = node.input(0).type
+    if type_.shape is None:
+        return type_
+    at = normal_axis(attr(node, "axis"), len(type_.shape))
+    single = node.optional(1) is None
+    middle = (() if not attr(node, "keepdims") else (1,)) if single else (UNKNOWN,)
+    return type_.with_shape((*type_.shape[:at], *middle, *type_.shape[at + 1:]))
+
+
+_MEMBERS: dict[str, Callable[[Node], tuple[list[Type], Value | None]]] = {
+    "SequenceConstruct": lambda node: ([v.type for v in node.operands], None),
+    "SplitToSequence": lambda node: ([_pieces(node)], None),
+    "SequenceEmpty": lambda node: ([], None),
+    "SequenceInsert": lambda node: ([node.input(1).type], node.input(0)),
+    "SequenceErase": lambda node: ([], node.input(0)),
+    "SequenceZeros": lambda node: ([], node.input(0)),
+    "SequenceAdd": lambda node: ([], node.input(0)),
+    "Identity": lambda node: ([], node.input(0)),
+}
+"""What each operator puts into the sequence it gives, and the sequence that it takes the rest from."""
+
+
 def _place(position: Array | None, count: int, default: int, extra: int = 0) -> int:
-    """Return a position counted from the start; RunError if it is not in [-count, count - 1 + extra]."""
+    """Return a position counted from the start; IndexError if it is not in [-count, count - 1 + extra]."""
     if position is None:
         return default
     place = int(np.reshape(position, ()))
     if not -count <= place < count + extra:
-        raise RunError(f"position {place} in a sequence of {count}", code="index")
+        raise IndexError(f"position {place} in a sequence of {count}")
     return place + count if place < 0 else place
 
 
@@ -58,7 +114,7 @@ def _(node: Node) -> Type:
 
 @op("SequenceConstruct", since=11, traits=(Trait.LINEAR,))
 def sequence_construct(*inputs: Array) -> Array:
-    return boxed(tuple(x.copy() for x in inputs))
+    return _sequence([x.copy() for x in inputs])
 
 
 @sequence_construct.types
@@ -87,22 +143,23 @@ def split_to_sequence(x: Array, split: Array | None = None, *, axis: int = 0, ke
     extent = x.shape[at]
     if split is None:
         rows = [x[(slice(None),) * at + (slice(k, k + 1),)] for k in range(extent)]
-        return boxed(tuple((r if keepdims else r.squeeze(at)).copy() for r in rows))
+        return _sequence([(r if keepdims else r.squeeze(at)).copy() for r in rows])
     sizes = [int(n) for n in np.atleast_1d(split)]
     if not np.ndim(split):
         if sizes[0] <= 0:
-            raise RunError(f"pieces of {sizes[0]} elements", code="shape")
+            raise ValueError(f"pieces of {sizes[0]} elements")
         sizes = [min(sizes[0], extent - start) for start in range(0, extent, sizes[0])]
     if min(sizes, default=0) < 0 or sum(sizes) != extent:
-        raise RunError(f"pieces of {sizes} elements of an axis of {extent}", code="shape")
+        raise ValueError(f"pieces of {sizes} elements of an axis of {extent}")
     ends = np.cumsum(sizes)
-    return boxed(tuple(x[(slice(None),) * at + (slice(end - n, end),)].copy() for n, end in zip(sizes, ends, strict=True)))
+    return _sequence([x[(slice(None),) * at + (slice(end - n, end),)].copy() for n, end in zip(sizes, ends, strict=True)])
 
 
 @split_to_sequence.types
 def _(node: Node) -> Type:
-    if node.input(0).type.rank is not None:
-        normal_axis(attr(node, "axis"), node.input(0).type.rank)
+    rank = node.input(0).type.rank
+    if rank is not None:
+        normal_axis(attr(node, "axis"), rank)
     return Type(sequence_of(node.input(0).type.dtype), ())
 
 
@@ -137,8 +194,9 @@ def sequence_at(s: Array, position: Array) -> Array:
 
 @sequence_at.types
 def _(node: Node) -> Type:
-    """Of unknown rank: the tensors of a sequence may differ in shape."""
-    return Type(tensor_type(node), None)
+    """What the tensors of the sequence have in common: they may differ in shape, and in rank."""
+    tensor_type(node)
+    return member_type(node.input(0))
 
 
 @sequence_at.adjoint
@@ -159,13 +217,18 @@ def _counted_from_start(b: Builder, s: Value, position: Value) -> Value:
 def concat_from_sequence(s: Array, *, axis: int = REQUIRED, new_axis: int = 0) -> Array:
     items = content_of(s)
     if not items:
-        raise RunError("an empty sequence has nothing to concatenate", code="shape")
+        raise ValueError("an empty sequence has nothing to concatenate")
     return np.stack(items, axis) if new_axis else np.concatenate(items, axis)
 
 
 @concat_from_sequence.types
 def _(node: Node) -> Type:
-    return Type(tensor_type(node), None)
+    tensor_type(node)
+    member, is_new = member_type(node.input(0)), int(attr(node, "new_axis"))
+    if member.shape is None:
+        return member
+    at = normal_axis(attr(node, "axis"), len(member.shape) + is_new)
+    return member.with_shape((*member.shape[:at], UNKNOWN, *member.shape[at + 1 - is_new:]))
 
 
 @concat_from_sequence.adjoint
@@ -184,7 +247,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 def sequence_insert(s: Array, tensor: Array, position: Array | None = None) -> Array:
     items = content_of(s)
     at = _place(position, len(items), len(items), extra=1)
-    return boxed((*items[:at], tensor.copy(), *items[at:]))
+    return _sequence((*items[:at], tensor.copy(), *items[at:]))
 
 
 @sequence_insert.types
@@ -207,7 +270,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 def sequence_erase(s: Array, position: Array | None = None) -> Array:
     items = content_of(s)
     if not items:
-        raise RunError("an empty sequence has nothing to erase", code="index")
+        raise ValueError("an empty sequence has nothing to erase")
     at = _place(position, len(items), len(items) - 1)
     return boxed((*items[:at], *items[at + 1:]))
 
@@ -232,7 +295,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 @op("SequenceZeros", since=13, domain=FLOWGRAD, traits=(Trait.ZERO,))
 def sequence_zeros(s: Array) -> Array:
     """Zeros in the shapes of the tensors of a sequence."""
-    return boxed(tuple(np.zeros_like(x) for x in content_of(s)))
+    return _sequence([np.zeros_like(x) for x in content_of(s)])
 
 
 @sequence_zeros.types
@@ -248,7 +311,7 @@ def _(b: Builder, node: Node) -> Any:
 @op("SequenceAdd", since=13, domain=FLOWGRAD, traits=(Trait.LINEAR,))
 def sequence_add(s: Array, t: Array) -> Array:
     """The sums of the tensors of two sequences that agree in their shapes."""
-    return boxed(tuple(np.add(x, y) for x, y in zip(content_of(s), content_of(t), strict=True)))
+    return _sequence([np.add(x, y) for x, y in zip(content_of(s), content_of(t), strict=True)])
 
 
 @sequence_add.types
