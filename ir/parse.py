@@ -175,7 +175,7 @@ class _Reader:
         try:
             dtype = dtype_of(name)
             shape = None if dims.strip() == "*" else self.shape(dims)
-            return Type(dtype, shape)
+            return Type.read(dtype, shape)
         except LimitError:
             raise
         except FlowgradError as error:

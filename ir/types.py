@@ -421,6 +421,13 @@ class Type:
         """The number of elements, or None for an unknown rank."""
         return None if self.shape is None else dim_product(self.shape)
 
+    @classmethod
+    def read(cls, dtype: DType, shape: Shape | None) -> Type:
+        """Return a type that a file tells. Raises ValidationError for a container with extents."""
+        if dtype.element is not None and shape != ():
+            raise ValidationError(f"{dtype.name} has no extents: its type is {dtype.short}[]", code="shape")
+        return cls(dtype, shape)
+
     def with_shape(self, shape: Sequence[DimLike] | None) -> Type:
         """Return this type with another shape."""
         return Type(self.dtype, None if shape is None else tuple(shape))

@@ -247,7 +247,7 @@ class _Reader:
             dtype = dtype_of(name)
         except InputError as error:
             raise _wrong(str(error)) from error
-        return Type(dtype, None if dims is None else tuple(self.dim(d) for d in dims))
+        return Type.read(dtype, None if dims is None else tuple(self.dim(d) for d in dims))
 
     def dim(self, given: Any) -> DimLike:
         """Return an extent."""

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         program = model.compile(engine=arguments.engine, threads=arguments.threads)
     with progress("running", quiet):
         outputs, seconds = _timed(program, feeds, arguments.warmup, arguments.repeat)
-    outputs = {name: outputs[name] for name in names}
+    outputs = _tensors({name: outputs[name] for name in names}, quiet)
     if arguments.save_outputs:
         files.save_arrays(arguments.save_outputs, outputs)
     bad = [name for name, array in outputs.items() if not _is_finite(array)]
@@ -100,11 +100,24 @@ def _wanted(model: Model, outputs: str | None) -> list[str]:
     return names
 
 
-def _timed(program: Program, feeds: dict[str, Array], warmup: int, repeat: int) -> tuple[dict[str, Array], list[float]]:
+def _tensors(outputs: dict[str, Any], quiet: bool) -> dict[str, Array]:
+    """Return outputs with the tensors of a sequence called y[0], y[1], ..."""
+    tensors: dict[str, Array] = {}
+    for name, output in outputs.items():
+        if output is None or (isinstance(output, list) and not output):
+            note(f"output {name} is {'absent' if output is None else 'an empty sequence'}", quiet)
+        elif isinstance(output, list):
+            tensors |= {f"{name}[{place}]": array for place, array in enumerate(output)}
+        else:
+            tensors[name] = output
+    return tensors
+
+
+def _timed(program: Program, feeds: dict[str, Array], warmup: int, repeat: int) -> tuple[dict[str, Any], list[float]]:
     for _ in range(warmup):
         program.run(feeds)
     seconds = []
-    outputs: dict[str, Array] = {}
+    outputs: dict[str, Any] = {}
     for _ in range(max(repeat, 1)):
         started = time.perf_counter()
         outputs = program.run(feeds)

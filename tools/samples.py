@@ -85,6 +85,9 @@ def _sample(value: Value, shape: tuple[int, ...], rng: np.random.Generator, limi
     limits.check("tensor_bytes", math.prod(max(n, 1) for n in shape) * 8, f"the input {value.name!r} that is made up")
     if dtype.is_float:
         return np.asarray(rng.standard_normal(shape)).astype(dtype.numpy)
+    if dtype.element is not None:
+        raise InputError(f"input {value.name!r} is {dtype.name}: run this model from Python, where a list of arrays (or None, "
+                         "for an optional value) can be given", code="dtype")
     if dtype.kind == "string":
         raise InputError(f"input {value.name!r} holds strings: give it with --inputs", code="dtype")
     return np.asarray(rng.integers(0, 2, shape)).astype(dtype.numpy)

@@ -21,7 +21,7 @@ def _held(dtype: DType) -> DType:
 
 
 @op("Optional", since=15, outputs=("output",), traits=(Trait.LINEAR,))
-def optional(x: Array | None = None, *, type: str = "") -> Array:  # noqa: A002 - the standard's name
+def optional(x: Array | None = None, *, type: str | None = None) -> Array:  # noqa: A002 - the standard's name
     return boxed(Option(None if x is None else x.copy()))
 
 

@@ -137,7 +137,7 @@ def _shaped_like(b: Builder, value: Value, like: Value) -> Value:
     return b.Reshape(value, b.shape(like), allowzero=1)
 
 
-@op("SplitToSequence", since=11, outputs=("output_sequence",), traits=(Trait.LINEAR,), extents=("split",))
+@op("SplitToSequence", since=11, outputs=("output_sequence",), traits=(Trait.LINEAR,))
 def split_to_sequence(x: Array, split: Array | None = None, *, axis: int = 0, keepdims: int = 1) -> Array:
     at = normal_axis(axis, x.ndim)
     extent = x.shape[at]
