@@ -63,14 +63,14 @@ def branches() -> fg.Model:
                  [tensor("x", ["N"]), tensor("c", [], TensorProto.BOOL)], [tensor("loss", [])])
 
 
-ITEMS = [np.ones(2), np.arange(6.0).reshape(2, 3)]
+ITEMS: list[Array] = [np.ones(2), np.arange(6.0).reshape(2, 3)]
 
 
 @pytest.mark.parametrize("engine", ["numpy", "ort"])
 def test_sequences_are_fed_and_returned_as_lists(engine: str) -> None:
     if engine == "ort":
         pytest.importorskip("onnxruntime")
-    out = squares().compile(engine).run({"s": ITEMS, "i": np.int64(-1)})
+    out: dict[str, Any] = squares().compile(engine).run({"s": ITEMS, "i": np.int64(-1)})
     assert [a.shape for a in out["o"]] == [(2,), (2, 3), (2, 3)]
     np.testing.assert_array_equal(out["o"][2], ITEMS[1] ** 2)
 

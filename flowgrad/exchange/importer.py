@@ -32,6 +32,7 @@ from flowgrad.exchange.functions import (
     type_conflict,
 )
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
+from flowgrad.exchange.optional_states import read_states, unwrapped_states, wrap_states
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
 from flowgrad.exchange.tensors import container_type, element_type
 from flowgrad.ir.errors import (
@@ -320,6 +321,10 @@ class Importer:
             self._close(frame, call)
             if scans_batches(call):
                 return b.name_results(scan_over_batch(b, call, call.subgraphs["body"]), call.outputs, since)
+            if states := unwrapped_states(call):
+                wrap_states(call, states)
+                names, call.outputs = call.outputs, [n and b.fresh(n) for n in call.outputs]
+                return b.name_results(read_states(b, self._add(b, call), states), names, since)
         for version, adapter in ADAPTERS.get((call.domain, call.op), ()):
             if call.version < version:
                 results = adapter(b, call)
@@ -512,6 +517,8 @@ class Importer:
 
 
 def _widened(formal: Type, result: Type, attempt: int) -> Type:
+    if formal.dtype.kind == "optional" and formal.dtype.element is result.dtype:
+        return formal  # see optional_states
     if formal.dtype != result.dtype:
         raise ValidationError(f"a value carried through a Loop changes from {formal!r} to {result!r}", code="dtype")
     if formal.shape is None or result.shape is None or len(formal.shape) != len(result.shape):

@@ -1,0 +1,37 @@
+"""States of a Loop that start as an optional value, of which the body returns what such a value holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowgrad.exchange.imported_node import ImportedNode
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.graph import Value
+
+
+def unwrapped_states(call: ImportedNode) -> list[int]:
+    """Return the states of a Loop whose type changes from an optional value to what it holds."""
+    if call.op != "Loop":
+        return []
+    body = call.subgraphs["body"]
+    pairs = zip(body.inputs[2:], body.outputs[1:], strict=False)
+    return [k for k, (formal, result) in enumerate(pairs) if k < len(call.inputs) - 2
+            and formal.type.dtype.kind == "optional" and formal.type.dtype.element is result.type.dtype]
+
+
+def wrap_states(call: ImportedNode, states: Sequence[int]) -> None:
+    """Make the body return optional values for ``states``."""
+    body = call.subgraphs["body"]
+    b = Builder(body)
+    entries = list(body.output_entries)
+    for state in states:
+        old = entries[1 + state]
+        wrapped, name = b.Optional(old.input(0)), old.name
+        body.remove(old)
+        entries[1 + state] = body.add_output(wrapped, name)
+    body.reorder_outputs(entries)
+
+
+def read_states(b: Builder, results: Sequence[Value | None], states: Sequence[int]) -> list[Value | None]:
+    """Return the results of the Loop with what its optional values hold in place of ``states``."""
+    return [b.OptionalGetElement(v) if v is not None and k in states else v for k, v in enumerate(results)]
