@@ -78,12 +78,13 @@ def test_sequences_are_fed_and_returned_as_lists(engine: str) -> None:
 def test_returned_tensors_are_the_callers() -> None:
     """Neither what was fed nor what another run will return may change with them."""
     program = squares().compile()
-    feeds = {"s": [a.copy() for a in ITEMS], "i": np.int64(1)}
-    first = program.run(feeds)
+    feeds: dict[str, Any] = {"s": [a.copy() for a in ITEMS], "i": np.int64(1)}
+    first: dict[str, Any] = program.run(feeds)
     for array in first["o"]:
         array[...] = 7
     np.testing.assert_array_equal(feeds["s"][0], ITEMS[0])
-    np.testing.assert_array_equal(program.run(feeds)["o"][2], ITEMS[1] ** 2)
+    second: dict[str, Any] = program.run(feeds)
+    np.testing.assert_array_equal(second["o"][2], ITEMS[1] ** 2)
 
 
 @pytest.mark.parametrize("given, message", [

@@ -10,10 +10,10 @@ from flowgrad.ir.graph import Value
 
 
 def unwrapped_states(call: ImportedNode) -> list[int]:
-    """Return the states of a Loop whose type changes from an optional value to what it holds."""
-    if call.op != "Loop":
+    """Return the states of a Loop whose type changes from an optional value to what it holds (a Scan carries none)."""
+    body = call.subgraphs.get("body")
+    if body is None:
         return []
-    body = call.subgraphs["body"]
     pairs = zip(body.inputs[2:], body.outputs[1:], strict=False)
     return [k for k, (formal, result) in enumerate(pairs) if k < len(call.inputs) - 2
             and formal.type.dtype.kind == "optional" and formal.type.dtype.element is result.type.dtype]
