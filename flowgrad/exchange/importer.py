@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import AttributeProto, NodeProto
 
-import flowgrad.exchange.first_opsets  # noqa: F401  # declares adapters
+import flowgrad.exchange.first_opsets
+import flowgrad.exchange.microsoft
+import flowgrad.exchange.microsoft_attention  # noqa: F401  # all three declare adapters
 from flowgrad.exchange.adapters import (
     ADAPTERS,
     RENAMED,

@@ -1,0 +1,192 @@
+"""Attention operators of the domain com.microsoft, in terms of products and softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
+from flowgrad.exchange.microsoft import Results, added, contributed, refuse_attributes, refuse_inputs
+from flowgrad.ir.errors import UnsupportedError
+from flowgrad.ir.graph import Value
+from flowgrad.ir.types import INT64
+
+_SWAP = [0, 2, 1, 3]
+
+
+@dataclass
+class Heads:
+    """Query, key and value [batch, heads, length, size], with what came before the queries in keys and values."""
+
+    query: Value
+    key: Value
+    value: Value
+
+
+def split_heads(b: ImportBuilder, x: Value, heads: int) -> Value:
+    """Return [batch, length, heads * size] as [batch, heads, length, size]."""
+    return b.Transpose(b.Reshape(x, np.asarray([0, 0, heads, -1], np.int64)), perm=_SWAP)
+
+
+def joined_heads(b: ImportBuilder, x: Value) -> Value:
+    """Return [batch, heads, length, size] as [batch, length, heads * size]."""
+    return b.Reshape(b.Transpose(x, perm=_SWAP), np.asarray([0, 0, -1], np.int64))
+
+
+def attended(b: ImportBuilder, heads: Heads, scale: float | None, bias: Value | None, causal: bool) -> Value:
+    """Return softmax(scale Q K' + bias) V; ``causal`` hides keys after each query, which stand at the end of all keys."""
+    query, key = heads.query, heads.key
+    dtype = query.type.dtype
+    if scale is None or scale == 0:
+        size = query.shape[3]
+        factor = (b.scalar(1 / np.sqrt(size), dtype) if isinstance(size, int)
+                  else b.Reciprocal(b.Sqrt(b.cast(b.Squeeze(b.extent(query, 3), [0]), dtype))))
+    else:
+        factor = b.scalar(scale, dtype)
+    scores = b.Mul(b.MatMul(query, b.Transpose(key, perm=[0, 1, 3, 2])), factor)
+    scores = added(b, scores, bias)
+    if causal:
+        scores = b.Where(_later(b, query, key), b.scalar(float("-inf"), dtype), scores)
+    return b.MatMul(b.Softmax(scores, axis=-1), heads.value)
+
+
+def _later(b: ImportBuilder, query: Value, key: Value) -> Value:
+    """Return which keys [queries, keys] stand after each query."""
+    rows, columns = (b.Squeeze(b.extent(x, 2), [0]) for x in (query, key))
+    zero, one = np.int64(0), np.int64(1)
+    place = b.Add(b.Range(zero, rows, one), b.Sub(columns, rows))
+    return b.Greater(b.Unsqueeze(b.Range(zero, columns, one), [0]), b.Unsqueeze(place, [1]))
+
+
+def mask_bias(b: ImportBuilder, call: ImportedNode, mask: Value | None, key: Value, hidden: float) -> Value | None:
+    """Return what a mask adds to the scores [batch, 1, queries or 1, keys]: ``hidden`` where it is 0.
+
+    A mask of rank 1 gives the length of each row (twice as many entries: where rows end, then where they start); of
+    rank 2 it is [batch, keys], of rank 3 [batch, queries, keys].
+    """
+    if mask is None:
+        return None
+    dtype = key.type.dtype
+    rank = len(mask.shape)
+    if rank == 1:
+        shown = _within(b, call, mask, key)
+    elif rank in (2, 3):
+        shown = b.Greater(b.Unsqueeze(mask, [1, 2] if rank == 2 else [1]), b.scalar(0, mask.type.dtype))
+    else:
+        raise UnsupportedError(f"{call.op} with a mask of rank {rank} is not supported", code="mask", where=call.label)
+    return b.Where(shown, b.scalar(0, dtype), b.scalar(hidden, dtype))
+
+
+def _within(b: ImportBuilder, call: ImportedNode, ends: Value, key: Value) -> Value:
+    """Return which keys [batch, 1, 1, keys] stand before the end of their row."""
+    batch, rows = key.shape[0], ends.shape[0]
+    if batch != rows:
+        raise UnsupportedError(f"{call.op} with a mask of {rows!r} entries for a batch of {batch!r} is not supported: only one "
+                               "length for each row is", code="mask", where=call.label)
+    places = b.Range(np.int64(0), b.Squeeze(b.extent(key, 2), [0]), np.int64(1))
+    return b.Unsqueeze(b.Less(b.Unsqueeze(places, [0]), b.Unsqueeze(b.cast(ends, INT64), [1])), [1, 2])
+
+
+@contributed("Attention")
+def attention(b: ImportBuilder, call: ImportedNode) -> Results:
+    """Self-attention of x [batch, length, hidden] with weights [hidden, 3 hidden] for query, key and value together."""
+    refuse_attributes(call, do_rotary=0, past_present_share_buffer=0)
+    refuse_inputs(call, past_sequence_length=6)
+    count, hidden = int(call.attributes["num_heads"]), float(call.take("mask_filter_value", -10000.0))
+    product = added(b, b.MatMul(call.input(0), call.input(1)), call.optional(2))
+    sizes = call.take("qkv_hidden_sizes")
+    third = call.input(1).shape[1]
+    if not sizes:
+        if not isinstance(third, int):
+            raise UnsupportedError("Attention with weights of unknown size is not supported", code="shape", where=call.label)
+        sizes = [third // 3] * 3
+    parts = b.add_several("Split", [product, np.asarray(sizes, np.int64)], {"axis": -1}, outputs=3)
+    heads = Heads(*(split_heads(b, x, count) for x in parts))
+    past = call.optional(4)
+    if past is not None:
+        earlier = b.add_several("Split", [past], {"axis": 0, "num_outputs": 2}, outputs=2)
+        heads.key = b.Concat(b.Squeeze(earlier[0], [0]), heads.key, axis=2)
+        heads.value = b.Concat(b.Squeeze(earlier[1], [0]), heads.value, axis=2)
+    bias = mask_bias(b, call, call.optional(3), heads.key, hidden)
+    more = call.optional(5)
+    bias = more if bias is None else added(b, bias, more)
+    y = attended(b, heads, call.take("scale"), bias, bool(call.take("unidirectional", 0)))
+    present = b.Concat(b.Unsqueeze(heads.key, [0]), b.Unsqueeze(heads.value, [0]), axis=0) if call.wants(1) else None
+    return joined_heads(b, y), present
+
+
+@contributed("MultiHeadAttention")
+def multi_head_attention(b: ImportBuilder, call: ImportedNode) -> Results:
+    """Attention of query, key and value [batch, length, hidden], plus a bias of all three, with what came before."""
+    refuse_inputs(call, past_sequence_length=8, cache_indirection=9)
+    count, hidden = int(call.attributes["num_heads"]), float(call.take("mask_filter_value", -10000.0))
+    if len(call.input(0).shape) != 3 or call.optional(1) is None or call.optional(2) is None:
+        raise UnsupportedError("MultiHeadAttention with packed queries, keys and values is not supported", code="input",
+                               where=call.label)
+    query, key, value = (call.input(k) for k in range(3))
+    bias = call.optional(3)
+    if bias is not None:
+        sizes = [x.shape[-1] for x in (query, query, value)]
+        if not all(isinstance(n, int) for n in sizes):
+            raise UnsupportedError("MultiHeadAttention with a bias and unknown sizes is not supported", code="shape",
+                                   where=call.label)
+        biases = b.add_several("Split", [bias, np.asarray(sizes, np.int64)], {"axis": 0}, outputs=3)
+        query = b.Add(query, biases[0])
+        key, value = (b.Add(x, y) if len(x.shape) == 3 else x for x, y in zip((key, value), biases[1:], strict=True))
+    heads = Heads(split_heads(b, query, count),
+                  *(x if len(x.shape) == 4 else split_heads(b, x, count) for x in (key, value)))
+    for name, slot in (("key", 6), ("value", 7)):
+        if (past := call.optional(slot)) is not None:
+            setattr(heads, name, b.Concat(past, getattr(heads, name), axis=2))
+    shown = mask_bias(b, call, call.optional(4), heads.key, hidden)
+    more = call.optional(5)
+    total = more if shown is None else added(b, shown, more)
+    y = attended(b, heads, call.take("scale"), total, bool(call.take("unidirectional", 0)))
+    return joined_heads(b, y), *(x if call.wants(k) else None for k, x in ((1, heads.key), (2, heads.value)))
+
+
+@contributed("RotaryEmbedding")
+def rotary_embedding(b: ImportBuilder, call: ImportedNode) -> Results:
+    """Pairs of entries of each head turned by the angles of their position; the cosines and sines are tables."""
+    refuse_attributes(call, is_packed_batching=0, scale=1.0)
+    x, places, cosines, sines = (call.input(k) for k in range(4))
+    rank, count = len(x.shape), int(call.take("num_heads", 0))
+    turned, half = int(call.take("rotary_embedding_dim", 0)), cosines.shape[1]
+    if not isinstance(half, int):
+        raise UnsupportedError("RotaryEmbedding with tables of unknown size is not supported", code="shape", where=call.label)
+    if rank == 3:
+        inner = [0, 0, count, -1] if turned and count else [0, 0, -1, 2 * half]
+        x4 = b.Reshape(x, np.asarray(inner, np.int64))
+    else:
+        x4 = b.Transpose(x, perm=_SWAP)
+    y = rotated(b, x4, _positions(b, x4, places), cosines, sines, 2 * half, bool(call.take("interleaved", 0)))
+    return (b.Reshape(y, b.shape(x)) if rank == 3 else b.Transpose(y, perm=_SWAP),)
+
+
+def _positions(b: ImportBuilder, x: Value, places: Value) -> Value:
+    """Return the position [batch or 1, length] of each row; a single number is that of the first."""
+    if len(places.shape) == 2:
+        return places
+    length = b.Squeeze(b.extent(x, 1), [0])
+    return b.Unsqueeze(b.Add(b.Range(np.int64(0), length, np.int64(1)), places), [0])
+
+
+def rotated(b: ImportBuilder, x: Value, places: Value, cosines: Value, sines: Value, turned: int, interleaved: bool) -> Value:
+    """Return x [batch, length, heads, size] with its first ``turned`` entries turned: the halves, or neighbours, are pairs."""
+    cosine, sine = (b.Unsqueeze(b.cast(b.Gather(table, places), x.type.dtype), [2]) for table in (cosines, sines))
+    rest = b.Slice(x, [turned], [2**62], [3])
+    front = b.Slice(x, [0], [turned], [3])
+    if interleaved:
+        first, second = (b.Slice(front, [k], [2**62], [3], [2]) for k in range(2))
+    else:
+        first, second = b.Slice(front, [0], [turned // 2], [3]), b.Slice(front, [turned // 2], [turned], [3])
+    real = b.Sub(b.Mul(first, cosine), b.Mul(second, sine))
+    imaginary = b.Add(b.Mul(first, sine), b.Mul(second, cosine))
+    if interleaved:
+        pairs = b.Concat(b.Unsqueeze(real, [4]), b.Unsqueeze(imaginary, [4]), axis=4)
+        y = b.Reshape(pairs, b.shape(front))
+    else:
+        y = b.Concat(real, imaginary, axis=3)
+    whole = x.shape[3]
+    return y if whole == turned else b.Concat(y, rest, axis=3)
