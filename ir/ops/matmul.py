@@ -16,7 +16,17 @@ from flowgrad.ir.ops.operands import joined, moved_first, ramp, sum_of_present, 
 from flowgrad.ir.ops.registry import NO_GRADIENT, Cut, Kernel, Trait, attr, op, refuse
 from flowgrad.ir.ops.splitting import PRODUCTS, along, part, spans
 from flowgrad.ir.support import has_one
-from flowgrad.ir.types import FLOAT32, FLOAT64, UNKNOWN, DimLike, Type, broadcast_dims, broadcast_shapes, merge_dims
+from flowgrad.ir.types import (
+    FLOAT32,
+    FLOAT64,
+    UNKNOWN,
+    DimLike,
+    Shape,
+    Type,
+    broadcast_dims,
+    broadcast_shapes,
+    merge_dims,
+)
 
 _NO_DIMS = (UNKNOWN, UNKNOWN)
 
@@ -29,13 +39,18 @@ def matmul(A: Array, B: Array, *, out: Array | None = None) -> Array:
 @matmul.types
 def _(node: Node) -> Type:
     x, y = node.input(0).type, node.input(1).type
+    return x.with_shape(product_shape(x, y))
+
+
+def product_shape(x: Type, y: Type) -> Shape | None:
+    """Return the shape of the matrix product of two types."""
     if x.shape is None or y.shape is None:
-        return x.with_shape(None)
+        return None
     if not x.shape or not y.shape:
-        raise ValidationError("MatMul takes no scalars", code="shape")
+        raise ValidationError("a matrix product takes no scalars", code="shape")
     merge_dims(x.shape[-1], y.shape[-1] if len(y.shape) == 1 else y.shape[-2])
     batch = broadcast_shapes(x.shape[:-2], y.shape[:-2]) or ()
-    return x.with_shape((*batch, *x.shape[-2:-1], *(y.shape[-1:] if len(y.shape) > 1 else ())))
+    return *batch, *x.shape[-2:-1], *(y.shape[-1:] if len(y.shape) > 1 else ())
 
 
 @matmul.specialise

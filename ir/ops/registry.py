@@ -39,6 +39,7 @@ class Trait(enum.Enum):
     SHAPE_ONLY = "depends on the shape of its input alone"
     REGROUPS = "the elements stay in their order, only the shape changes"
     BOUNDED = "extents depend on data, and results are about as large as the operands"
+    RESTORES = "gives the floats that quantized operands stand for: of constants, weights"
     ZERO = "piecewise constant or of integer output: no cotangent passes"
     NON_DIFFERENTIABLE = "floats go in and out, and no derivative is claimed"
 
@@ -149,6 +150,7 @@ class OpDef:
         self.expansion_rule: Callable[[Builder, Node], Any] | None = None
         self.combine_rule: Callable[[DerivativeBuilder, Sequence[Node]], Value] | None = None
         self.kink_rule: Callable[[Builder, Node], Value] | None = None
+        self.unrounded_rule: Callable[[Builder, Node, Sequence[Value | None]], Value | None] | None = None
         self.work_rule: Callable[[Node], Sequence[Type]] | None = None
         self.value_rule: Callable[[Node], Any] | None = None
         self.residual_rules: Mapping[str, Callable[[Builder, Node], Value]] = {}
@@ -234,6 +236,14 @@ class OpDef:
         """Register ``rule(b, node) -> booleans``: where the op is evaluated exactly where its derivative jumps or has no
         end, so that what the derivative rules give there is a convention."""
         return self._register("kink_rule", rule)
+
+    def unrounded(self, rule: Callable[[Builder, Node, Sequence[Value | None]], Value | None]) -> OpDef:
+        """Register ``rule(b, node, reals) -> value or None``: what output 0 is before it is rounded, in a float type.
+
+        ``reals`` are what the inputs are before they are rounded, None for one that is not known to be rounded; None is
+        returned where nothing is rounded. ``through_quantization`` differentiates these.
+        """
+        return self._register("unrounded_rule", rule)
 
     # ---- how it runs -------------------------------------------------------------------------------------------------
 

@@ -103,11 +103,16 @@ def conv(
 @conv.types
 def _(node: Node) -> Type:
     x, w = node.input(0), node.input(1)
+    return Type(x.type.dtype, convolved_shape(node, x, w))
+
+
+def convolved_shape(node: Node, x: Value, w: Value) -> Shape | None:
+    """Return the shape of an image ``x`` convolved by ``w`` as the attributes of ``node`` say."""
     if x.type.shape is None or w.type.shape is None:
-        return Type(x.type.dtype, None)
+        return None
     batch, channels, *sizes = x.shape
     check_channels(node, channels, w.shape[1], w.shape[0])
-    return Type(x.type.dtype, (batch, w.shape[0], *output_shape(node, tuple(sizes), kernel_of(node, w, len(sizes)))))
+    return batch, w.shape[0], *output_shape(node, tuple(sizes), kernel_of(node, w, len(sizes)))
 
 
 conv.ranks(ranks_alike)

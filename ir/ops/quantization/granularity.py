@@ -1,0 +1,127 @@
+"""Which scale and zero point belong to an element: one for all, one a place along an axis, or one a block."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.errors import ValidationError
+from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.operands import concatenated, extents, joined, normal_axis, reshape_to
+from flowgrad.ir.ops.registry import attr
+from flowgrad.ir.types import DType, dtype_of
+
+
+def limits_of(dtype: DType) -> tuple[int, int]:
+    """Return the least and the largest number of an integer type, of 2 and 4 bits too."""
+    info = ml_dtypes.iinfo(dtype.numpy)  # type: ignore[no-untyped-call]
+    return int(info.min), int(info.max)
+
+
+def bounds_of(dtype: DType) -> tuple[float, float]:
+    """Return the least and the largest finite number of an integer or float type."""
+    if dtype.is_integer:
+        return limits_of(dtype)
+    most = float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
+    return -most, most
+
+
+# ---- arrays -------------------------------------------------------------------------------------------------------------
+
+
+def spread(scale: Array, shape: tuple[int, ...], axis: int, block_size: int) -> Array:
+    """Return scales or zero points so that they broadcast to ``shape``. ValueError where they do not fit."""
+    if scale.ndim <= 1 and scale.size == 1:
+        return np.asarray(scale.reshape(()))
+    if not block_size:
+        if scale.ndim != 1 or scale.size != shape[axis]:
+            raise ValueError(f"scales of shape {list(scale.shape)} for axis {axis} of {list(shape)}")
+        return np.asarray(scale.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))]))
+    blocks = [-(-n // block_size) if i == axis % len(shape) else n for i, n in enumerate(shape)]
+    if list(scale.shape) != blocks:
+        raise ValueError(f"scales of shape {list(scale.shape)} for blocks of {block_size} along axis {axis} of {list(shape)}")
+    return np.take(scale, np.arange(shape[axis]) // block_size, axis)
+
+
+# ---- graphs -------------------------------------------------------------------------------------------------------------
+
+
+def check(node: Node) -> None:
+    """Raise ValidationError where the scales of a QuantizeLinear or DequantizeLinear cannot fit its first input."""
+    x, scale, zero = node.input(0), node.input(1), node.optional(2)
+    block_size = attr(node, "block_size")
+    if block_size < 0:
+        raise ValidationError(f"block_size {block_size}", code="attribute", where=node.label)
+    single = zero is None or zero.type.shape in (None, (), (1,))
+    if zero is not None and not single and scale.type.rank not in (None, zero.type.rank):
+        raise ValidationError(f"scale {scale!r} and zero point {zero!r} have different shapes", code="shape", where=node.label)
+    if scale.type.rank in (None, 0) or x.type.rank is None or scale.type.shape == (1,):
+        return
+    axis = normal_axis(attr(node, "axis"), x.type.rank)
+    if (scale.type.rank != x.type.rank) if block_size else (scale.type.rank != 1):
+        raise ValidationError(f"scale {scale!r} does not fit {x!r}: it has one entry, one for each place along the axis, or "
+                              "with block_size one for each block", code="shape", where=node.label)
+    for i, (extent, given) in enumerate(zip(x.shape if block_size else x.shape[axis : axis + 1], scale.shape, strict=True)):
+        wanted = -(-extent // block_size) if block_size and i == axis else extent
+        if isinstance(wanted, int) and isinstance(given, int) and given not in ((wanted,) if block_size else (wanted, 1)):
+            raise ValidationError(f"scale {scale!r} does not fit {x!r}", code="shape", where=node.label)
+
+
+def is_blocked(node: Node) -> bool:
+    """Return whether scales are given for blocks; a single one is for all."""
+    scale = node.input(1).type
+    return bool(attr(node, "block_size")) and scale.rank != 0 and scale.shape != (1,)
+
+
+def spread_value(b: Builder, node: Node, value: Value) -> Value:
+    """Return the scales or zero points ``value`` of a node so that they broadcast to its first input."""
+    x = node.input(0)
+    if value.type.rank == 0:
+        return value
+    if value.type.shape == (1,):
+        return b.Squeeze(value, [0])
+    axis = normal_axis(attr(node, "axis"), len(x.shape))
+    if not is_blocked(node):
+        later = list(range(1, len(x.shape) - axis))
+        return b.Unsqueeze(value, later) if later else value
+    size, rank = attr(node, "block_size"), len(x.shape)
+    repeated = b.Expand(b.Unsqueeze(value, [axis + 1]), b.ints([size if i == axis + 1 else 1 for i in range(rank + 1)]))
+    count = _positions(b, value, axis, size)
+    flat = b.Reshape(repeated, joined(b, [*extents(b, value, 0, axis), count, *extents(b, value, axis + 1, rank)]), allowzero=1)
+    if flat.type.shape == x.type.shape:
+        return flat
+    return b.Slice(flat, [0], b.extent(x, axis), [axis])
+
+
+def _positions(b: Builder, scale: Value, axis: int, size: int) -> Value:
+    """Return how many positions the blocks have together, as a vector of length 1."""
+    blocks = scale.shape[axis]
+    return b.ints([blocks * size]) if isinstance(blocks, int) else b.Mul(b.extent(scale, axis), [size])
+
+
+def summed_to_scale(b: DerivativeBuilder, node: Node, value: Value) -> Value:
+    """Return ``value``, which has the shape of the first input, summed over the elements that each scale belongs to."""
+    scale = node.input(1)
+    if scale.type.rank == 0:
+        return b.ReduceSum(value, keepdims=0)
+    if scale.type.shape == (1,):
+        return b.Reshape(b.ReduceSum(value, keepdims=0), b.ints([1]))
+    rank = len(value.shape)
+    axis = normal_axis(attr(node, "axis"), rank)
+    if not is_blocked(node):
+        others = [i for i in range(rank) if i != axis]
+        return b.sum_to(b.ReduceSum(value, others, keepdims=0) if others else value, scale)
+    size = attr(node, "block_size")
+    lacking = b.Sub(_positions(b, scale, axis, size), b.extent(value, axis))
+    whole = b.Pad(value, concatenated(b, [b.ints([0]), lacking]), None, [axis])
+    blocks = joined(b, [*extents(b, scale, 0, axis + 1), b.ints([size]), *extents(b, scale, axis + 1, rank)])
+    return reshape_to(b, b.ReduceSum(b.Reshape(whole, blocks, allowzero=1), [axis + 1], keepdims=0), scale)
+
+
+def wide_of(dtype: DType) -> DType:
+    """Return the float type that numbers of ``dtype`` are computed in."""
+    return dtype.wide if dtype.is_float else dtype_of("float32")
+
+
