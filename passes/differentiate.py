@@ -121,7 +121,7 @@ def tangent_pass(graph: Graph, *, wrt: tuple[str, ...] = ("inputs",), of: tuple[
 def expand_pass(graph: Graph, *, ops: tuple[str, ...] = ()) -> None:
     """Replace ops by their expansions into plain ONNX: those in ``ops``, by default those of the flowgrad domain.
 
-    StopGradient stays unless it is named: in plain ONNX it is an Identity, through which derivatives pass.
+    StopGradient and Surrogate stay unless they are named: in plain ONNX they have other derivatives.
     """
     for name in ops:
         if opdef(name).expansion_rule is None:
@@ -132,6 +132,6 @@ def expand_pass(graph: Graph, *, ops: tuple[str, ...] = ()) -> None:
         definition = find_op(op)
         if definition is None or definition.expansion_rule is None:
             return False
-        return op in chosen if chosen else definition.domain == FLOWGRAD and Trait.ZERO not in definition.traits
+        return op in chosen if chosen else definition.domain == FLOWGRAD and Trait.MARKED not in definition.traits
 
     expand(graph, lambda node: node.adjoint_rule is None and select(node.op))

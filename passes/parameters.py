@@ -64,7 +64,9 @@ def _uses_of_candidates(graph: Graph, order: Sequence[Node], fed: set[Value]) ->
     for value, use in _frontier(graph, order, fed):
         _note(uses, value, use)
     for node in reversed(order):  # from the frontier back to the constants that its values are computed from
-        made = [uses.pop(v) for v in node.results if v in uses and v in computed]
+        restores = Trait.RESTORES in opdef(node.op).traits
+        made = [uses[v] if restores and not uses[v].is_setting else uses.pop(v)
+                for v in node.results if v in uses and v in computed]
         if made:
             whole = next((use for use in made if not use.is_setting), made[0])
             for value, use in _uses(node):

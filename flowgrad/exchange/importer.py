@@ -346,9 +346,9 @@ class Importer:
             raise ValidationError(f"{call.op} with {len(names)} outputs", code="arity", where=call.label)
         _take_ranks(b.graph, definition, call)
         metadata = {p.key: p.value for p in call.proto.metadata_props}
-        stops = call.op == "Identity" and metadata.pop(STANDS_FOR, "") == "StopGradient"
-        node = b.add_node("StopGradient" if stops else call.op, call.inputs, call.attributes, outputs=names,
-                          captures=call.captures, subgraphs=call.subgraphs, name=call.name)
+        op, inputs = _stood_for(call, metadata.pop(STANDS_FOR, ""))
+        node = b.add_node(op, inputs, call.attributes, outputs=names, captures=call.captures, subgraphs=call.subgraphs,
+                          name=call.name)
         node.metadata = metadata
         if call.proto.doc_string:
             node.metadata["onnx.doc_string"] = call.proto.doc_string
@@ -540,6 +540,17 @@ def _check_types(call: ImportedNode, protos: Sequence[AttributeProto]) -> None:
     conflict = type_conflict(call.op, call.version, tuple(None if v is None else v.type.dtype for v in call.inputs))
     if conflict:
         raise ValidationError(conflict, code="dtype", where=call.label)
+
+
+def _stood_for(call: ImportedNode, mark: str) -> tuple[str, Sequence[Value | None]]:
+    """Return the operator that a marked node was written for, and its inputs; those of the node if it is not its form."""
+    if call.op == "Identity" and mark == "StopGradient":
+        return mark, call.inputs
+    if call.op == "Where" and mark == "Surrogate":
+        always, (x, smooth) = call.input(0).constant, (call.input(1), call.input(2))
+        if always is not None and always.all() and always.ndim == 0 and x.type == smooth.type:
+            return mark, [x, smooth]
+    return call.op, call.inputs
 
 
 def _take_ranks(graph: Graph, definition: OpDef, call: ImportedNode) -> None:

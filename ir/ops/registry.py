@@ -40,6 +40,7 @@ class Trait(enum.Enum):
     REGROUPS = "the elements stay in their order, only the shape changes"
     BOUNDED = "extents depend on data, and results are about as large as the operands"
     RESTORES = "gives the floats that quantized operands stand for: of constants, weights"
+    MARKED = "its expansion computes the same and has another derivative, unless a reader knows its mark"
     ZERO = "piecewise constant or of integer output: no cotangent passes"
     NON_DIFFERENTIABLE = "floats go in and out, and no derivative is claimed"
 

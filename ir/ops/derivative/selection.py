@@ -1,4 +1,4 @@
-"""Operators of the flowgrad domain that derivatives are made with: a product with a mask, and a stop."""
+"""Operators of the flowgrad domain that derivatives are made with: a product with a mask, a stop, and a surrogate."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import computed
 from flowgrad.ir.ops.operands import sum_of_present
-from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, Trait, op
-from flowgrad.ir.types import BOOL, Type
+from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, STANDS_FOR, Trait, op
+from flowgrad.ir.types import BOOL, Type, merge_types
 
 
 @op("MaskedMul", domain=FLOWGRAD, traits=(Trait.BROADCASTS, Trait.ELEMENTWISE, Trait.BILINEAR))
@@ -54,7 +54,7 @@ def _(b: Builder, node: Node) -> Any:
     return b.Mul(x, b.Where(b.Or(b.Not(b.Equal(x, zero)), is_finite), y, zero))
 
 
-@op("StopGradient", domain=FLOWGRAD, traits=(Trait.ELEMENTWISE, Trait.VIEW, Trait.ZERO))
+@op("StopGradient", domain=FLOWGRAD, traits=(Trait.ELEMENTWISE, Trait.VIEW, Trait.ZERO, Trait.MARKED))
 def stop_gradient(x: Array) -> Array:
     return x
 
@@ -63,5 +63,36 @@ def stop_gradient(x: Array) -> Array:
 def _(b: Builder, node: Node) -> Any:
     """y = x; the mark lets a reader know that no derivative passes."""
     y = b.Identity(node.input(0))
+    y.producer.metadata[STANDS_FOR] = node.op
+    return y
+
+
+@op("Surrogate", domain=FLOWGRAD, traits=(Trait.VIEW, Trait.MARKED), settings=("x",))
+def surrogate(x: Array, smooth: Array) -> Array:
+    """The value of the first operand, with the derivative of the second, which has its type."""
+    return x
+
+
+@surrogate.types
+def _(node: Node) -> Type:
+    return merge_types(node.input(0).type, node.input(1).type)
+
+
+@surrogate.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """smooth_bar = y_bar; the first operand gets nothing, by definition."""
+    return NO_GRADIENT, y_bar
+
+
+@surrogate.tangent
+def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, smooth_dot: Value | None) -> Any:
+    """y_dot = smooth_dot."""
+    return smooth_dot
+
+
+@surrogate.expansion
+def _(b: Builder, node: Node) -> Any:
+    """y = x, by a choice that is always the same; the mark lets a reader know whose derivative counts."""
+    y = b.Where(b.scalar(True, BOOL), node.input(0), node.input(1))
     y.producer.metadata[STANDS_FOR] = node.op
     return y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -99,6 +100,13 @@ def _back(b: Builder, node: Node, y_bar: Value | None) -> Any:
     if y_bar is None or not x.type.dtype.is_float:
         return NO_GRADIENT
     return b.cast_like(y_bar, x)
+
+
+@cast.unrounded
+def _(b: Builder, node: Node, reals: Sequence[Value | None]) -> Value | None:
+    """What the operand is before it is rounded, in the type of y if that is a float."""
+    real, dtype = reals[0], node.output().type.dtype
+    return real if real is None or not dtype.is_float else b.cast(real, dtype)
 
 
 @cast.symbolic

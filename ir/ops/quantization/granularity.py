@@ -57,7 +57,7 @@ def check(node: Node) -> None:
     single = zero is None or zero.type.shape in (None, (), (1,))
     if zero is not None and not single and scale.type.rank not in (None, zero.type.rank):
         raise ValidationError(f"scale {scale!r} and zero point {zero!r} have different shapes", code="shape", where=node.label)
-    if scale.type.rank in (None, 0) or x.type.rank is None or scale.type.shape == (1,):
+    if scale.type.rank is None or x.type.rank is None or is_single(node):
         return
     axis = normal_axis(attr(node, "axis"), x.type.rank)
     if (scale.type.rank != x.type.rank) if block_size else (scale.type.rank != 1):
@@ -69,10 +69,18 @@ def check(node: Node) -> None:
             raise ValidationError(f"scale {scale!r} does not fit {x!r}", code="shape", where=node.label)
 
 
+def is_single(node: Node) -> bool:
+    """Return whether the scale must be one for all: a vector, too, where the first input does not have the axis."""
+    x, shape = node.input(0).type, node.input(1).type.shape
+    if shape in ((), (1,)):
+        return True
+    lacks_axis = x.rank is not None and not -x.rank <= attr(node, "axis") < x.rank
+    return lacks_axis and shape is not None and len(shape) == 1 and not isinstance(shape[0], int)
+
+
 def is_blocked(node: Node) -> bool:
-    """Return whether scales are given for blocks; a single one is for all."""
-    scale = node.input(1).type
-    return bool(attr(node, "block_size")) and scale.rank != 0 and scale.shape != (1,)
+    """Return whether scales are given for blocks."""
+    return bool(attr(node, "block_size")) and not is_single(node)
 
 
 def spread_value(b: Builder, node: Node, value: Value) -> Value:
@@ -80,7 +88,7 @@ def spread_value(b: Builder, node: Node, value: Value) -> Value:
     x = node.input(0)
     if value.type.rank == 0:
         return value
-    if value.type.shape == (1,):
+    if value.type.shape == (1,) or is_single(node):
         return b.Squeeze(value, [0])
     axis = normal_axis(attr(node, "axis"), len(x.shape))
     if not is_blocked(node):
@@ -106,7 +114,7 @@ def summed_to_scale(b: DerivativeBuilder, node: Node, value: Value) -> Value:
     scale = node.input(1)
     if scale.type.rank == 0:
         return b.ReduceSum(value, keepdims=0)
-    if scale.type.shape == (1,):
+    if is_single(node):
         return b.Reshape(b.ReduceSum(value, keepdims=0), b.ints([1]))
     rank = len(value.shape)
     axis = normal_axis(attr(node, "axis"), rank)
