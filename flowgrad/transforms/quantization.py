@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
-from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.model import Model
 from flowgrad.passes.edits import all_graphs

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowgrad.ir.graph import Array
 from flowgrad.ir.types import dtype_of
-from tests.op_cases import Case, const, fixed, held, normal, positive
+from tests.op_cases import Case, const, fixed, normal, positive
 
 HALVES = [-1e9, -200.0, -128.5, -3.5, -2.5, -1.5, -0.5, -0.0, 0.5, 1.5, 2.5, 3.5, 7.5, 127.5, 300.0, 70000.0, 1e9]
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint4", "int4", "uint2", "int2")
@@ -32,7 +32,8 @@ def nearest(x: Array, scale: Array, zero: Array, *, precision: int = 0, **_: Any
     chosen = dtype_of(precision).numpy if precision else scale.dtype
     ratio = (x.astype(chosen) / scale.astype(chosen)).astype(np.float64)
     info = ml_dtypes.iinfo(zero.dtype)  # type: ignore[no-untyped-call]
-    return np.clip(np.rint(ratio) + zero.astype(np.float64), int(info.min), int(info.max)).astype(zero.dtype)
+    made: Array = np.clip(np.rint(ratio) + zero.astype(np.float64), int(info.min), int(info.max)).astype(zero.dtype)
+    return made
 
 
 def product(a: Array, a_scale: Array, a_zero: Array, b: Array, b_scale: Array, b_zero: Array, y_scale: Array, y_zero: Array,
@@ -44,7 +45,8 @@ def product(a: Array, a_scale: Array, a_zero: Array, b: Array, b_scale: Array, b
     total = np.matmul(a.astype(np.int64) - laid(a_zero).astype(np.int64), b.astype(np.int64) - b_zero.astype(np.int64))
     real = total.astype(np.float32) * (laid(a_scale) * b_scale / y_scale)
     info = np.iinfo(y_zero.dtype)
-    return np.clip(np.rint(real) + y_zero.astype(np.float32), info.min, info.max).astype(y_zero.dtype)
+    made: Array = np.clip(np.rint(real) + y_zero.astype(np.float32), info.min, info.max).astype(y_zero.dtype)
+    return made
 
 
 ROUND = [Case("QuantizeLinear", [fixed(HALVES, "float32"), const(1.0, "float32"), fixed(array(1, t))],

@@ -8,6 +8,8 @@ from tests.op_cases import Case, fixed, normal
 
 CASES = [
     Case("StopGradient", (normal(2, 3),), expected=lambda x: x),
+    Case("Surrogate", (normal(2, 3), normal(2, 3)), expected=lambda x, smooth: x, smooth=False,
+         note="the derivative is by definition not that of the value"),
     Case("MaskedMul", (normal(2, 3), normal(2, 3)), expected=np.multiply),
     Case("MaskedMul", (normal(2, 1), normal(3)), expected=np.multiply, name="broadcast"),
     Case("MaskedMul", (normal(), normal()), expected=np.multiply, name="rank0"),
