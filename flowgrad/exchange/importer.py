@@ -11,7 +11,8 @@ from onnx import AttributeProto, NodeProto
 
 import flowgrad.exchange.first_opsets
 import flowgrad.exchange.microsoft
-import flowgrad.exchange.microsoft_attention  # noqa: F401  # all three declare adapters
+import flowgrad.exchange.microsoft_attention
+import flowgrad.exchange.microsoft_quantization  # noqa: F401  # all of these declare adapters
 from flowgrad.exchange.adapters import (
     ADAPTERS,
     RENAMED,

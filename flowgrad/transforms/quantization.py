@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
-from flowgrad.ir.graph import Graph, Value
+from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.model import Model
 from flowgrad.passes.edits import all_graphs
@@ -15,7 +17,7 @@ def through_quantization(model: Model) -> Model:
 
     The straight-through rule: QuantizeLinear is differentiated as Clip(x / scale + zero point) to the range of its type,
     the QLinear and integer products as the same products of reals, wherever DequantizeLinear or Cast makes floats of what
-    they give, directly or after operators that only move elements. So a pair of QuantizeLinear and DequantizeLinear is
+    they give, directly or after linear operators and maxima. So a pair of QuantizeLinear and DequantizeLinear is
     a clipped identity, and its scale has the derivative of learned step sizes: rounding error inside the range, its bound
     beyond. All derivative modes and orders, files and export keep it. Raises InputError where nothing is quantized.
     """
@@ -40,17 +42,30 @@ class _Unrounding:
         for node in self.graph.nodes():
             definition = opdef(node.op)
             reals = [None if v is None else self.reals.get(v) for v in node.inputs]
-            moves = {Trait.VIEW, Trait.LINEAR} <= definition.traits and len(node.outputs) == 1 and any(reals[:1])
-            if definition.unrounded_rule is None and not moves:
+            if definition.unrounded_rule is None and not (Trait.LINEAR in definition.traits and any(reals)):
                 continue
             self.b.prefix, self.b.origin = node.label, self.graph.new_origin("through_quantization", (node,))
             if definition.unrounded_rule is None:
-                self.reals[node.output()] = self.b.add(node.op, [reals[0], *node.inputs[1:]], node.attributes)
+                self._same_of_reals(node, reals)
                 continue
             real = definition.unrounded_rule(self.b, node, reals)
             if real is not None:
                 count += self._stand_in(node.output(), real)
         return count
+
+    def _same_of_reals(self, node: Node, reals: Sequence[Value | None]) -> None:
+        """A linear operator of rounded numbers is before rounding the same of reals."""
+        definition = opdef(node.op)
+        rounded = {v.type.dtype for v, real in zip(node.inputs, reals, strict=True) if v is not None and real is not None}
+        dtype = next(real.type.dtype for real in reals if real is not None)
+        is_of_one_type = Trait.ELEMENTWISE in definition.traits or definition.variadic
+        operands = [self.b.cast(real or v, dtype) if v is not None and v.type.dtype in rounded
+                    and (real is not None or is_of_one_type or v.type.dtype.itemsize == 1) else v  # others may be indices
+                    for v, real in zip(node.inputs, reals, strict=True)]
+        made = self.b.add_node(node.op, operands, node.attributes, outputs=len(node.outputs))
+        for y, real in zip(node.outputs, made.outputs, strict=True):
+            if y is not None and real is not None:
+                self._stand_in(y, real)
 
     def _stand_in(self, y: Value, real: Value) -> bool:
         """Let what has the derivative of ``real`` stand for ``y``, under its name if that is a float; return whether it is."""

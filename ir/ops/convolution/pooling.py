@@ -159,6 +159,12 @@ def _(node: Node) -> list[Type]:
     return [y, y.with_dtype(INT64)]
 
 
+@max_pool.unrounded
+def _(b: Builder, node: Node, reals: Sequence[Value | None]) -> Value | None:
+    """The maxima of the operand before it was rounded."""
+    return None if reals[0] is None else b.MaxPool(reals[0], **node.attributes)
+
+
 @max_pool.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value, _indices: None) -> Any:
     """x_bar adds every element of y_bar where its maximum was found (the first one on ties).
