@@ -69,6 +69,9 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
     for inner, node in chosen:
         if node.op in ENTRIES:
             raise InputError(f"{node.label!r} is computed by no node: it has no adjoint rule", code="name")
+        if not any(v.type.dtype.is_float for v in node.results):
+            raise InputError(f"{node.op} at {node.label!r} gives no floats, so no cotangent reaches it; "
+                             "through_quantization passes what is quantized", code="name")
         inner.set_adjoint_rule(node, rule)
     return model.with_graph(graph)
 

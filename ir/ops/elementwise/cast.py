@@ -12,8 +12,13 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import float_info
-from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
+from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import Dim, DType, Type, dtype_of
+
+POWERS = "float8_e8m0fnu"
+"""Powers of two, without a sign."""
+
+NO_SIGN = "float8_e8m0fnu holds powers of two: no derivative can be told in it"
 
 SATURATING = {"float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"}
 
@@ -31,7 +36,7 @@ def converted(x: Array, to: np.dtype[Any], saturate: int, round_mode: str) -> Ar
     if to.kind == "O":
         return x.astype(np.str_).astype(object)
     name = dtype_of(to).name
-    if name == "float8_e8m0fnu":
+    if name == POWERS:
         return _to_power_of_two(x, bool(saturate), round_mode)
     if name in SATURATING and saturate:
         most = float(float_info(to).max)
@@ -99,7 +104,20 @@ def _back(b: Builder, node: Node, y_bar: Value | None) -> Any:
     x = node.input(0)
     if y_bar is None or not x.type.dtype.is_float:
         return NO_GRADIENT
-    return b.cast_like(y_bar, x)
+    return refuse(NO_SIGN) if x.type.dtype.name == POWERS else b.cast_like(y_bar, x)
+
+
+@cast.tangent
+def _(b: DerivativeBuilder, node: Node, x_dot: Value) -> Any:
+    """y_dot = x_dot in the dtype of y."""
+    return _forth(b, node, x_dot)
+
+
+def _forth(b: Builder, node: Node, x_dot: Value | None) -> Any:
+    y = node.output()
+    if x_dot is None or not y.type.dtype.is_float:
+        return None
+    return refuse(NO_SIGN) if y.type.dtype.name == POWERS else b.cast_like(x_dot, y)
 
 
 @cast.unrounded
@@ -145,8 +163,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 @cast_like.tangent
 def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, target_dot: Value | None) -> Any:
     """y_dot = x_dot in the dtype of y."""
-    y = node.output()
-    return None if x_dot is None or not y.type.dtype.is_float else b.cast_like(x_dot, y)
+    return _forth(b, node, x_dot)
 
 
 @cast_like.symbolic

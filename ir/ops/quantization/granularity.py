@@ -95,6 +95,8 @@ def spread_value(b: Builder, node: Node, value: Value) -> Value:
         later = list(range(1, len(x.shape) - axis))
         return b.Unsqueeze(value, later) if later else value
     size, rank = attr(node, "block_size"), len(x.shape)
+    if value.shape[axis] == 1:
+        return value
     repeated = b.Expand(b.Unsqueeze(value, [axis + 1]), b.ints([size if i == axis + 1 else 1 for i in range(rank + 1)]))
     count = _positions(b, value, axis, size)
     flat = b.Reshape(repeated, joined(b, [*extents(b, value, 0, axis), count, *extents(b, value, axis + 1, rank)]), allowzero=1)
@@ -121,6 +123,8 @@ def summed_to_scale(b: DerivativeBuilder, node: Node, value: Value) -> Value:
     if not is_blocked(node):
         others = [i for i in range(rank) if i != axis]
         return b.sum_to(b.ReduceSum(value, others, keepdims=0) if others else value, scale)
+    if scale.shape[axis] == 1:  # of any size
+        return b.ReduceSum(value, [axis], keepdims=1)
     size = attr(node, "block_size")
     lacking = b.Sub(_positions(b, scale, axis, size), b.extent(value, axis))
     whole = b.Pad(value, concatenated(b, [b.ints([0]), lacking]), None, [axis])

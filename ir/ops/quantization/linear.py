@@ -16,7 +16,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.elementwise.cast import converted
+from flowgrad.ir.ops.elementwise.cast import NO_SIGN, POWERS, converted
 from flowgrad.ir.ops.operands import sum_of_present, unknown_ranks
 from flowgrad.ir.ops.quantization.granularity import (
     bounds_of,
@@ -29,12 +29,6 @@ from flowgrad.ir.ops.quantization.granularity import (
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import FLOAT64, UINT8, DType, Type, dtype_of
-
-POWERS = "float8_e8m0fnu"
-"""Powers of two, without a sign: a scale type, in which no derivative can be told."""
-
-NO_SIGN = "a scale of float8_e8m0fnu is a power of two: no derivative can be told in that type"
-
 
 # ---- arrays -------------------------------------------------------------------------------------------------------------
 
