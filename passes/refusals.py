@@ -8,7 +8,7 @@ from flowgrad.ir.errors import FlowgradError, NotDifferentiableError, Validation
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.operands import unknown_ranks
-from flowgrad.ir.ops.registry import Refusal
+from flowgrad.ir.ops.registry import Refusal, Trait, opdef
 from flowgrad.ir.reach import ancestors
 from flowgrad.passes.activity import blocking_nodes
 
@@ -49,9 +49,11 @@ def check_zero(graph: Graph, wrt: Sequence[Value], of: Sequence[Value]) -> None:
         return
     needed = ancestors(graph.nodes(), of)
     listing = "; ".join(f"{n.op} at {n.label!r}" for n in blocked[:10])
+    rounds = any(opdef(n.op).unrounded_rule is not None and Trait.ZERO in opdef(n.op).traits for n in blocked)
+    hint = " through_quantization gives a model that is differentiated as if it did not round." if rounds else ""
     raise NotDifferentiableError(
         f"every path from {names_of([x for x in wrt if x in needed])} to {names_of(of)} crosses integer or piecewise-constant "
-        f"operators ({listing}): the derivative is zero. Ask for others only, or let zero='allow' (--zero allow) give zeros.",
+        f"operators ({listing}): the derivative is zero. Ask for others only, or let zero='allow' (--zero allow) give zeros.{hint}",
         code="zero")
 
 
