@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,12 +24,9 @@ def pixel(x: Array, place: Sequence[int], padding: str, align: int) -> Array:
     """The pixel at ``place``, or what stands for it beyond the image, for all channels."""
     inside = []
     for i, size in zip(place, x.shape[1:], strict=True):
-        while padding == "reflection" and not 0 <= i < size and size > 1 - align * 0:
-            if align and size == 1:
-                i = 0
-            else:
-                i = (-i if align else -1 - i) if i < 0 else 2 * size - 2 - i if align else 2 * size - 1 - i
-        if padding == "border":
+        while padding == "reflection" and not 0 <= i < size and (size, align) != (1, 1):
+            i = (0 if align else -1) - i if i < 0 else 2 * size - (2 if align else 1) - i
+        if padding == "border" or (padding, size, align) == ("reflection", 1, 1):
             i = min(max(i, 0), size - 1)
         inside.append(i)
     if not all(0 <= i < n for i, n in zip(inside, x.shape[1:], strict=True)):
@@ -79,10 +75,8 @@ def _grid_case(sizes: tuple[int, ...], mode: str, padding: str, align: int) -> C
     places = grid((2, 3, 2) if len(sizes) == 2 else (2, 2, 1, 2), sizes, align)
     attributes = dict(mode=mode, padding_mode=padding, align_corners=align)
     return Case("GridSample", [normal(2, 2, *sizes), held(places) if mode == "nearest" else places], attributes,
-                name=f"{len(sizes)}d-{mode}-{padding}-{align}", expected=sampled)
+                name=f"{'x'.join(map(str, sizes))}-{mode}-{padding}-{align}", expected=sampled)
 
-
-Expected = Callable[..., Any]
 
 CASES: list[Case] = [
     *(_grid_case((4, 3), mode, padding, align) for mode in ("linear", "nearest", "cubic")
