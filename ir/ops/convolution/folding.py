@@ -57,7 +57,10 @@ def _(node: Node) -> Type:
     if x.rank not in (None, 3):
         raise ValidationError(f"Col2Im takes columns [N, C * block, L], got {x!r}", code="shape", where=node.label)
     if sizes is None:
-        return x.with_shape(None)
+        given = attr(node, "strides") or attr(node, "dilations") or (attr(node, "pads") or ())[::2]
+        if not given:
+            return x.with_shape(None)
+        sizes = (UNKNOWN,) * len(given)
     if block is not None and (len(block) != len(sizes) or math.prod(block) < 1):
         raise ValidationError(f"blocks of {block} in {list(sizes)}", code="shape", where=node.label)
     batch, rows = (UNKNOWN, UNKNOWN) if x.shape is None else x.shape[:2]
