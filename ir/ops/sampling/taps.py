@@ -47,7 +47,7 @@ class Taps:
         else:
             first = np.floor(position)
             weight = weights(position - first, mode).astype(dtype, copy=False)
-        at = first + np.reshape(STEPS[mode], (-1, 1, 1))
+        at = first + np.reshape(STEPS[mode], (-1, *(1,) * position.ndim))
         if padding == "zeros":
             inside = (at >= 0) & (at < size)
             weight = inside.astype(dtype) if weight is None else np.where(inside, weight, weight.dtype.type(0))
@@ -120,7 +120,7 @@ def near(
 ) -> tuple[Value, Value | None]:
     """Return what ``Taps.around`` does: pixels (taps, batch, positions) and their weights (None: 1)."""
     dtype = position.type.dtype
-    steps = b.value(np.reshape(STEPS[mode], (-1, 1, 1)).astype(dtype.numpy))
+    steps = b.value(np.reshape(STEPS[mode], (-1, *(1,) * len(position.shape))).astype(dtype.numpy))
     if mode == "nearest":
         first, weight = b.Round(position), None
     else:
