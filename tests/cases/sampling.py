@@ -78,6 +78,32 @@ def _grid_case(sizes: tuple[int, ...], mode: str, padding: str, align: int) -> C
                 name=f"{'x'.join(map(str, sizes))}-{mode}-{padding}-{align}", expected=sampled)
 
 
+def deformed(
+    x: Array, w: Array, offset: Array, bias: Array | None = None, mask: Array | None = None, *, group: int = 1,
+    offset_group: int = 1, strides: Sequence[int] = (1, 1), dilations: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0), kernel_shape: Sequence[int] = (),
+) -> Array:
+    """Tap by tap."""
+    kernel, rank = w.shape[2:], w.ndim - 2
+    shape = (len(x), offset_group, *kernel)
+    moved = offset.reshape(*shape, rank, *offset.shape[2:])
+    factors = np.ones((*shape, *offset.shape[2:])) if mask is None else mask.reshape(*shape, *offset.shape[2:])
+    y = np.zeros((len(x), len(w), *offset.shape[2:]))
+    for n, o, c, *rest in np.ndindex(*y.shape[:2], w.shape[1], *kernel, *offset.shape[2:]):
+        tap, place = rest[:rank], rest[rank:]
+        channel = o // (len(w) // group) * w.shape[1] + c
+        chosen = (n, channel // (x.shape[1] // offset_group), *tap)
+        at = [p * s - b + t * d + moved[(*chosen, i, *place)] for i, (p, s, b, t, d) in
+              enumerate(zip(place, strides, pads, tap, dilations, strict=False))]
+        y[(n, o, *place)] += w[(o, c, *tap)] * factors[(*chosen, *place)] * between(x[n, channel : channel + 1], at, "linear")[0]
+    return y if bias is None else y + bias.reshape(-1, *(1,) * rank)
+
+
+def offsets(*shape: int) -> In:
+    """Numbers of which none is within 0.2 of a whole one."""
+    return In(lambda rng: rng.integers(-2, 2, shape) + rng.uniform(0.2, 0.8, shape))
+
+
 CASES: list[Case] = [
     *(_grid_case((4, 3), mode, padding, align) for mode in ("linear", "nearest", "cubic")
       for padding in ("zeros", "border", "reflection") for align in (0, 1)),
@@ -89,4 +115,15 @@ CASES: list[Case] = [
     Case("GridSample", [normal(1, 2, 3, 3), grid((1, 2, 2), (3, 3), 0, "float32")], name="narrower-grid", expected=sampled),
     Case("GridSample", [fixed([[[[1, 2], [3, 4]]]], "uint8"), fixed([[[[-0.6, 0.6], [5.0, 0.0]]]], "float32")],
          {"mode": "nearest"}, name="bytes", expected=sampled),
+    Case("DeformConv", [normal(1, 2, 4, 3), normal(3, 2, 2, 2), offsets(1, 8, 3, 2)], expected=deformed),
+    Case("DeformConv", [normal(2, 4, 5, 4), normal(2, 2, 2, 3), offsets(2, 24, 3, 2), normal(2), normal(2, 12, 3, 2)],
+         {"group": 2, "offset_group": 2, "strides": [2, 2], "pads": [1, 0, 0, 1], "dilations": [1, 1]}, name="groups",
+         expected=deformed),
+    Case("DeformConv", [normal(1, 1, 4, 4), normal(1, 1, 2, 2), offsets(1, 8, 2, 2), None, normal(1, 4, 2, 2)],
+         {"dilations": [2, 2], "kernel_shape": [2, 2]}, name="mask", expected=deformed),
+    Case("DeformConv", [normal(1, 2, 5), normal(2, 1, 2), offsets(1, 4, 4)], {"group": 2, "offset_group": 2}, name="1d",
+         expected=deformed),
+    Case("DeformConv", [normal(1, 1, 2, 3, 2), normal(1, 1, 1, 2, 1), offsets(1, 6, 2, 2, 2), normal(1)], name="3d",
+         expected=lambda *arrays, **more: deformed(*arrays, strides=(1,) * 3, dilations=(1,) * 3, pads=(0,) * 6, **more)),
+    Case("DeformConv", [normal(0, 2, 4, 3), normal(3, 2, 2, 2), offsets(0, 8, 3, 2)], name="no-images", expected=deformed),
 ]
