@@ -12,6 +12,8 @@ from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import Refusal, Trait, opdef
 from flowgrad.ir.reach import dependents, path_nodes
+from flowgrad.ir.types import BOOL
+from flowgrad.passes.activity import active_values
 from flowgrad.passes.refusals import refusal_error, refusal_of
 
 
@@ -148,6 +150,7 @@ def expand_for_derivative(
     Raises NotDifferentiableError where expansions refuse.
     """
     order = graph.nodes()
+    _check_hidden(order, wrt, of)
     beside: list[Beside] = []
     while True:
         chosen = [n for n in path_nodes(order, wrt, of) if lacks_rule(n, forward)]
@@ -159,3 +162,21 @@ def expand_for_derivative(
             raise refusal_error(refusals, dependents(graph.nodes(), wrt))
         beside += [made for _, made in found if isinstance(made, Beside)]
         order = graph.nodes()
+
+
+def _check_hidden(order: Sequence[Node], wrt: Sequence[Value], of: Sequence[Value]) -> None:
+    """Raise NotDifferentiableError where integers that hold what is differentiated come to count in ``of``."""
+    hiding = [n for n in order if Trait.HIDES in opdef(n.op).traits and not n.output().type.dtype.is_float]
+    if not hiding:
+        return
+    active = active_values(order, wrt)
+    found = [n for n in hiding if n.input(0) in active and _is_counted(order, n, of)]
+    if found:
+        raise refusal_error([(n, "the derivative of a number is not to be had from its bits") for n in found], active)
+
+
+def _is_counted(order: Sequence[Node], node: Node, of: Sequence[Value]) -> bool:
+    """Return whether ``of`` depends on what ``node`` gives, other than by shapes and truth values."""
+    reached = dependents(order, node.results, passes=lambda n: Trait.SHAPE_ONLY not in opdef(n.op).traits,
+                         keeps=lambda v: v.type.dtype != BOOL)
+    return any(y in reached for y in of)

@@ -43,6 +43,7 @@ class Trait(enum.Enum):
     MARKED = "its expansion computes the same and has another derivative, unless a reader knows its mark"
     ZERO = "piecewise constant or of integer output: no cotangent passes"
     NON_DIFFERENTIABLE = "floats go in and out, and no derivative is claimed"
+    HIDES = "integers that it gives may hold all that a float does, so that they are not piecewise constant"
 
     __hash__ = object.__hash__  # that of Enum is a function of Python: these are asked for a million times
 
