@@ -280,30 +280,30 @@ def _(node: Node) -> list[int | None]:
 
 @stft.expands_on_export
 def _(node: Node) -> bool:
-    """Runtimes want a window or a length."""
-    return node.optional(2) is None and node.optional(3) is None
+    """Runtimes want at least one frame, and a window or a length; the checker takes all frequencies without a length."""
+    frames = node.output().type.shape
+    return node.optional(3) is None or (frames is not None and frames[1] == 0)
 
 
 @stft.expansion
 def _(b: Builder, node: Node) -> Value:
-    """The frames, gathered and weighted, go through DFT."""
-    signal, window = node.input(0), node.optional(2)
-    step = b.cast(b.Reshape(node.input(1), b.ints([1])), INT64)
-    given = node.optional(3)
-    if given is not None:
-        length = b.cast(b.Reshape(given, b.ints([1])), INT64)
-    else:
-        length = b.extent(signal, 1) if window is None else b.extent(window, 0)
-    count = b.Div(b.Max(b.Add(b.Sub(b.extent(signal, 1), length), step), [0]), step)
-    places = b.Add(b.Unsqueeze(b.Mul(ramp(b, count), step), [1]), ramp(b, length))
+    """The frames, gathered and weighted, go through DFT; without a length, first the same with one."""
+    signal, step, window, length = node.input(0), node.input(1), node.optional(2), node.optional(3)
+    onesided = attr(node, "onesided")
+    extent = b.extent(signal, 1)
+    if length is None:
+        length = b.Squeeze(extent if window is None else b.extent(window, 0), [0])
+        return b.STFT(signal, step, window, b.cast_like(length, step), onesided=onesided)
+    hop, size = (b.cast(b.Reshape(v, b.ints([1])), INT64) for v in (step, length))
+    count = b.Div(b.Max(b.Add(b.Sub(extent, size), hop), [0]), hop)
+    places = b.Add(b.Unsqueeze(b.Mul(ramp(b, count), hop), [1]), ramp(b, size))
     frames = b.Gather(signal, places, axis=1)
     if window is not None:
         frames = b.Mul(frames, b.Unsqueeze(window, [1]))
-    onesided, parts = attr(node, "onesided"), signal.type.shape and signal.type.shape[-1]
-    if onesided and parts == 1:
+    if onesided and frames.type.shape is not None and frames.type.shape[-1] == 1:
         return b.DFT(frames, None, np.int64(2), onesided=1)
     whole = b.DFT(frames, None, np.int64(2))
-    return b.Slice(whole, [0], b.Add(b.Div(length, [2]), [1]), [2]) if onesided else whole
+    return b.Slice(whole, [0], b.Add(b.Div(size, [2]), [1]), [2]) if onesided else whole
 
 
 # ---- MelWeightMatrix ----------------------------------------------------------------------------------------------------
