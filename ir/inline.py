@@ -29,11 +29,11 @@ def inline(
     def target(value: Value) -> Value:
         if value not in known:
             entry = value.producer
-            known[value] = b.graph.add_constant(entry.data, value.name and b.graph.unique_name(value.name), entry.role)
+            known[value] = b.graph.add_constant(entry.data, value.name and b.fresh(value.name), entry.role)
         return known[value]
 
     for node in chosen:
-        names = ["" if v is None else b.graph.unique_name(v.name) for v in node.outputs]
+        names = ["" if v is None else b.fresh(v.name) for v in node.outputs]
         made = b.add_node(
             node.op,
             [None if v is None else target(v) for v in node.inputs],

@@ -20,6 +20,9 @@ Adapter = Callable[[ImportBuilder, ImportedNode], Sequence[Value | None] | None]
 ADAPTERS: dict[tuple[str, str], list[tuple[int, Adapter]]] = {}
 """By domain and op: (first opset that needs no adapting, adapter), from old to new."""
 
+FORMALS: dict[tuple[str, str], Callable[[ImportedNode], list[Type]]] = {}
+"""By domain and op: the types of the formal inputs of the subgraphs of an operator that adapters turn into others."""
+
 RENAMED = {"Scatter": "ScatterElements", "Upsample": "Resize"}
 """What adapters turn operators into that the standard has dropped."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ from flowgrad.ir.graph import ENTRIES, Graph, Value
 class ImportedNode:
     """A node with its inputs resolved: adapters change it, then it becomes a node of the graph.
 
-    ``version`` is the opset the file means it in; ``outputs`` are the names in the graph, "" for one left out.
+    ``version`` is the opset the file means it in; ``outputs`` are the names in the graph, "" for one left out; ``scope``
+    returns what a name stands for where the node is.
     """
 
     op: str
@@ -32,6 +33,7 @@ class ImportedNode:
     subregions: Mapping[str, Region] = field(default_factory=dict)
     subgraphs: dict[str, Graph] = field(default_factory=dict)
     captures: list[Value] = field(default_factory=list)
+    scope: Callable[[str], Value] = field(kw_only=True)
 
     @property
     def label(self) -> str:
@@ -64,11 +66,15 @@ class ImportedNode:
 
 
 class ImportBuilder(Builder):
-    """A builder whose own names stay clear of those in ``reserved``, which the file has yet to use."""
+    """A builder whose own names stay clear of those in ``reserved``, which the file has yet to use.
 
-    def __init__(self, graph: Graph, reserved: set[str]) -> None:
+    ``is_inner`` says that it builds the subgraph of a node.
+    """
+
+    def __init__(self, graph: Graph, reserved: set[str], is_inner: bool = False) -> None:
         super().__init__(graph)
         self.reserved = reserved
+        self.is_inner = is_inner
 
     def fresh(self, base: str) -> str:
         """Return ``base``, or ``base_1``, ... if it is taken or reserved."""

@@ -12,9 +12,11 @@ from onnx import AttributeProto, NodeProto
 import flowgrad.exchange.first_opsets
 import flowgrad.exchange.microsoft
 import flowgrad.exchange.microsoft_attention
-import flowgrad.exchange.microsoft_quantization  # noqa: F401  # all of these declare adapters
+import flowgrad.exchange.microsoft_quantization
+import flowgrad.exchange.preview  # noqa: F401  # all of these declare adapters
 from flowgrad.exchange.adapters import (
     ADAPTERS,
+    FORMALS,
     RENAMED,
     formals_within_batch,
     scan_over_batch,
@@ -270,6 +272,7 @@ class Importer:
         call = ImportedNode(
             key[1], key[0], version, [frame.value(n) if n else None for n in node.input], {},
             [frame.output_name(n) for n in node.output], frame.prefix + node.name if node.name else "", node, subregions,
+            scope=frame.value,
         )
         if key in self.functions:
             given = dict(self.functions[key].defaults) | {p.name: p for p in protos}
@@ -472,6 +475,8 @@ class Importer:
     def _formal_types(call: ImportedNode) -> Sequence[Type]:
         if scans_batches(call):
             return formals_within_batch(call)
+        if (call.domain, call.op) in FORMALS:
+            return FORMALS[call.domain, call.op](call)
         definition = find_op(call.op)
         rule = None if definition is None else definition.formals_rule
         return () if rule is None else rule(draft(call.op, call.inputs, call.attributes))
@@ -483,7 +488,7 @@ class Importer:
         graph = Graph(sub.name or f"{call.label}_body", self.limits)
         graph._next_dim = frame.b.graph._next_dim
         reserved = {*sub.inputs, *sub.initializers, *sub.outputs, *(o for n in sub.nodes for o in n.output)}
-        inner = Frame(sub, ImportBuilder(graph, reserved), frame.opsets, attributes=frame.attributes)
+        inner = Frame(sub, ImportBuilder(graph, reserved, is_inner=True), frame.opsets, attributes=frame.attributes)
         for name, type_ in zip(sub.inputs, formals, strict=True):
             inner.values[name] = graph.add_input(self._named(name), type_)
         inside = {v: graph.add_input(inner.b.fresh(v.name or "captured"), v.type) for v in call.captures}

@@ -134,8 +134,14 @@ def _graph_attributes(node: NodeProto) -> list[AttributeProto]:
 
 
 def used_names(region: Region, index: int) -> list[str]:
-    """Return the names that a node of a region needs: its inputs, then what its subgraphs take from outside."""
-    names = [n for n in region.nodes[index].input if n]
+    """Return the names that a node of a region needs: its inputs, then what its subgraphs take from outside.
+
+    A Gradient needs the tensors that its attributes name.
+    """
+    node = region.nodes[index]
+    names = [n for n in node.input if n]
+    if node.op_type == "Gradient" and node.domain == "ai.onnx.preview.training":
+        names += [n.decode(errors="replace") for a in node.attribute for n in (a.s, *a.strings) if n]
     for sub in region.subregions.get(index, {}).values():
         names += sub.free
     return names
