@@ -465,7 +465,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 
 
 @op("Unique", since=11, outputs=("Y", "indices", "inverse_indices", "counts"), required_outputs=1,
-    traits=(Trait.NON_DIFFERENTIABLE, Trait.BOUNDED))
+    traits=(Trait.BOUNDED,))
 def unique(X: Array, *, axis: int | None = None, sorted: int = 1) -> tuple[Array, Array, Array, Array]:
     """Return the distinct elements (or slices along ``axis``), their first places, where each went, and how often."""
     values, first, inverse, counts = np.unique(X, return_index=True, return_inverse=True, return_counts=True, axis=axis)
@@ -489,3 +489,22 @@ def _(node: Node) -> list[Type]:
         return [x, *vectors]
     at = normal_axis(axis, len(x.shape))
     return [x.with_shape((*x.shape[:at], UNKNOWN, *x.shape[at + 1 :])), *vectors]
+
+
+@unique.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value, *others: Any) -> Any:
+    """x_bar = zeros with y_bar at the places that Y was taken from: of equal elements the first one."""
+    x, axis, places = node.input(0), attr(node, "axis"), b.residual(node, "indices")
+    if axis is not None:
+        return b.GatherGrad(b.shape(x), y_bar, places, axis=axis)
+    return reshape_to(b, b.GatherGrad(b.Reshape(b.Size(x), b.ints([1])), y_bar, places), x)
+
+
+@unique.tangent
+def _(b: DerivativeBuilder, node: Node, x_dot: Value | None) -> Any:
+    """y_dot = x_dot at the places that Y was taken from."""
+    if x_dot is None:
+        return [None] * len(node.outputs)
+    axis, places = attr(node, "axis"), b.residual(node, "indices")
+    flat = b.Reshape(x_dot, b.ints([-1])) if axis is None else x_dot
+    return [b.Gather(flat, places, axis=axis or 0), *[None] * (len(node.outputs) - 1)]

@@ -51,22 +51,34 @@ def _(node: Node) -> list[Type]:
 
 @dropout.adjoint
 def _(b: DerivativeBuilder, node: Node, output_bar: Value, mask_bar: None) -> Any:
-    """data_bar = output_bar / (1 - ratio) where the mask of this very run kept the element, else 0."""
-    ratio = refuse("the derivative with respect to a dropout ratio is that of a distribution, not of a sample")
+    """data_bar = output_bar / (1 - ratio) where the mask of this very run kept the element, else 0.
+
+    At inference the ratio does nothing.
+    """
+    ratio = NO_GRADIENT if _is_inference(node) else refuse(_OF_A_DISTRIBUTION)
     return [_dropped(b, node, output_bar), ratio, NO_GRADIENT][: len(node.inputs)]
 
 
 @dropout.tangent
 def _(b: DerivativeBuilder, node: Node, data_dot: Value | None, ratio_dot: Value | None = None, mode_dot: None = None) -> Any:
     """output_dot = data_dot / (1 - ratio) where the mask kept the element, else 0."""
-    if ratio_dot is not None:
-        return refuse("the derivative with respect to a dropout ratio is that of a distribution, not of a sample")
+    if ratio_dot is not None and not _is_inference(node):
+        return refuse(_OF_A_DISTRIBUTION)
     return [None if data_dot is None else _dropped(b, node, data_dot), None]
+
+
+_OF_A_DISTRIBUTION = "the derivative with respect to a dropout ratio is that of a distribution, not of a sample"
+
+
+def _is_inference(node: Node) -> bool:
+    """Return whether it is known that nothing is dropped."""
+    training = node.optional(2)
+    return training is None or (training.constant is not None and not training.constant.reshape(()))
 
 
 def _dropped(b: DerivativeBuilder, node: Node, v: Value) -> Value:
     ratio, training = node.optional(1), node.optional(2)
-    if training is None or (training.constant is not None and not training.constant.reshape(())):
+    if training is None or _is_inference(node):
         return v
     dtype = v.type.dtype
     rate = b.scalar(0.5, dtype) if ratio is None else b.cast_like(ratio, v)

@@ -27,6 +27,7 @@ CASES: list[Case] = [
     Case("Dropout", [normal(3, 4)], name="no-mode", **INFERENCE),
     Case("Dropout", [normal(3, 4), const(0.3), FALSE], name="inference", **INFERENCE),
     Case("Dropout", [normal(3, 4), held(fixed(0.3)), fixed(False)], name="inference-fed", **INFERENCE),
+    Case("Dropout", [normal(3, 4), fixed(0.3)], name="inference-ratio-asked", **INFERENCE),
     Case("Dropout", [normal(3, 4), const(0.0), TRUE], name="ratio-0", **INFERENCE),
     Case("Dropout", [normal(3, 4), const(1.0), TRUE], name="ratio-1", outputs=2, expected=none_left),
     Case("Dropout", [normal(3, 4), const(0.3), TRUE], {"seed": 3}, name="training", outputs=2, **RANDOM),
