@@ -12,6 +12,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
+    blank,
     extents,
     int_list,
     joined,
@@ -90,7 +91,7 @@ def pad(
     if out is None:
         out = np.empty([n + before + after for n, (before, after) in zip(kept.shape, widths, strict=True)], data.dtype)
     if out.size != kept.size:
-        out.fill(0 if constant_value is None else np.asarray(constant_value).reshape(-1)[0])
+        out.fill(blank(data.dtype) if constant_value is None else np.asarray(constant_value).reshape(-1)[0])
     out[tuple(slice(before, before + n) for n, (before, _) in zip(kept.shape, widths, strict=True))] = kept
     return out
 
@@ -254,6 +255,10 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 @op("Trilu", since=14, outputs=("output",), traits=(Trait.LINEAR, Trait.SPREADS))
 def trilu(input: Array, k: Array | None = None, *, upper: int = 1) -> Array:
     diagonal = 0 if k is None else int(np.asarray(k).reshape(-1)[0])
+    if input.dtype == object:
+        rows, columns = input.shape[-2:]
+        kept = np.tri(rows, columns, diagonal - 1 if upper else diagonal, dtype=bool) != bool(upper)
+        return np.where(kept, input, blank(input.dtype))
     return np.triu(input, diagonal) if upper else np.tril(input, diagonal)
 
 
@@ -314,7 +319,7 @@ def center_crop_pad(input_data: Array, shape: Array, *, axes: Sequence[int] | No
             read[axis] = slice(start, start + extent)
         else:
             write[axis] = slice(start, start + old)
-    result = np.zeros(new, input_data.dtype)
+    result = np.full(new, blank(input_data.dtype), input_data.dtype)
     result[tuple(write)] = input_data[tuple(read)]
     return result
 

@@ -6,6 +6,8 @@ import functools
 import math
 from collections.abc import Sequence
 
+from typing import Any
+
 import numpy as np
 
 from flowgrad.ir.builder import Builder
@@ -248,6 +250,11 @@ def into(result: Array, out: Array | None) -> Array:
         return result
     np.copyto(out, result)
     return out
+
+
+def blank(dtype: np.dtype[Any]) -> str | int:
+    """Return what an operator fills places with that nothing goes to: 0, of strings the empty one."""
+    return "" if dtype.kind == "O" else 0
 
 
 def mean_of(x: Array, axes: tuple[int, ...], *, keepdims: bool = True, out: Array | None = None) -> Array:

@@ -1,0 +1,126 @@
+"""Operators on strings. Strings have no derivative: no cotangent passes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import UnsupportedError, ValidationError
+from flowgrad.ir.graph import Array, Node
+from flowgrad.ir.infer import describe
+from flowgrad.ir.ops.registry import Trait, attr, broadcasted, op
+from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
+
+
+def _mapped(function: Callable[..., Any], dtype: Any, *arrays: Array) -> Array:
+    """Return what a function of Python makes of every element, in the shape of the broadcast arrays."""
+    return np.asarray(np.frompyfunc(function, len(arrays), 1)(*arrays)).astype(dtype)
+
+
+# ---- StringConcat -------------------------------------------------------------------------------------------------------
+
+
+@op("StringConcat", since=20, outputs=("Z",), traits=(Trait.BROADCASTS, Trait.ELEMENTWISE, Trait.ZERO))
+def string_concat(x: Array, y: Array) -> Array:
+    return _mapped(lambda a, b: a + b, object, x, y)
+
+
+string_concat.types(broadcasted)
+
+
+# ---- StringSplit --------------------------------------------------------------------------------------------------------
+
+
+@op("StringSplit", since=20, outputs=("Y", "Z"), traits=(Trait.ZERO,))
+def string_split(x: Array, *, delimiter: str | None = None, maxsplit: int | None = None) -> tuple[Array, Array]:
+    """Return the parts of each element, filled up with empty strings, and how many there are.
+
+    Without a delimiter parts are what stands between white space.
+    """
+    most = -1 if maxsplit is None else maxsplit
+    parts = [text.split(delimiter or None, most) for text in x.reshape(-1)]
+    counts = np.array([len(p) for p in parts], np.int64)
+    width = int(counts.max(initial=0))
+    result = np.full((len(parts), width), "", object)
+    result[np.arange(width) < counts[:, None]] = [part for p in parts for part in p]
+    return result.reshape(*x.shape, width), counts.reshape(x.shape)
+
+
+@string_split.types
+def _(node: Node) -> list[Type]:
+    x = node.input(0).type
+    return [x.with_shape(None if x.shape is None else (*x.shape, UNKNOWN)), x.with_dtype(INT64)]
+
+
+# ---- StringNormalizer ---------------------------------------------------------------------------------------------------
+
+_CASES: dict[str, Callable[[str], str]] = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}
+
+
+@op("StringNormalizer", since=10, traits=(Trait.ZERO, Trait.BOUNDED))
+def string_normalizer(
+    x: Array, *, case_change_action: str = "NONE", is_case_sensitive: int = 0, locale: str = "", stopwords: Sequence[str] = (),
+) -> Array:
+    """Return a row of words without stop words, in lower or upper case; one empty string if none is left.
+
+    Cases are those of Unicode, whatever ``locale`` says.
+    """
+    if x.ndim not in (1, 2) or (x.ndim == 2 and x.shape[0] != 1):
+        raise ValueError(f"expected the shape [C] or [1, C], got {list(x.shape)}")
+    compared = str if is_case_sensitive else str.lower
+    stops = {compared(word) for word in stopwords}
+    change = _CASES[case_change_action]
+    kept = [change(word) for word in x.reshape(-1) if compared(word) not in stops]
+    return np.array(kept or [""], object).reshape(*x.shape[:-1], -1)
+
+
+@string_normalizer.types
+def _(node: Node) -> Type:
+    x, case = node.input(0).type, attr(node, "case_change_action")
+    if case not in _CASES:
+        raise ValidationError(f"case_change_action {case!r} is none of {', '.join(_CASES)}", code="attribute",
+                              where=describe(node))
+    if x.shape is None:
+        return x
+    if len(x.shape) not in (1, 2) or (len(x.shape) == 2 and isinstance(x.shape[0], int) and x.shape[0] != 1):
+        raise ValidationError(f"StringNormalizer takes the shape [C] or [1, C], got {x!r}", code="shape", where=describe(node))
+    keeps_all = not attr(node, "stopwords") and isinstance(x.shape[-1], int) and x.shape[-1] > 0
+    return x.with_shape((*(1 for _ in x.shape[:-1]), x.shape[-1] if keeps_all else UNKNOWN))
+
+
+# ---- RegexFullMatch -----------------------------------------------------------------------------------------------------
+
+_NOT_RE2 = re.compile(r"""(?P<escape>\\(?:[1-9]|Z))|\\.|(?P<group>\(\?(?:<?[=!]|>|\(|P=|\#|[aiLmsux-]*[aLux]))
+                      |(?P<posix>\[\[:)|(?P<possessive>(?:[*+?]|\{[0-9]*,?[0-9]*\})\+)""", re.VERBOSE | re.DOTALL)
+"""What Python's syntax has and RE2's has not, or reads otherwise; escapes come first so that they hide what follows."""
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Return a pattern of RE2 as one of Python. Raises UnsupportedError for what only one of the two knows.
+
+    Classes such as ``\\d`` are those of ASCII, as in RE2. Three differences are left: ``\\s`` has the vertical tab too,
+    ``(?i)`` folds letters of ASCII alone, and patterns with repeats within repeats may take long.
+    """
+    for found in _NOT_RE2.finditer(pattern):
+        if found.lastgroup:
+            raise UnsupportedError(f"the pattern {pattern[:80]!r} has {found.group()!r}, which RE2 and Python do not both know",
+                                   code="attribute")
+    try:
+        return re.compile(pattern, re.ASCII)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UnsupportedError(f"the pattern {pattern[:80]!r} cannot be read: {error}", code="attribute") from error
+
+
+@op("RegexFullMatch", since=20, traits=(Trait.ELEMENTWISE, Trait.ZERO))
+def regex_full_match(x: Array, *, pattern: str = "") -> Array:
+    match = compiled(pattern).fullmatch
+    return _mapped(lambda text: match(text) is not None, bool, x)
+
+
+@regex_full_match.types
+def _(node: Node) -> Type:
+    compiled(attr(node, "pattern"))
+    return node.input(0).type.with_dtype(BOOL)
