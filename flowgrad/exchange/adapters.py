@@ -348,17 +348,6 @@ def scan_over_batch(b: ImportBuilder, call: ImportedNode, body: Graph) -> Sequen
     return made.outputs
 
 
-# ---- other domains ------------------------------------------------------------------------------------------------------
-
-
-@before(EVERY_OPSET, "ArrayFeatureExtractor", domain="ai.onnx.ml")
-def array_feature_extractor(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:
-    """Z = X[..., Y], which Gather does; a vector X gives a row."""
-    x, indices = call.input(0), b.Reshape(call.input(1), [-1])
-    taken = b.Gather(x, indices, axis=-1)
-    return (b.Unsqueeze(taken, [0]) if _rank(x, call) == 1 else taken,)
-
-
 def is_unknown(dim: object) -> bool:
     """True for an extent about which nothing is known: one that only has a name of our own making."""
     return isinstance(dim, Dim) and all(n.startswith("_d") for n in dim.names())

@@ -76,10 +76,10 @@ def _callees_first(roots: Sequence[Key], calls: Mapping[Key, Sequence[Key]]) -> 
 
 
 @functools.cache
-def schema_of(op: str, version: int) -> Any:
-    """Return the schema of an operator of the default domain in an opset, None if there is none."""
+def schema_of(op: str, version: int, domain: str = "") -> Any:
+    """Return the schema of an operator in an opset of its domain, None if there is none."""
     try:
-        return defs.get_schema(op, version, "")
+        return defs.get_schema(op, version, domain)
     except defs.SchemaError:
         return None
 
@@ -96,9 +96,9 @@ def schema_defaults(op: str, version: int) -> dict[str, onnx.AttributeProto]:
     return {k: a.default_value for k, a in schema.attributes.items() if a.default_value.name}
 
 
-def kind_conflict(op: str, version: int, name: str, kind: int) -> str:
+def kind_conflict(op: str, version: int, name: str, kind: int, domain: str = "") -> str:
     """Return what the standard has against an attribute of this type, or an empty string."""
-    schema = schema_of(op, version)
+    schema = schema_of(op, version, domain)
     declared = None if schema is None else schema.attributes.get(name)
     if declared is None or int(declared.type.value) == kind:
         return ""
@@ -107,9 +107,9 @@ def kind_conflict(op: str, version: int, name: str, kind: int) -> str:
 
 
 @functools.cache
-def type_conflict(op: str, version: int, given: tuple[DType | None, ...]) -> str:
+def type_conflict(op: str, version: int, given: tuple[DType | None, ...], domain: str = "") -> str:
     """Return what the standard has against inputs of these dtypes, or an empty string."""
-    schema = schema_of(op, version)
+    schema = schema_of(op, version, domain)
     if schema is None or not schema.inputs:
         return ""
     bound: dict[str, DType] = {}

@@ -19,7 +19,8 @@ class ImportedNode:
     """A node with its inputs resolved: adapters change it, then it becomes a node of the graph.
 
     ``version`` is the opset the file means it in; ``outputs`` are the names in the graph, "" for one left out; ``scope``
-    returns what a name stands for where the node is.
+    returns what a name stands for where the node is. ``remarks`` are for whoever loads the file; without ``keeps_type``
+    outputs become what the file does not declare.
     """
 
     op: str
@@ -33,6 +34,8 @@ class ImportedNode:
     subregions: Mapping[str, Region] = field(default_factory=dict)
     subgraphs: dict[str, Graph] = field(default_factory=dict)
     captures: list[Value] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    keeps_type: bool = True
     scope: Callable[[str], Value] = field(kw_only=True)
 
     @property

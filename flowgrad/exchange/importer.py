@@ -13,6 +13,7 @@ import flowgrad.exchange.first_opsets
 import flowgrad.exchange.microsoft
 import flowgrad.exchange.microsoft_attention
 import flowgrad.exchange.microsoft_quantization
+import flowgrad.exchange.ml
 import flowgrad.exchange.preview  # noqa: F401  # all of these declare adapters
 from flowgrad.exchange.adapters import (
     ADAPTERS,
@@ -278,10 +279,9 @@ class Importer:
             given = dict(self.functions[key].defaults) | {p.name: p for p in protos}
             return self._enter(frame, call, self.functions[key], given)
         call.attributes = {p.name: value_of(p, self.folder, self.limits) for p in protos if p.name not in subregions}
-        if not key[0]:
-            if version < 6:
-                call.take("consumed_inputs")  # an old hint for runtimes
-            _check_types(call, protos)
+        if not key[0] and version < 6:
+            call.take("consumed_inputs")  # an old hint for runtimes
+        _check_types(call, protos)
         if not (key[0] or self._is_known("", call.op)):
             return self._enter(frame, call, self._body(call, protos), {p.name: p for p in protos})
         self._bind(frame, call, self._emit(frame, call))
@@ -361,8 +361,11 @@ class Importer:
     def _bind(self, frame: Frame, call: ImportedNode, results: Sequence[Value | None]) -> None:
         for name, value in zip(call.proto.output, results, strict=False):
             if name and value is not None:
-                self._declare(frame, value, name)
+                if call.keeps_type:
+                    self._declare(frame, value, name)
                 frame.values[name] = value
+        for remark in call.remarks:
+            self.note(remark)
 
     def _declare(self, frame: Frame, value: Value, name: str) -> None:
         for declared in frame.region.declared.get(name, ()):
@@ -541,9 +544,10 @@ def _widened(formal: Type, result: Type, attempt: int) -> Type:
 
 def _check_types(call: ImportedNode, protos: Sequence[AttributeProto]) -> None:
     for proto in protos:
-        if conflict := kind_conflict(call.op, call.version, proto.name, kind_of(proto)):
+        if conflict := kind_conflict(call.op, call.version, proto.name, kind_of(proto), call.domain):
             raise ValidationError(conflict, code="attribute", where=call.label)
-    conflict = type_conflict(call.op, call.version, tuple(None if v is None else v.type.dtype for v in call.inputs))
+    dtypes = tuple(None if v is None else v.type.dtype for v in call.inputs)
+    conflict = type_conflict(call.op, call.version, dtypes, call.domain)
     if conflict:
         raise ValidationError(conflict, code="dtype", where=call.label)
 
