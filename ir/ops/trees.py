@@ -17,6 +17,8 @@ from flowgrad.ir.types import BOOL, INT32, INT64, UNKNOWN, Type
 AT_MOST, BELOW, EQUAL = range(3)
 """The tests that nodes make: x <= split, x < split, x = split."""
 
+_COMPARE = (np.less_equal, np.less, np.equal)
+
 _BLOCK = 2**16
 """How many paths, of a row through a tree, are followed together: enough for NumPy, few enough for the cache."""
 
@@ -49,21 +51,28 @@ def _descend(
     missing_left: Array, depth: int,
 ) -> None:
     """Lead ``nodes`` to leaves, in place; ``starts`` says where in ``flat`` the row of each begins."""
-    plain, gaps = not tests.any(), bool(missing_left.any())
+    kinds, gaps = _kinds(tests, left), bool(missing_left.any())
     going = np.flatnonzero(left[nodes] != nodes)
     for _ in range(depth):
         if not going.size:
             return
         at = nodes[going]
         value, split = flat[starts[going] + features[at]], splits[at]
-        passes = value <= split
-        if not plain:
-            passes = np.select([tests[at] == BELOW, tests[at] == EQUAL], [value < split, value == split], passes)
+        if len(kinds) == 1:
+            passes = _COMPARE[kinds[0]](value, split)
+        else:
+            passes = np.choose(tests[at], [compare(value, split) for compare in _COMPARE])
         if gaps:
             passes |= missing_left[at] & np.isnan(value)
         at = np.where(passes, left[at], right[at])
         nodes[going] = at
         going = going[left[at] != at]
+
+
+def _kinds(tests: Array, left: Array) -> list[int]:
+    """Return the tests that occur; leaves make none."""
+    found: list[int] = np.unique(tests[left != np.arange(len(left))]).tolist()
+    return found or [AT_MOST]
 
 
 @tree_leaves.types
@@ -114,10 +123,12 @@ def _level(graph: Graph, node: Node, rows: Type, paths: Type, types: list[Type])
     value = b.GatherElements(x, feature, axis=1)
     wide = max(value.type.dtype, split.type.dtype, key=lambda d: d.itemsize)
     value, split = (v if v.type.dtype == wide else b.cast(v, wide) for v in (value, split))
-    passes = b.LessOrEqual(value, split)
-    if attr(node, "tests").any():
+    kinds = _kinds(attr(node, "tests"), attr(node, "left"))
+    if len(kinds) == 1:
+        passes = b.add({AT_MOST: "LessOrEqual", BELOW: "Less", EQUAL: "Equal"}[kinds[0]], [value, split])
+    else:
         below, equal = b.Less(value, split), b.Equal(value, split)
-        passes = b.Where(b.Equal(test, BELOW), below, b.Where(b.Equal(test, EQUAL), equal, passes))
+        passes = b.Or(b.And(below, b.Less(test, EQUAL)), b.And(equal, b.Not(b.Equal(test, BELOW))))
     if attr(node, "missing_left").any():
         passes = b.Or(passes, b.And(missing_left, b.IsNaN(value)))
     body.add_output(b.Identity(going), "going_out")

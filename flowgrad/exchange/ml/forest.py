@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -132,21 +134,13 @@ def forest_of_branches(call: ImportedNode) -> Forest:
     demand(call, len(roots) > 0 and roots.min() >= 0 and roots.max() < count, "tree_roots point to what is not there")
     modes = [MODES[c] for c in codes.tolist()]
     missing = _missing(call, count)
-    sets = _member_sets(call, modes)
-    extra = sum(max(len(s) - 1, 0) for s in sets.values())
-    first = count + extra
-    left, right = (np.where(is_leaf != 0, first + ids, ids) for ids, is_leaf in ((yes, yes_leaf), (no, no_leaf)))
+    left, right = (np.where(is_leaf != 0, count + ids, ids) for ids, is_leaf in ((yes, yes_leaf), (no, no_leaf)))
     splits = splits.astype(np.float64 if splits.dtype == np.float64 else np.float32)
-    kinds = _kinds(call, modes)
-    rows = [features, splits, kinds[:, 0], kinds[:, 1], left, right, missing]
-    rows = _with_members(rows, sets)
-    own = first + np.arange(leaves)
-    fill = [np.zeros(leaves, a.dtype) for a in rows]
-    fill[4] = fill[5] = own
-    features, splits, tests, turned, left, right, missing = (np.concatenate(pair) for pair in zip(rows, fill, strict=True))
-    inner = np.arange(len(left)) < first
-    return _forest(call, features, splits, np.stack([tests, turned], axis=1), left, right, inner, missing, roots,
-                   first_leaf=first)
+    own, whole = count + np.arange(leaves), np.zeros(leaves, np.int64)
+    rows = [np.concatenate(pair) for pair in (
+        (features, whole), (splits, whole.astype(splits.dtype)), (_kinds(call, modes), np.stack([whole, whole], axis=1)),
+        (left, own), (right, own), (np.arange(count) >= 0, whole != 0), (missing, whole != 0))]
+    return _forest(call, *rows, roots, sets=_member_sets(call, modes), first_leaf=count)
 
 
 def _member_sets(call: ImportedNode, modes: list[str]) -> dict[int, Array]:
@@ -160,59 +154,63 @@ def _member_sets(call: ImportedNode, modes: list[str]) -> dict[int, Array]:
     return {n: values[s:e] for n, s, e in zip(nodes, starts, ends.tolist(), strict=True)}
 
 
-def _with_members(rows: list[Array], sets: dict[int, Array]) -> list[Array]:
-    """Let a node that asks for a set ask for its first element, and new ones behind it for the others, one by one."""
-    columns = [a.tolist() for a in rows]
-    features, splits, tests, turned, left, right, missing = columns
-    for node, members in sets.items():
-        if not len(members):
-            splits[node] = np.nan  # nothing is equal to it
-            continue
-        otherwise, at = right[node], node
-        splits[node] = members[0]
-        for member in members[1:].tolist():
-            right[at] = at = len(features)
-            for column, value in zip(columns, (features[node], member, EQUAL, 0, left[node], otherwise, missing[node]), strict=True):
-                column.append(value)
-    return [np.asarray(c, a.dtype) for c, a in zip(columns, rows, strict=True)]
-
-
 # ---- both ---------------------------------------------------------------------------------------------------------------
 
 
 def _forest(
     call: ImportedNode, features: Array, splits: Array, kinds: Array, left: Array, right: Array, inner: Array, missing: Array,
-    roots: Array, first_leaf: int = 0, keys: Any = None,
+    roots: Array, sets: Mapping[int, Array] = MappingProxyType({}), first_leaf: int = 0, keys: Any = None,
 ) -> Forest:
     demand(call, features.min() >= 0, f"a node reads feature {features.min()}")
-    trees, depth = _walked(call, left, right, inner, roots)
+    costs = inner.astype(np.int64)
+    costs[list(sets)] = [max(len(s), 1) for s in sets.values()]
+    trees, depth = _walked(call, left, right, costs, roots)
     turned = kinds[:, 1] != 0
     left, right = np.where(turned, right, left), np.where(turned, left, right)
-    missing_left = (missing != turned) & inner
-    return Forest(features, splits, np.where(inner, kinds[:, 0], AT_MOST), left, right, missing_left, roots.astype(np.int64),
-                  depth, trees, first_leaf, keys)
+    rows = [features, splits, np.where(inner, kinds[:, 0], AT_MOST), left, right, (missing != turned) & inner]
+    features, splits, tests, left, right, missing = _with_members(rows, sets)
+    return Forest(features, splits, tests, left, right, missing, roots.astype(np.int64), depth, trees, first_leaf, keys)
 
 
-def _walked(call: ImportedNode, left: Array, right: Array, inner: Array, roots: Array) -> tuple[Array, int]:
+def _with_members(rows: list[Array], sets: Mapping[int, Array]) -> list[Array]:
+    """Let a node that asks for a set ask for its first element, and new ones behind all for the others, one by one."""
+    if not sets:
+        return rows
+    columns = [a.tolist() for a in rows]
+    features, splits, _, left, right, missing = columns
+    for node, members in sets.items():
+        at, otherwise = node, right[node]
+        splits[node] = members[0] if len(members) else np.nan  # to which nothing is equal
+        for member in members[1:].tolist():
+            right[at] = len(features)
+            at = right[at]
+            for column, value in zip(columns, (features[node], member, EQUAL, left[node], otherwise, missing[node]), strict=True):
+                column.append(value)
+    return [np.asarray(c, a.dtype) for c, a in zip(columns, rows, strict=True)]
+
+
+def _walked(call: ImportedNode, left: Array, right: Array, costs: Array, roots: Array) -> tuple[Array, int]:
     """Return of each node the tree it is in (-1 for none or several) and the depth, level by level.
 
-    Raises ValidationError for a branch with two parents, which all cycles have; leaves may have several.
+    ``costs`` says how many steps a node takes, 0 for leaves. Raises ValidationError for a branch with two parents, which
+    all cycles have; leaves may have several.
     """
     count = len(left)
     lowest, highest, visited = np.full(count, len(roots)), np.full(count, -1), np.zeros(count, bool)
     level, owner = np.unique(roots, return_index=True)
-    depth = 0
+    steps, depth = np.zeros(len(level), np.int64), 0
     while level.size:
         np.minimum.at(lowest, level, owner)
         np.maximum.at(highest, level, owner)
-        going = inner[level]
-        branches, owner = level[going], np.tile(owner[going], 2)
+        depth = max(depth, int(steps.max()))
+        if depth > DEEPEST:
+            raise LimitError(f"{call.op}: a tree is deeper than {DEEPEST} levels", code="depth", where=call.label)
+        going = costs[level] > 0
+        branches = level[going]
         demand(call, not visited[branches].any() and len(np.unique(branches)) == len(branches),
                "a node is reached twice: that is no tree")
         visited[branches] = True
+        owner, steps = np.tile(owner[going], 2), np.tile(steps[going] + costs[branches], 2)
         level = np.concatenate([left[branches], right[branches]])
-        depth += bool(level.size)
-        if depth > DEEPEST:
-            raise LimitError(f"{call.op}: a tree is deeper than {DEEPEST} levels", code="depth", where=call.label)
     repeated = len(np.unique(roots)) < len(roots)
     return np.where((lowest == highest) & (not repeated), lowest, -1), depth
