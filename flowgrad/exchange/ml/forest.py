@@ -137,10 +137,11 @@ def forest_of_branches(call: ImportedNode) -> Forest:
     left, right = (np.where(is_leaf != 0, count + ids, ids) for ids, is_leaf in ((yes, yes_leaf), (no, no_leaf)))
     splits = splits.astype(np.float64 if splits.dtype == np.float64 else np.float32)
     own, whole = count + np.arange(leaves), np.zeros(leaves, np.int64)
-    rows = [np.concatenate(pair) for pair in (
-        (features, whole), (splits, whole.astype(splits.dtype)), (_kinds(call, modes), np.stack([whole, whole], axis=1)),
-        (left, own), (right, own), (np.arange(count) >= 0, whole != 0), (missing, whole != 0))]
-    return _forest(call, *rows, roots, sets=_member_sets(call, modes), first_leaf=count)
+    features, splits, left, right, missing = (np.concatenate([a, fill.astype(a.dtype)]) for a, fill in (
+        (features, whole), (splits, whole), (left, own), (right, own), (missing, whole)))
+    kinds = np.concatenate([_kinds(call, modes), np.zeros((leaves, 2), np.int64)])
+    return _forest(call, features, splits, kinds, left, right, np.arange(len(left)) < count, missing, roots,
+                   sets=_member_sets(call, modes), first_leaf=count)
 
 
 def _member_sets(call: ImportedNode, modes: list[str]) -> dict[int, Array]:
