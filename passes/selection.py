@@ -63,13 +63,13 @@ def check_whole(value: Value) -> Value:
 def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
     """Return the values that ``wrt`` names: names, globs, "inputs" (all float ones), "params", or a list of these.
 
-    Constants among them become parameters. Raises InputError for what is unknown, not a float, or matches nothing.
+    Sequences and optional values of floats are taken by name. Constants become parameters. Raises InputError for what is unknown, not a float, or matches nothing.
     """
     chosen: dict[Value, None] = {}
     for item in as_list(wrt):
         chosen.update(dict.fromkeys(_matches(graph, item)))
     for value in chosen:
-        if not value.type.dtype.is_float:
+        if not value.type.dtype.carries:
             raise InputError(f"{value.name!r} is {value.type.dtype.name}: only floats have derivatives", code="dtype")
         check_whole(value)
         if value.producer.op == CONSTANT and value.producer.role != DEFAULT:
@@ -110,7 +110,7 @@ def find_of(graph: Graph, of: Of | None) -> list[tuple[str, Value]]:
     items: list[Any] = list(of) if isinstance(of, (list, tuple)) else [of]
     pairs = [_named(graph, item) for item in items]
     for name, value in pairs:
-        if not value.type.dtype.is_float:
+        if not value.type.dtype.carries:
             raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")
     return pairs
 
@@ -151,7 +151,7 @@ def find_scalar(graph: Graph, of: str | Pick | None) -> tuple[str, Value]:
                 code="of")
         return pairs[0]
     ((name, value),) = find_of(graph, of)
-    if value.type.size != 1:
+    if value.type.size != 1 or not value.type.dtype.is_float:
         raise InputError(f"{name!r} is {value.type!r}, not a scalar: name a scalar, or use vjp, which takes a cotangent",
                          code="of")
     return name, value

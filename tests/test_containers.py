@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.dtypes import sequence_of
-from flowgrad.ir.errors import InputError, LoadError, RunError, UnsupportedError, ValidationError
+from flowgrad.ir.errors import InputError, LoadError, NotDifferentiableError, RunError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type, dtype_of
@@ -171,11 +171,35 @@ def test_exported_derivatives_run_in_onnxruntime(make: Any, more: dict[str, Arra
     np.testing.assert_allclose(gradient.compile("ort").run(feeds)["x_grad"], gradient(feeds)["x_grad"], rtol=1e-12)
 
 
-def test_derivatives_of_containers_themselves_are_refused() -> None:
-    with pytest.raises(InputError, match="only floats have derivatives"):
-        fg.vjp(squares(), "b", "s")
-    with pytest.raises(InputError, match="only floats can be differentiated"):
-        fg.vjp(squares(), "o")
+def test_gradients_of_sequences_are_sequences() -> None:
+    """b = s[i]^2, and o is s with b at its end: cotangents and gradients of a sequence have its extents."""
+    feeds: dict[str, Any] = {"s": ITEMS, "i": np.int64(-1)}
+    seed = np.full((2, 3), 0.5)
+    found: dict[str, Any] = fg.vjp(squares(), "b", "s")({**feeds, "b_grad": seed})
+    assert [a.tolist() for a in found["s_grad"]] == [[0, 0], ITEMS[1].tolist()]
+    seeds = [np.ones(2), np.ones((2, 3)), seed]
+    both: dict[str, Any] = fg.vjp(squares(), "o", "s")({**feeds, "o_grad": seeds})
+    assert [a.tolist() for a in both["s_grad"]] == [[1, 1], (1 + ITEMS[1]).tolist()]
+    pushed: dict[str, Any] = fg.jvp(squares(), "o", "s")({**feeds, "s_tangent": [np.ones(2), np.ones((2, 3))]})
+    assert [a.tolist() for a in pushed["o_tangent"]] == [[1, 1], [[1] * 3] * 2, (2 * ITEMS[1]).tolist()]
+
+
+def test_gradients_of_optional_values_are_optional() -> None:
+    """Where a branch of an If does not use the value, there are no zeros that fit it, and the reason is told."""
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(DOUBLE, None))
+    made = model([node("OptionalGetElement", ["x"], ["e"]), node("Mul", ["e", "e"], ["y"])],
+                 [helper.make_value_info("x", kind)], [tensor("y", None)])
+    out: dict[str, Any] = fg.vjp(made, "y", "x")({"x": np.arange(3.0), "y_grad": np.ones(3)})
+    assert out["x_grad"].tolist() == [0, 2, 4]
+    with pytest.raises(NotDifferentiableError, match="may be absent"):
+        fg.vjp(optional_input(), "y", "x")
+
+
+def test_a_container_is_no_scalar() -> None:
+    with pytest.raises(InputError, match="not a scalar"):
+        fg.grad(squares(), "o", "s")
+    with pytest.raises(InputError, match="not a scalar|scalar float outputs"):
+        fg.grad(squares(), None, "s")
 
 
 def test_what_a_sequence_hides_is_not_taken_for_zero() -> None:

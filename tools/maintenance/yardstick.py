@@ -29,7 +29,7 @@ def grad(model: Any, inputs: Sequence[Any], cotangents: Sequence[Any]) -> dict[s
     loaded = load(model)
     feeds = _feeds(loaded, model, inputs)
     seeds = {o.name: np.asarray(ct) for o, ct in zip(model.graph.output, cotangents, strict=True) if ct is not None}
-    wrt = [v.name for v in loaded.graph.inputs if v.type.dtype.is_float and v.name in feeds]
+    wrt = [v.name for v in loaded.graph.inputs if v.type.dtype.carries and v.name in feeds]
     try:
         joint = vjp(loaded, list(seeds), wrt, zero="allow")
     except NotDifferentiableError as error:
