@@ -14,7 +14,14 @@ from onnx import TensorProto, helper
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.dtypes import sequence_of
-from flowgrad.ir.errors import InputError, LoadError, NotDifferentiableError, RunError, UnsupportedError, ValidationError
+from flowgrad.ir.errors import (
+    InputError,
+    LoadError,
+    NotDifferentiableError,
+    RunError,
+    UnsupportedError,
+    ValidationError,
+)
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type, dtype_of
