@@ -58,6 +58,7 @@ class Row:
 
 X = floats(2, 3, 8)
 MASK = np.array([[1, 1, 0], [1, 1, 1]], np.int32)
+TABLES = [np.cos(floats(9, 8)), np.sin(floats(9, 8))]
 TABLE = [np.cos(floats(7, 2)), np.sin(floats(7, 2))]
 
 ROWS = [
@@ -103,6 +104,15 @@ ROWS = [
     Row("MultiHeadAttention", X, floats(2, 3, 8), floats(2, 3, 8), None, None, None, floats(2, 2, 4, 4), floats(2, 2, 4, 4),
         num_heads=2, outputs=3, name="past"),
     Row("MultiHeadAttention", X, floats(2, 3, 8), floats(2, 3, 8), num_heads=2, unidirectional=1, name="causal"),
+    Row("GroupQueryAttention", floats(2, 3, 32), floats(2, 3, 16), floats(2, 3, 16), None, None, np.array([2, 2], np.int32),
+        (np.array(3, np.int32),), num_heads=4, kv_num_heads=2, outputs=3),
+    Row("GroupQueryAttention", floats(2, 1, 32), floats(2, 1, 16), floats(2, 1, 16), floats(2, 2, 5, 8), floats(2, 2, 5, 8),
+        np.array([5, 3], np.int32), (np.array(6, np.int32),), num_heads=4, kv_num_heads=2, outputs=3, name="step"),
+    Row("GroupQueryAttention", floats(1, 3, 128), None, None, floats(1, 2, 5, 16), floats(1, 2, 5, 16), np.array([7], np.int32),
+        (np.array(8, np.int32),), *TABLES, num_heads=4, kv_num_heads=2, outputs=3, do_rotary=1, name="packed"),
+    Row("GroupQueryAttention", floats(2, 3, 64), floats(2, 3, 32), floats(2, 3, 32), None, None, np.array([2, 2], np.int32),
+        (np.array(3, np.int32),), *TABLES, num_heads=4, kv_num_heads=2, outputs=3, do_rotary=1, rotary_interleaved=1,
+        scale=0.3, softcap=1.5, name="interleaved"),
     Row("RotaryEmbedding", floats(2, 3, 8), ints(2, 3, below=7, dtype="int64"), *TABLE),
     Row("RotaryEmbedding", floats(2, 2, 3, 4), np.array([2], np.int64), *TABLE, interleaved=1, name="interleaved"),
     Row("RotaryEmbedding", floats(2, 3, 12), ints(2, 3, below=7, dtype="int64"), *TABLE, num_heads=2, rotary_embedding_dim=4,

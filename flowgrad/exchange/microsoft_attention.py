@@ -34,8 +34,12 @@ def joined_heads(b: ImportBuilder, x: Value) -> Value:
     return b.Reshape(b.Transpose(x, perm=_SWAP), np.asarray([0, 0, -1], np.int64))
 
 
-def attended(b: ImportBuilder, heads: Heads, scale: float | None, bias: Value | None, causal: bool) -> Value:
-    """Return softmax(scale Q K' + bias) V; ``causal`` hides keys after each query, which stand at the end of all keys."""
+def attended(b: ImportBuilder, heads: Heads, scale: float | None, bias: Value | None, causal: bool,
+             softcap: float = 0) -> Value:
+    """Return softmax(scale Q K' + bias) V; ``causal`` hides keys after each query, which stand at the end of all keys.
+
+    With ``softcap`` c the scores are c tanh(scores / c).
+    """
     query, key = heads.query, heads.key
     dtype = query.type.dtype
     if scale is None or scale == 0:
@@ -45,6 +49,8 @@ def attended(b: ImportBuilder, heads: Heads, scale: float | None, bias: Value | 
     else:
         factor = b.scalar(scale, dtype)
     scores = b.Mul(b.MatMul(query, b.Transpose(key, perm=[0, 1, 3, 2])), factor)
+    if softcap:
+        scores = b.Mul(b.Tanh(b.Div(scores, b.scalar(softcap, dtype))), b.scalar(softcap, dtype))
     scores = added(b, scores, bias)
     if causal:
         scores = b.Where(_later(b, query, key), b.scalar(float("-inf"), dtype), scores)
@@ -190,3 +196,90 @@ def rotated(b: ImportBuilder, x: Value, places: Value, cosines: Value, sines: Va
         y = b.Concat(real, imaginary, axis=3)
     whole = x.shape[3]
     return y if whole == turned else b.Concat(y, rest, axis=3)
+
+
+# ---- grouped queries ----------------------------------------------------------------------------------------------------
+
+
+@contributed("GroupQueryAttention")
+def group_query_attention(b: ImportBuilder, call: ImportedNode) -> Results:
+    """Causal attention where several heads of queries share one of keys and values, which are appended to a cache.
+
+    Row k of the batch has ``seqlens_k[k] + 1`` keys in all; the cache keeps its length unless more are needed. Without an
+    input for keys, the first input holds queries, keys and values side by side.
+    """
+    refuse_attributes(call, local_window_size=-1, smooth_softmax=0, qk_output=0, kv_cache_bit_width=0)
+    refuse_inputs(call, position_ids=9, attention_bias=10, head_sink=11)
+    count, shared = int(call.attributes["num_heads"]), int(call.attributes["kv_num_heads"])
+    query, key, value = (split_heads(b, x, n) for x, n in zip(_three(b, call, count, shared), (count, shared, shared),
+                                                              strict=True))
+    length = b.Squeeze(b.extent(query, 2), [0])
+    total = b.Squeeze(b.cast(b.Reshape(call.input(6), [1]), INT64), [0])
+    keys = b.Add(b.cast(b.Reshape(call.input(5), [-1, 1]), INT64), np.int64(1))
+    start = b.Max(b.Sub(keys, length), np.int64(0))  # of a prompt, whose rows may be padded: 0
+    start = b.Where(b.Equal(length, total), np.int64(0), start)
+    if call.take("do_rotary", 0):
+        places = b.Add(start, b.Unsqueeze(b.Range(np.int64(0), length, np.int64(1)), [0]))
+        query, key = (_turned(b, call, x, places) for x in (query, key))
+    present = [_cached(b, call.optional(slot), new, start, total) for slot, new in ((3, key), (4, value))]
+    every = b.Squeeze(b.extent(present[0], 2), [0])
+    last = b.Unsqueeze(b.Add(start, b.Unsqueeze(b.Range(np.int64(0), length, np.int64(1)), [0])), [1, 3])
+    shown = b.LessOrEqual(b.Range(np.int64(0), every, np.int64(1)), last)
+    bias = b.Where(shown, b.scalar(0, query.type.dtype), b.scalar(float("-inf"), query.type.dtype))
+    heads = Heads(query, *(_repeated(b, x, count // shared) for x in present))
+    y = attended(b, heads, call.take("scale"), bias, False, float(call.take("softcap", 0.0)))
+    return joined_heads(b, y), *present
+
+
+def _three(b: ImportBuilder, call: ImportedNode, count: int, shared: int) -> tuple[Value, Value, Value]:
+    """Return queries, keys and values [batch, length, heads * size]."""
+    query, key, value = (call.optional(k) for k in range(3))
+    assert query is not None
+    if key is not None and value is not None:
+        return query, key, value
+    width = query.shape[2]
+    if not isinstance(width, int):
+        raise UnsupportedError("GroupQueryAttention with packed inputs of unknown size is not supported", code="shape",
+                               where=call.label)
+    size = width // (count + 2 * shared)
+    parts = b.add_several("Split", [query, np.asarray([count * size, shared * size, shared * size], np.int64)], {"axis": 2},
+                          outputs=3)
+    return parts[0], parts[1], parts[2]
+
+
+def _turned(b: ImportBuilder, call: ImportedNode, x: Value, places: Value) -> Value:
+    cosines, sines = call.input(7), call.input(8)
+    half = cosines.shape[1]
+    if not isinstance(half, int):
+        raise UnsupportedError("GroupQueryAttention with tables of unknown size is not supported", code="shape",
+                               where=call.label)
+    interleaved = bool(call.attributes.get("rotary_interleaved", 0))
+    return b.Transpose(rotated(b, b.Transpose(x, perm=_SWAP), places, cosines, sines, 2 * half, interleaved), perm=_SWAP)
+
+
+def _cached(b: ImportBuilder, past: Value | None, new: Value, start: Value, total: Value) -> Value:
+    """Return past [batch, heads, places, size] with ``new`` from ``start`` [batch, 1] on, zeros after; as long as needed."""
+    zero, one = np.int64(0), np.int64(1)
+    length = b.Squeeze(b.extent(new, 2), [0])
+    if past is None:
+        past = b.Slice(new, [0], [0], [2])
+    held = b.Squeeze(b.extent(past, 2), [0])
+    every = b.Max(held, total)
+    missing = b.Unsqueeze(b.Sub(every, held), [0])
+    longer = b.Pad(past, b.Concat(np.zeros(6, np.int64), missing, np.zeros(1, np.int64), axis=0))
+    place = b.Sub(b.Unsqueeze(b.Range(zero, every, one), [0]), start)  # in the new part [batch, places]
+    source = b.Unsqueeze(b.Min(b.Max(place, zero), b.Sub(length, one)), [1, 3])
+    like = b.Concat(b.extent(new, 0), b.extent(new, 1), b.Unsqueeze(every, [0]), b.extent(new, 3), axis=0)
+    appended = b.GatherElements(new, b.Expand(source, like), axis=2)
+    is_new, is_past = (b.Unsqueeze(m, [1, 3]) for m in (b.And(b.GreaterOrEqual(place, zero), b.Less(place, length)),
+                                                        b.Less(place, zero)))
+    return b.Where(is_new, appended, b.Where(is_past, longer, b.scalar(0, new.type.dtype)))
+
+
+def _repeated(b: ImportBuilder, x: Value, times: int) -> Value:
+    """Return each head ``times`` times, one after the other."""
+    if times == 1:
+        return x
+    apart = b.Expand(b.Unsqueeze(x, [2]), np.asarray([1, 1, times, 1, 1], np.int64))
+    joined = b.Concat(b.extent(x, 0), np.asarray([-1], np.int64), b.extent(x, 2), b.extent(x, 3), axis=0)
+    return b.Reshape(apart, joined)
