@@ -136,4 +136,4 @@ def _runner(graph: Graph, captures: Sequence[Array], rng: np.random.Generator, m
         meter.step()
         return run_values(graph, dict(zip(formals, (*arrays, *captures), strict=True)), wanted, rng, meter)
 
-    return Subgraph(graph, captures, run, meter.limits)
+    return Subgraph(graph, captures, run, meter)

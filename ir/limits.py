@@ -92,13 +92,17 @@ class Limits:
 
 
 class Meter:
-    """What one run, or one folding, has used up: calls of subgraphs, and time from when the meter was made."""
+    """What one run, or one folding, has used up: calls of subgraphs, time from when the meter was made, memory in use.
 
-    __slots__ = ("deadline", "limits", "steps")
+    ``live`` counts what all calls that go on hold, at every depth: their frames, and scan outputs being filled.
+    """
+
+    __slots__ = ("deadline", "limits", "live", "steps")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.steps = 0
+        self.live = 0
         self.deadline = math.inf if limits.wall_seconds == math.inf else time.monotonic() + limits.wall_seconds
 
     def step(self) -> None:
@@ -108,6 +112,16 @@ class Meter:
             self.limits.check("loop_steps", self.steps)
         if self.deadline != math.inf:
             self.check_time()
+
+    def take(self, nbytes: int, what: str = "") -> None:
+        """Count memory that is about to be allocated. Raises LimitError beyond ``live_bytes``."""
+        self.live += nbytes
+        if self.live > self.limits.live_bytes:
+            self.limits.check("live_bytes", self.live, what)
+
+    def give(self, nbytes: int) -> None:
+        """Count memory as free again. A run that fails need not: its meter ends with it."""
+        self.live -= nbytes
 
     def check_time(self) -> None:
         """Raise LimitError once more than ``wall_seconds`` have gone by."""

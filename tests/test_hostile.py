@@ -12,6 +12,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import onnx
 import pytest
 from onnx import AttributeProto, TensorProto, helper
 
@@ -149,6 +150,31 @@ def test_rows_that_a_loop_stacks_keep_to_the_limits() -> None:
     loaded = load(loop(2**40, scanned=1), limits=Limits(tensor_bytes=4096))
     with pytest.raises(LimitError, match="tensor_bytes"):
         loaded()
+
+
+def test_what_nested_calls_hold_is_counted_together() -> None:
+    """Each of three scan outputs, one inside the other, keeps to the limit; together they do not."""
+    def stacked(depth: int) -> onnx.GraphProto:
+        name, inner = f"s{depth}", f"s{depth - 1}"
+        nodes = [helper.make_node("Loop", ["rows", ""], [inner], body=stacked(depth - 1))] if depth else [
+            helper.make_node("Tanh", ["x"], ["s-1"])]
+        nodes += [helper.make_node("Identity", [inner], [name]), helper.make_node("Identity", [f"c{depth}"], [f"d{depth}"])]
+        return helper.make_graph(nodes, "body", [info(f"i{depth}", (), TensorProto.INT64), info(f"c{depth}", (), TensorProto.BOOL)],
+                                 [info(f"d{depth}", (), TensorProto.BOOL), info(name, None)])
+
+    nested = load(model([helper.make_node("Loop", ["rows", ""], ["y"], body=stacked(2))], {"x": (64,)}, ["y"],
+                        initializers={"rows": np.asarray(4)}))
+    x = np.ones(64, np.float32)
+    whole = 4**3 * x.nbytes  # and a quarter and a sixteenth of it while it is filled
+    assert nested.compile(limits=Limits(live_bytes=3 * whole)).run({"x": x})["y"].nbytes == whole
+    with pytest.raises(LimitError, match="live_bytes"):
+        nested.compile(limits=Limits(live_bytes=whole + whole // 8)).run({"x": x})
+
+
+def test_memory_that_calls_give_back_is_not_counted() -> None:
+    looped = load(loop(1000, scanned=1)).compile(limits=Limits(live_bytes=100_000))
+    for _ in range(3):
+        looped.run({})
 
 
 def test_outputs_of_a_body_that_have_one_name_can_be_saved(tmp_path: Path) -> None:

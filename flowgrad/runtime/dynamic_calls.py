@@ -55,21 +55,20 @@ class SubgraphCalls:
             formals = len(graph.inputs) - len(step.record.captures)
             executors[name] = self._make(graph, {formals + i: array for i, array in known.items()})
         kept = [i for i in range(len(step.record.captures)) if i not in known]
-        return Binder(step.record.subgraphs, executors, kept, self.limits)
+        return Binder(step.record.subgraphs, executors, kept)
 
 
 class Binder:
     """Closes the subgraphs of a node over the captures of a run."""
 
-    __slots__ = ("executors", "graphs", "kept", "limits")
+    __slots__ = ("executors", "graphs", "kept")
 
-    def __init__(self, graphs: Mapping[str, Graph], executors: dict[str, Executor], kept: list[int],
-                 limits: Limits) -> None:
-        self.graphs, self.executors, self.kept, self.limits = graphs, executors, kept, limits
+    def __init__(self, graphs: Mapping[str, Graph], executors: dict[str, Executor], kept: list[int]) -> None:
+        self.graphs, self.executors, self.kept = graphs, executors, kept
 
     def __call__(self, context: Context, captures: Sequence[Array]) -> dict[str, Subgraph]:
         given = tuple(captures[i] for i in self.kept)
-        return {name: Subgraph(self.graphs[name], captures, self._runner(executor, context, given), self.limits)
+        return {name: Subgraph(self.graphs[name], captures, self._runner(executor, context, given), context.meter)
                 for name, executor in self.executors.items()}
 
     def _runner(self, executor: Executor, context: Context, captures: tuple[Array, ...]) -> Runner:

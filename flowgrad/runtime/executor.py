@@ -210,9 +210,11 @@ class Specialisation:
         slots: list[Any] = [None] * len(self.slots)
         slots[: len(arrays)] = arrays
         used: list[tuple[Segment, Frame]] = []
+        meter = context.meter
         segment = self.first
         try:
             while True:
+                meter.take(segment.layout.peak_bytes)
                 frame = segment.take_frame()
                 used.append((segment, frame))
                 if segment.needs_blas:
@@ -233,6 +235,7 @@ class Specialisation:
         # a frame, which then belongs to nobody.
         for owner, frame in used:
             owner.give_frame(frame)
+            meter.give(owner.layout.peak_bytes)
         return results
 
     def _finish(self, segments: Sequence[Segment], slots: list[Any]) -> list[Array]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Graph, Node, Value
-from flowgrad.ir.limits import Limits
+from flowgrad.ir.limits import Meter
 from flowgrad.ir.ops.registry import attr
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, merge_dims
 
@@ -200,13 +200,13 @@ class Subgraph:
     """What the kernel of If, Loop or Scan gets for a subgraph: call it with the formal inputs.
 
     ``empty`` takes the same arrays and returns, without running anything, zeros of the types of the outputs; an extent
-    that cannot be told without a run is 0. ``limits`` bound what the kernel itself allocates.
+    that cannot be told without a run is 0. ``meter`` counts what the kernel itself allocates.
     """
 
-    __slots__ = ("captures", "graph", "limits", "run")
+    __slots__ = ("captures", "graph", "meter", "run")
 
-    def __init__(self, graph: Graph, captures: Sequence[Array], run: Callable[..., list[Array]], limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, graph: Graph, captures: Sequence[Array], run: Callable[..., list[Array]], meter: Meter) -> None:
+        self.meter = meter
         self.graph = graph
         self.captures = captures
         self.run = run

@@ -12,7 +12,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
-from flowgrad.ir.limits import Limits
+from flowgrad.ir.limits import Meter
 from flowgrad.ir.ops.control.if_derivatives import if_adjoint, if_tangent
 from flowgrad.ir.ops.control.loop_derivatives import loop_adjoint, loop_tangent
 from flowgrad.ir.ops.control.loop_layout import (
@@ -87,9 +87,9 @@ class Stack:
     ``most`` bounds the iterations; if it is ``exact``, the output is laid out at once. Axis and order need that.
     """
 
-    def __init__(self, name: str, limits: Limits, most: int | None, exact: bool = False, axis: int = 0,
+    def __init__(self, name: str, meter: Meter, most: int | None, exact: bool = False, axis: int = 0,
                  reverse: bool = False) -> None:
-        self.limits = limits
+        self.meter = meter
         self.name = name
         self.most = most
         self.exact = exact
@@ -118,6 +118,7 @@ class Stack:
             self.most = 0
             self._begin(empty)
         assert self.result is not None
+        self.meter.give(self.result.nbytes)  # it is the caller's from here on
         return self.result if self.exact else self.result[: self.count]
 
     def _begin(self, like: Array) -> None:
@@ -129,8 +130,8 @@ class Stack:
 
     def _check_room(self, nbytes: int) -> None:
         """Raise LimitError before more is allocated than a tensor may have, or than is left for all."""
-        self.limits.check("tensor_bytes", nbytes, self.name)
-        self.limits.check("live_bytes", nbytes + (0 if self.result is None else self.result.nbytes), self.name)
+        self.meter.limits.check("tensor_bytes", nbytes, self.name)
+        self.meter.take(nbytes, self.name)
 
     def _capacity(self, row_bytes: int) -> int:
         room = FIRST_CAPACITY if self.most is None else max(FIRST_CAPACITY, FIRST_BYTES // max(1, row_bytes))
@@ -141,6 +142,7 @@ class Stack:
         self._check_room(capacity * self.rows[0].nbytes)
         grown = np.empty((capacity, *self.rows.shape[1:]), self.rows.dtype)
         grown[: self.count] = self.rows
+        self.meter.give(self.rows.nbytes)
         self.result = self.rows = grown
 
 
@@ -159,7 +161,7 @@ def loop(m: Array | None = None, cond: Array | None = None, *states: Array, coun
     most = None if m is None else int(np.reshape(m, ()))
     going = cond is None or bool(np.all(cond))
     carried = list(states)
-    stacks = [Stack(f"scan output {i} of Loop", body.limits, most) for i in range(count - len(states))]
+    stacks = [Stack(f"scan output {i} of Loop", body.meter, most) for i in range(count - len(states))]
     trip = 0
     while going and (most is None or trip < most):
         results = body(np.asarray(trip, np.int64), np.asarray(going), *carried)
@@ -257,7 +259,7 @@ def scan(
     rows = [r[::-1] if flip else r for r, flip in zip(rows, _padded(scan_input_directions, len(rows)), strict=True)]
     outputs = count - states
     stacks = [
-        Stack(f"scan output {i} of Scan", body.limits, length, True, axis, bool(flip))
+        Stack(f"scan output {i} of Scan", body.meter, length, True, axis, bool(flip))
         for i, (axis, flip) in enumerate(zip(_padded(scan_output_axes, outputs), _padded(scan_output_directions, outputs),
                                              strict=True))
     ]
