@@ -12,7 +12,7 @@ import numpy as np
 
 from flowgrad.ir.boundary import guarded
 from flowgrad.ir.bulk import bulk
-from flowgrad.ir.errors import InputError, LoadError, SaveError, safe_text, suggestion
+from flowgrad.ir.errors import InputError, LoadError, ResourceError, SaveError, safe_text, suggestion
 from flowgrad.ir.feeds import as_array
 from flowgrad.ir.files import open_file, read_file
 from flowgrad.ir.graph import Array, Graph, Value
@@ -100,6 +100,7 @@ class Model:
         """Every parameter candidate with the reason why ``wrt="params"`` includes it or not."""
         return [info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph)]
 
+    @guarded("while printing")
     def __str__(self) -> str:
         from flowgrad.ir.text import format_graph
 
@@ -119,12 +120,15 @@ class Model:
         name, number, dtype or shape.
         """
         self._borrowed.check()
-        given = {**self._by_name(feeds), **named}
-        containers = {v.name for v in self.graph.inputs if v.type.dtype.element is not None}
-        for name, value in given.items():
-            if value is None and name not in containers:
-                raise InputError(f"input {name!r} is None: give an array", code="missing")
-        return self._program.run({n: value if n in containers else as_array(n, value) for n, value in given.items()})
+        try:
+            given = {**self._by_name(feeds), **named}
+            containers = {v.name for v in self.graph.inputs if v.type.dtype.element is not None}
+            for name, value in given.items():
+                if value is None and name not in containers:
+                    raise InputError(f"input {name!r} is None: give an array", code="missing")
+            return self._program.run({n: value if n in containers else as_array(n, value) for n, value in given.items()})
+        except MemoryError as error:
+            raise ResourceError(f"out of memory: {error}", code="memory") from error
 
     def _by_name(self, feeds: Sequence[Any]) -> Mapping[str, Any]:
         """Return positional feeds by the names of the inputs: one dict, or arrays in order."""
@@ -149,6 +153,7 @@ class Model:
     @overload
     def compile(self, engine: str, threads: int | None = None, limits: Limits | None = None) -> Program: ...
 
+    @guarded("while compiling")
     def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Program:
         """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start."""
         return in_time(limits or self.graph.limits, self._compiled, engine, threads, limits)
@@ -161,6 +166,7 @@ class Model:
 
     # ---- making others ------------------------------------------------------------------------------------------------
 
+    @guarded("while passes ran")
     def optimized(self, passes: str | None = None) -> Model:
         """Return this model after a pipeline of passes (default: the standard one)."""
         if passes is None and self._optimized_at == self.graph.version:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,8 +22,11 @@ from flowgrad.ir.literals import little_endian
 EXTERNAL_BYTES = 1 << 32
 """Tensors of this size and more do not fit a msgpack binary."""
 
-_PLAIN = frozenset(("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16",
-                    "uint8", "bool"))
+_PLAIN = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+          "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL"}
+"""What safetensors calls the dtypes that it has."""
+
+_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,35 @@ class Weights:
 def write_weights(beside: Path, tensors: Mapping[str, Array]) -> Weights:
     """Write ``tensors`` next to the file ``beside``, under a name made of its stem and their digest. Raises SaveError.
 
-    Dtypes that safetensors lacks are kept as bytes.
+    Dtypes that safetensors lacks are kept as bytes. The library itself would write a file of its own, which other
+    processes that save here could not know for one in the making.
     """
-    library = _library()
     plain = {name: little_endian(a) if a.dtype.name in _PLAIN else _as_bytes(a) for name, a in tensors.items()}
     with new_file(beside) as new:
-        try:
-            library.save_file(plain, os.fspath(new.temporary))
-        except _library_errors() as error:
-            raise SaveError(f"cannot write the weights: {error}", code="safetensors", where=str(beside)) from error
-        with new.temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, _hash).digest()
+        digest = _write(new.stream, plain)
         name = f"{beside.stem[:80]}-{digest.hex()[:16]}.safetensors"
         new.finish(beside.parent / name)
     return Weights(name, digest, {id(a): n for n, a in tensors.items()})
+
+
+def _write(stream: BinaryIO, tensors: Mapping[str, Array]) -> bytes:
+    """Write the safetensors form (length of the header, JSON, elements; widest dtypes first) and return its digest."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    head, at = {}, 0
+    for name, array in ordered:
+        head[name] = {"dtype": _PLAIN[array.dtype.name], "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    try:
+        text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise SaveError(f"a tensor has a name that is no text: {error}", code="name") from error
+    text += b" " * (-len(text) % _ALIGNMENT)
+    digest = _hash()
+    pieces: list[Any] = [len(text).to_bytes(8, "little"), text, *(_as_bytes(a).data for _, a in ordered)]
+    for piece in pieces:
+        stream.write(piece)
+        digest.update(piece)
+    return bytes(digest.digest())
 
 
 def read_weights(directory: Path, name: str, digest: bytes, limits: Limits) -> dict[str, Array]:

@@ -125,6 +125,8 @@ class PassManager:
                         recorder.counts(), tuple(recorder.misses))
             notes = [note for hook in hooks if (note := hook.after(step, graph, previous))]
         except Exception as error:
+            if isinstance(error, (MemoryError, RecursionError)):  # no fault of the pass
+                raise
             for hook in hooks:
                 hook.failed(stage, self.stages[index:], previous, error)
             if isinstance(error, FlowgradError):

@@ -464,3 +464,13 @@ def test_an_exception_of_the_graph_leaves_no_file(tmp_path: Path) -> None:
 def test_long_graphs_take_no_stack() -> None:
     graph = ir_graphs.chain(20_000)
     assert same_graph(unpack(pack(graph)), graph) is None
+
+
+def test_the_weights_file_is_that_of_the_library(tmp_path: Path) -> None:
+    from flowgrad.ir.weights import write_weights
+
+    library = pytest.importorskip("safetensors.numpy")
+    tensors = {"b": np.ones((2, 3), np.float32), 'a"\u00e9': np.zeros(3, np.int8), "c": np.array(2.5), "t": np.zeros(2, bool),
+               "e": np.zeros((0, 2), np.float32)}
+    written = write_weights(tmp_path / "m.msgpack", tensors)
+    assert (tmp_path / written.file).read_bytes() == library.save(tensors)

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.dtypes import given_back
-from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.errors import InputError, ResourceError, suggestion
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits
@@ -85,12 +85,15 @@ class NumpyProgram:
         LimitError and ResourceError for too much memory.
         """
         self._borrowed.check()
-        context = Context(self.seed if seed is None else seed, self.limits)
-        results = self._executor.run(context, self._arrays(feeds))
-        outputs: dict[str, Any] = dict(zip(self._output_names, results, strict=True))
-        for name in self._containers:
-            outputs[name] = given_back(outputs[name])
-        return outputs
+        try:
+            context = Context(self.seed if seed is None else seed, self.limits)
+            results = self._executor.run(context, self._arrays(feeds))
+            outputs: dict[str, Any] = dict(zip(self._output_names, results, strict=True))
+            for name in self._containers:
+                outputs[name] = given_back(outputs[name])
+            return outputs
+        except MemoryError as error:
+            raise ResourceError(f"out of memory: {error}", code="memory") from error
 
     def plan(self, shapes: Mapping[str, Sequence[int]]) -> Plan:
         """Return what a run on inputs of these shapes will need, without running.

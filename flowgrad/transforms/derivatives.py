@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from flowgrad.ir.boundary import guarded
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
@@ -22,10 +23,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def timed(transform: Callable[P, R]) -> Callable[P, R]:
-    """Let a transform keep to the ``wall_seconds`` of its model, the first argument."""
+def stage(transform: Callable[P, R]) -> Callable[P, R]:
+    """Let a transform keep to the ``wall_seconds`` of its model, the first argument, and end in ResourceError without memory."""
 
     @wraps(transform)
+    @guarded("while differentiating")
     def wrapped(*arguments: P.args, **keywords: P.kwargs) -> R:
         model = arguments[0] if arguments else keywords.get("model")
         limits = model.graph.limits if isinstance(model, Model) else Limits.default()
@@ -34,7 +36,7 @@ def timed(transform: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-@timed
+@stage
 def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
         stabilize: bool = True) -> Model:
     """Return a model of the vector-Jacobian product: cotangents in, gradients out.
@@ -62,7 +64,7 @@ def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names =
     return task.finish()
 
 
-@timed
+@stage
 def grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
          stabilize: bool = True) -> Model:
     """Return a model of the gradient of a scalar: outputs ``x_grad`` for each x in ``wrt``, then those in ``keep``.
@@ -73,7 +75,7 @@ def grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep
     return _scalar_gradient(model, of, wrt, keep, zero, stabilize, with_value=False)
 
 
-@timed
+@stage
 def value_and_grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
                    stabilize: bool = True) -> Model:
     """Return a model of a scalar and its gradient: outputs the value, ``x_grad`` for each x, then those in ``keep``.
@@ -100,7 +102,7 @@ def _scalar_gradient(
     return task.finish()
 
 
-@timed
+@stage
 def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, zero: Zero = "error",
         stabilize: bool = True) -> Model:
     """Return a model of the Jacobian-vector product: tangents in, tangents out.
@@ -125,7 +127,7 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, zero: Zero
     return task.finish()
 
 
-@timed
+@stage
 def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, zero: Zero = "error",
         stabilize: bool = True) -> Model:
     """Return a model of the Hessian-vector product: forward over reverse.

@@ -219,7 +219,7 @@ class Worker:
     def __init__(self, kind: str, first: int, count: int) -> None:
         self.kind, self.first = kind, first
         command = [sys.executable, "-m", "flowgrad.tools.maintenance.hostile", "--work", kind, str(first), str(count)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)
 
     def end(self) -> None:
         """End the process."""
