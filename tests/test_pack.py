@@ -470,7 +470,7 @@ def test_the_weights_file_is_that_of_the_library(tmp_path: Path) -> None:
     from flowgrad.ir.weights import write_weights
 
     library = pytest.importorskip("safetensors.numpy")
-    tensors = {"b": np.ones((2, 3), np.float32), 'a"\u00e9': np.zeros(3, np.int8), "c": np.array(2.5), "t": np.zeros(2, bool),
+    tensors: dict[str, Any] = {"b": np.ones((2, 3), np.float32), 'a"\u00e9': np.zeros(3, np.int8), "c": np.ones(1), "t": np.zeros(2, bool),
                "e": np.zeros((0, 2), np.float32)}
     written = write_weights(tmp_path / "m.msgpack", tensors)
     assert (tmp_path / written.file).read_bytes() == library.save(tensors)
