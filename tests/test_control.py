@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import NotDifferentiableError
+from flowgrad.ir.errors import NotDifferentiableError, RunError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type
@@ -232,6 +232,28 @@ def test_growing_state() -> None:
     check(made(False), feeds, ["x", "row"])
     with pytest.raises(NotDifferentiableError, match="changes its shape"):
         with_adjoint(made(True), ["x"])
+
+
+@pytest.mark.parametrize("extent", [2, Dim.named("N")])
+def test_a_state_that_doubles_is_refused_when_that_is_certain_and_named_when_it_runs(extent: Any) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", f64(extent))
+
+    def body(b: Builder, i: Value, going: Value, v: Value) -> Any:
+        return going, b.Concat(b.Mul(v, v), v, axis=0)
+
+    node = add_loop(b, np.int64(2), None, [x], [], body, [f64(Dim.named("_d1"))])
+    outputs_of(graph, *node.outputs)
+    if isinstance(extent, int):
+        with pytest.raises(NotDifferentiableError, match="changes its shape from one iteration to the next"):
+            with_adjoint(graph, ["x"])
+        return
+    joint = with_adjoint(graph, ["x"]).graph
+    feeds = {"x": np.ones(2), "y0_ct": np.ones(8)}
+    with pytest.raises(RunError, match=r'scan output 0 of Loop, "[^"]*_tape", has shape \[2\], then \[4\].*has no gradient'):
+        evaluate(joint, feeds)
+    assert evaluate(joint, {"x": np.ones(0), "y0_ct": np.ones(0)})["x_grad"].shape == (0,)
 
 
 # ---- Scan ---------------------------------------------------------------------------------------------------------------

@@ -185,12 +185,20 @@ def changing_dims(node: Node) -> frozenset[str]:
         before, after = formals[formal_index].type.shape, results[output_index].type.shape
         if before is None or after is None or len(before) != len(after):
             continue
-        for x, y in zip(before, after, strict=True):
+        initial = node.input(formal_index).type.shape
+        firsts = [UNKNOWN] * len(before) if initial is None or len(initial) != len(before) else initial
+        for x, y, first in zip(before, after, firsts, strict=True):
             name = bare_name(x)
-            if name is not None and isinstance(y - x, int) and y != x:
+            if name is not None and (isinstance(y - x, int) and y != x or _leaves(name, y, first)):
                 found.add(name)
     return frozenset(found)
 
+
+def _leaves(name: str, after: DimLike, first: DimLike) -> bool:
+    """Return whether an extent called ``name`` has another value after the iteration that begins with ``first``."""
+    if not isinstance(first, int) or not isinstance(after, Dim) or after.names() != {name}:
+        return False
+    return after.evaluate({name: first}) != first
 
 
 # ---- running --------------------------------------------------------------------------------------------------------------

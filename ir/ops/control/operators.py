@@ -13,6 +13,7 @@ from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import Meter
+from flowgrad.ir.names import quote
 from flowgrad.ir.ops.control.if_derivatives import if_adjoint, if_tangent
 from flowgrad.ir.ops.control.loop_derivatives import loop_adjoint, loop_tangent
 from flowgrad.ir.ops.control.loop_layout import (
@@ -105,7 +106,8 @@ class Stack:
             self._begin(array)
         elif self.rows.shape[1:] != array.shape:
             raise RunError(f"{self.name} has shape {list(self.rows.shape[1:])}, then {list(array.shape)}: iterations that "
-                           "are stacked must agree", code="shape")
+                           "are stacked must agree (a state whose shape changes has no gradient where the backward pass "
+                           "needs one of its values)", code="shape")
         elif self.count == len(self.rows):
             self._grow()
         self.rows[self.count] = array
@@ -161,7 +163,8 @@ def loop(m: Array | None = None, cond: Array | None = None, *states: Array, coun
     most = None if m is None else int(np.reshape(m, ()))
     going = cond is None or bool(np.all(cond))
     carried = list(states)
-    stacks = [Stack(f"scan output {i} of Loop", body.meter, most) for i in range(count - len(states))]
+    entries = body.graph.output_entries[1 + len(states) : 1 + count]
+    stacks = [Stack(f"scan output {i} of Loop, {quote(entry.name)},", body.meter, most) for i, entry in enumerate(entries)]
     trip = 0
     while going and (most is None or trip < most):
         results = body(np.asarray(trip, np.int64), np.asarray(going), *carried)
