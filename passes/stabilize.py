@@ -279,6 +279,8 @@ def power_of_root(b: RewriteBuilder, node: Node) -> Any:
     if made is None or inner is None or outer is None or not 0 < inner < 1 < outer or (factors and outer != 2):
         return no_match("it is no power of a root")
     x, power = made.input(0), inner * outer
+    if not x.type.dtype.is_float:
+        return no_match("integers are rounded")
     result = x if power == 1 else b.Pow(x, power)
     if power.is_integer():
         result = b.Where(b.Less(x, 0.0), b.Mul(x, float("nan")), result)

@@ -106,14 +106,21 @@ def test_a_number_that_a_repair_took_for_granted_has_no_name_any_more() -> None:
         fg.vjp(gradient, "x_grad", "scale")
 
 
-@pytest.mark.parametrize(("dtype", "formula"), [
-    ("i32", "%s: i32[3] = Mul(%x, %x) %y: i32[3] = Pow(%s, 0.5)"),
-    ("f16", "%s: f16[3] = Mul(%x, %x) %m: f16[] = ReduceMean(%s) {keepdims=0} %y: f16[] = Sqrt(%m)"),
-])
-def test_repairs_that_would_overflow_are_left_alone(dtype: str, formula: str) -> None:
-    ends = formula.rsplit("%y: ", 1)[1].split(" ")[0]
-    model = text(f"graph @g (%x: {dtype}[3], %u: f64[]) -> (%y: {ends}, %v: f64[]) {{ {formula} %v: f64[] = Exp(%u) }}")
+@pytest.mark.parametrize("formula", ["%s: i32[3] = Mul(%x, %x) %y: i32[3] = Pow(%s, 0.5)",
+                                     "%s: i32[3] = Pow(%x, 0.5) %y: i32[3] = Mul(%s, %s)"])
+def test_repairs_of_integers_that_would_overflow_or_round_are_left_alone(formula: str) -> None:
+    model = text(f"graph @g (%x: i32[3], %u: f64[]) -> (%y: i32[3], %v: f64[]) {{ {formula} %v: f64[] = Exp(%u) }}")
     assert not [n for n in fg.grad(model, "v", "u", keep="y").notes if "repaired" in n]
+
+
+def test_narrow_deviations_whose_norm_is_no_number_of_their_type_are_repaired_in_a_wider_one() -> None:
+    model = text("""graph @g (%x: f16[N]) -> (%y: f16[]) {
+        %s: f16[N] = Mul(%x, %x) %m: f16[] = ReduceMean(%s) {keepdims=0} %y: f16[] = Sqrt(%m) }""")
+    gradient = fg.vjp(model)
+    assert any("scaled_norm" in note for note in gradient.notes)
+    outputs = gradient(x=np.full(70_000, 250, np.float16), y_grad=np.array(1024, np.float16))
+    assert outputs["y"] == 250
+    np.testing.assert_allclose(outputs["x_grad"][-1], 1024 / 70_000, rtol=2e-3)
 
 
 # ---- inner values -------------------------------------------------------------------------------------------------------

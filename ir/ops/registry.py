@@ -381,8 +381,9 @@ class Borrowed:
         """Raise UnsupportedError if one is gone, though another may have its name by now."""
         for name, definition in self.definitions.items():
             if _OPS.entries.get(name) is not definition:
-                raise UnsupportedError(f"no operator {name!r} as it was when this model was made: the scope that declared it has "
-                                       "ended; declare it outside of flowgrad.scoped(), or make the model again", code="operator")
+                raise UnsupportedError(
+                    f"no operator {name!r} as it was when this model was made: the scope that declared it has ended; declare it "
+                    "outside of flowgrad.scoped(), or make the model again", code="operator")
 
 
 def find_op(name: str) -> OpDef | None:
