@@ -21,7 +21,7 @@ from flowgrad.ir.errors import InputError, SaveError, ValidationError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import INITIALIZER, LITERAL, PARAMETER, Array, Graph
 from flowgrad.ir.ops.registry import find_op
-from flowgrad.ir.types import FLOAT32, INT64, Dim, Type, dtype_of
+from flowgrad.ir.types import FLOAT16, FLOAT32, INT64, Dim, Type, dtype_of
 from flowgrad.ir.verify import verify
 from flowgrad.model import Model
 from tests.exchange_sweep import Case, close, file_cases, node_cases, run_case
@@ -460,6 +460,16 @@ def test_exported_gradients_in_onnxruntime(entry: str) -> None:
         allowed = max(1e-4 * record["max_abs"], 20 * record["floor"], 1e-7 * largest)
         error = np.abs(got[record["name"] + "_grad"] - data["grad/" + record["name"]]).max(initial=0)
         assert error <= allowed, record["name"]
+
+
+def test_a_constant_image_of_narrow_floats_is_normalized_to_zeros() -> None:
+    """What is added to the deviation, 1e-9, is 0 in float16."""
+    graph = Graph()
+    x = graph.add_input("x", Type(FLOAT16, (2, 1, 3)))
+    graph.add_output(Builder(graph).MeanVarianceNormalization(x, axes=(1,)), "y")
+    given = {"x": f32(2, 1, 3).astype(np.float16)}
+    assert not evaluate(read_onnx(write_onnx(graph)), given)["y"].any()
+    assert not evaluate(graph, given)["y"].any()
 
 
 def test_a_pad_of_named_axes_is_written_for_all_axes() -> None:

@@ -102,10 +102,11 @@ def _(node: Node) -> Type:
 @mean_variance_normalization.expansion
 def _(b: Builder, node: Node) -> Value:
     """(x - mean) / (sqrt(var) + 1e-9), where a constant image has the deviation 0 and slope 0 in it."""
-    x, axes = node.input(0), list(attr(node, "axes"))
+    narrow, axes = node.input(0), list(attr(node, "axes"))
+    x = b.cast(narrow, narrow.type.dtype.wide)  # in which the guard is not 0
     centred = b.Sub(x, b.ReduceMean(x, axes, keepdims=1))
     var = b.ReduceMean(b.Mul(centred, centred), axes, keepdims=1)
-    return b.Div(centred, b.Add(_safe_root(b, var), DEVIATION_GUARD))
+    return b.cast(b.Div(centred, b.Add(_safe_root(b, var), DEVIATION_GUARD)), narrow.type.dtype)
 
 
 @mean_variance_normalization.expands_on_export
