@@ -114,8 +114,10 @@ class Rounding(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
         aliased = any(r.alias_info is not None for r in function._schema.returns)
-        if aliased or not isinstance(made, torch.Tensor) or made.dtype != torch.float64 or made._is_zerotensor():
+        if aliased or not isinstance(made, torch.Tensor) or made.dtype != torch.float64:
             return made
+        if made._is_zerotensor():  # zeros without memory, which fail inside of a mode
+            return torch.zeros(made.shape, dtype=made.dtype)
         return made * (1 + self.unit * (2 * torch.rand(made.shape, generator=self.source, dtype=torch.float64) - 1))
 
 
