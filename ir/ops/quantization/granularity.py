@@ -9,7 +9,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import concatenated, extents, joined, normal_axis, reshape_to
+from flowgrad.ir.ops.operands import concatenated, extents, joined, known_ints, normal_axis, reshape_to
 from flowgrad.ir.ops.registry import attr
 from flowgrad.ir.types import DType, dtype_of
 
@@ -94,21 +94,25 @@ def spread_value(b: Builder, node: Node, value: Value) -> Value:
     if not is_blocked(node):
         later = list(range(1, len(x.shape) - axis))
         return b.Unsqueeze(value, later) if later else value
-    size, rank = attr(node, "block_size"), len(x.shape)
-    if value.shape[axis] == 1:
-        return value
-    repeated = b.Expand(b.Unsqueeze(value, [axis + 1]), b.ints([size if i == axis + 1 else 1 for i in range(rank + 1)]))
-    count = _positions(b, value, axis, size)
+    size, rank = _block(b, node, x, axis), len(x.shape)
+    ones = [b.ints([1] * count) for count in (axis + 1, rank - axis - 1)]
+    repeated = b.Expand(b.Unsqueeze(value, [axis + 1]), joined(b, [ones[0], size, ones[1]]))
+    count = _times(b, b.extent(value, axis), size)
     flat = b.Reshape(repeated, joined(b, [*extents(b, value, 0, axis), count, *extents(b, value, axis + 1, rank)]), allowzero=1)
     if flat.type.shape == x.type.shape:
         return flat
     return b.Slice(flat, [0], b.extent(x, axis), [axis])
 
 
-def _positions(b: Builder, scale: Value, axis: int, size: int) -> Value:
-    """Return how many positions the blocks have together, as a vector of length 1."""
-    blocks = scale.shape[axis]
-    return b.ints([blocks * size]) if isinstance(blocks, int) else b.Mul(b.extent(scale, axis), [size])
+def _block(b: Builder, node: Node, x: Value, axis: int) -> Value:
+    """Return the size of the blocks, as a vector of length 1; one that is all there is may be told to be larger."""
+    extent, size = x.shape[axis], attr(node, "block_size")
+    return b.ints([min(size, extent)]) if isinstance(extent, int) else b.Min(b.extent(x, axis), [size])
+
+
+def _times(b: Builder, count: Value, size: Value) -> Value:
+    known = known_ints(count), known_ints(size)
+    return b.ints([known[0][0] * known[1][0]]) if known[0] and known[1] else b.Mul(count, size)
 
 
 def summed_to_scale(b: DerivativeBuilder, node: Node, value: Value) -> Value:
@@ -123,12 +127,10 @@ def summed_to_scale(b: DerivativeBuilder, node: Node, value: Value) -> Value:
     if not is_blocked(node):
         others = [i for i in range(rank) if i != axis]
         return b.sum_to(b.ReduceSum(value, others, keepdims=0) if others else value, scale)
-    if scale.shape[axis] == 1:  # of any size
-        return b.ReduceSum(value, [axis], keepdims=1)
-    size = attr(node, "block_size")
-    lacking = b.Sub(_positions(b, scale, axis, size), b.extent(value, axis))
+    size = _block(b, node, value, axis)
+    lacking = b.Sub(_times(b, b.extent(scale, axis), size), b.extent(value, axis))
     whole = b.Pad(value, concatenated(b, [b.ints([0]), lacking]), None, [axis])
-    blocks = joined(b, [*extents(b, scale, 0, axis + 1), b.ints([size]), *extents(b, scale, axis + 1, rank)])
+    blocks = joined(b, [*extents(b, scale, 0, axis + 1), size, *extents(b, scale, axis + 1, rank)])
     return reshape_to(b, b.ReduceSum(b.Reshape(whole, blocks, allowzero=1), [axis + 1], keepdims=0), scale)
 
 
