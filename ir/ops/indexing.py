@@ -25,7 +25,7 @@ from flowgrad.ir.ops.operands import (
 )
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, like_first, op, refuse
 from flowgrad.ir.support import is_zero, moved
-from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
+from flowgrad.ir.types import BOOL, FLOAT32, INT64, UNKNOWN, Type
 
 
 @op("Gather", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.SHAPE_ARITHMETIC))
@@ -435,6 +435,19 @@ def non_zero(X: Array) -> Array:
 def _(node: Node) -> Type:
     rank = node.input(0).type.rank
     return Type(INT64, (UNKNOWN if rank is None else rank, UNKNOWN))
+
+
+@non_zero.expands_on_export
+def _(node: Node) -> bool:
+    """Runtimes count the numbers of few types; truth values are among them."""
+    return node.input(0).type.dtype not in (BOOL, FLOAT32, INT64)
+
+
+@non_zero.expansion
+def _(b: Builder, node: Node) -> Any:
+    """Of what the numbers are as truth values."""
+    x = node.input(0)
+    return refuse("truth values are as plain as it gets") if x.type.dtype == BOOL else b.NonZero(b.cast(x, BOOL))
 
 
 @op("Compress", since=11, outputs=("output",), traits=(Trait.LINEAR, Trait.BOUNDED))

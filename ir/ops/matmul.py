@@ -376,6 +376,33 @@ def _labels(node: Node) -> tuple[list[str], str]:
     return einsum_labels(equation, [len(t) if r is None else r for t, r in zip(terms, ranks, strict=True)])
 
 
+@einsum.expands_on_export
+def _(node: Node) -> bool:
+    """Runtimes want the dots of all operands to stand for as many axes."""
+    return len({count for _, count in _dotted(node)}) > 1
+
+
+def _dotted(node: Node) -> list[tuple[int, int]]:
+    """Return for each operand with dots and of known rank which one it is, and for how many axes its dots stand."""
+    terms = attr(node, "equation").replace(" ", "").partition("->")[0].split(",")
+    return [(i, v.type.rank - len(t) + 3) for i, (t, v) in enumerate(zip(terms, node.operands, strict=True))
+            if "..." in t and v.type.rank is not None]
+
+
+@einsum.expansion
+def _(b: Builder, node: Node) -> Any:
+    """The same, with axes of extent 1 where dots stand for fewer axes than others do."""
+    dotted, operands = _dotted(node), node.operands
+    width = max((count for _, count in dotted), default=0)
+    if all(count == width for _, count in dotted):
+        return refuse("the dots of all operands stand for as many axes")
+    for i, count in dotted:
+        if count < width:
+            at = attr(node, "equation").replace(" ", "").split(",")[i].index("...")
+            operands[i] = b.Unsqueeze(operands[i], list(range(at, at + width - count)))
+    return b.Einsum(*operands, equation=attr(node, "equation"))
+
+
 @einsum.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """The cotangent of an operand is the product of y_bar and the other operands, summed over all other labels.

@@ -66,6 +66,8 @@ CASES: list[Case] = [
     Case("OneHot", [held(fixed([1.0, 0.0])), fixed(2, "int64"), fixed([0.5, 2.0])], name="float-indices"),
     Case("NonZero", [fixed([[1.0, 0.0], [2.0, 3.0]])]),
     Case("NonZero", [fixed([False, False])], name="nothing"),
+    Case("NonZero", [fixed([[np.nan, -0.0], [0.0, -1.0]], "float32")], name="float32"),
+    Case("NonZero", [fixed([[np.nan, -0.0], [5e-324, -1.0]])], name="odd-numbers"),
     Case("NonZero", [fixed(3.0)], name="scalar", reference=False),
     Case("Compress", [normal(3, 4), fixed([True, False, True])], {"axis": 0}),
     Case("Compress", [normal(3, 4), fixed([False, True])], {"axis": -1}, name="short"),
