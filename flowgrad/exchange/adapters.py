@@ -23,6 +23,9 @@ ADAPTERS: dict[tuple[str, str], list[tuple[int, Adapter]]] = {}
 FORMALS: dict[tuple[str, str], Callable[[ImportedNode], list[Type]]] = {}
 """By domain and op: the types of the formal inputs of the subgraphs of an operator that adapters turn into others."""
 
+FORMULAS: set[str] = set()
+"""Operators of the default domain that have no form of their own: what their adapters return stands for them."""
+
 RENAMED = {"Scatter": "ScatterElements", "Upsample": "Resize"}
 """What adapters turn operators into that the standard has dropped."""
 

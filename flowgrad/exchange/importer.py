@@ -10,6 +10,7 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 import flowgrad.exchange.first_opsets
+import flowgrad.exchange.formulas
 import flowgrad.exchange.microsoft
 import flowgrad.exchange.microsoft_attention
 import flowgrad.exchange.microsoft_quantization
@@ -18,6 +19,7 @@ import flowgrad.exchange.preview  # noqa: F401  # all of these declare adapters
 from flowgrad.exchange.adapters import (
     ADAPTERS,
     FORMALS,
+    FORMULAS,
     RENAMED,
     formals_within_batch,
     scan_over_batch,
@@ -160,7 +162,7 @@ class Importer:
         if domain:
             return (domain, op) in ADAPTERS
         definition = find_op(RENAMED.get(op, op))
-        return op == "Constant" or (definition is not None and definition.domain != FLOWGRAD)
+        return op == "Constant" or op in FORMULAS or (definition is not None and definition.domain != FLOWGRAD)
 
     # ---- the outermost graph -------------------------------------------------------------------------------------------
 
