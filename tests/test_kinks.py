@@ -98,8 +98,15 @@ def test_kinks_that_a_repair_removes_are_none_and_constants_are_not_looked_at() 
 
 
 def test_every_rule_is_tried_here() -> None:
-    stated = {*UNARY, *(op for _, _, op, _, _ in TEXTS.values()), "Min", "ReduceMin", "GlobalMaxPool"}
+    stated = {*UNARY, *(op for _, _, op, _, _ in TEXTS.values()), "Min", "ReduceMin", "GlobalMaxPool", "Unique"}
     assert {name for name, d in all_ops().items() if d.kink_rule is not None} == stated
+
+
+def test_equal_elements_that_are_one() -> None:
+    model = unary("Unique", {})
+    (kink,) = fg.kinks(model, x=np.array([3.0, 1.0, 3.0, *range(4, 8), 1.0, 9.0]))
+    assert (kink.op, kink.places, kink.first) == ("Unique", 2, (0,))
+    assert not fg.kinks(model, x=np.array(POINTS))
 
 
 def test_pixels_that_tie() -> None:

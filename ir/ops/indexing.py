@@ -513,6 +513,12 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value, *others: Any) -> Any:
     return reshape_to(b, b.GatherGrad(b.Reshape(b.Size(x), b.ints([1])), y_bar, places), x)
 
 
+@unique.kinks
+def _(b: Builder, node: Node) -> Value:
+    """Where equal elements have come together: moved apart, they would be several."""
+    return b.Greater(b.residual(node, "counts"), np.int64(1))
+
+
 @unique.tangent
 def _(b: DerivativeBuilder, node: Node, x_dot: Value | None) -> Any:
     """y_dot = x_dot at the places that Y was taken from."""
