@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.errors import UnsupportedError, ValidationError
+from flowgrad.ir.errors import LimitError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.infer import describe
+from flowgrad.ir.limits import check_scratch
 from flowgrad.ir.ops.registry import Trait, attr, broadcasted, op
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
 
@@ -23,8 +24,15 @@ def _mapped(function: Callable[..., Any], dtype: Any, *arrays: Array) -> Array:
 # ---- StringConcat -------------------------------------------------------------------------------------------------------
 
 
+MOST_TEXT = 2**28
+"""Characters in a result at most: strings that are joined with themselves double."""
+
+
 @op("StringConcat", since=20, outputs=("Z",), traits=(Trait.BROADCASTS, Trait.ELEMENTWISE, Trait.ZERO))
 def string_concat(x: Array, y: Array) -> Array:
+    length = int(_mapped(lambda a, b: len(a) + len(b), np.int64, x, y).sum())
+    if length > MOST_TEXT:
+        raise LimitError(f"StringConcat makes {length:,} characters, the limit is {MOST_TEXT:,}", code="text")
     return _mapped(lambda a, b: a + b, object, x, y)
 
 
@@ -44,6 +52,7 @@ def string_split(x: Array, *, delimiter: str | None = None, maxsplit: int | None
     parts = [text.split(delimiter or None, most) for text in x.reshape(-1)]
     counts = np.array([len(p) for p in parts], np.int64)
     width = int(counts.max(initial=0))
+    check_scratch(8 * width * len(parts), "StringSplit")
     result = np.full((len(parts), width), "", object)
     result[np.arange(width) < counts[:, None]] = [part for p in parts for part in p]
     return result.reshape(*x.shape, width), counts.reshape(x.shape)
@@ -60,7 +69,7 @@ def _(node: Node) -> list[Type]:
 _CASES: dict[str, Callable[[str], str]] = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}
 
 
-@op("StringNormalizer", since=10, traits=(Trait.ZERO, Trait.BOUNDED))
+@op("StringNormalizer", since=10, traits=(Trait.ZERO,))
 def string_normalizer(
     x: Array, *, case_change_action: str = "NONE", is_case_sensitive: int = 0, locale: str = "", stopwords: Sequence[str] = (),
 ) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.infer import describe
+from flowgrad.ir.limits import check_scratch
 from flowgrad.ir.ops.registry import Trait, attr, op
 from flowgrad.ir.types import FLOAT32, Type
 
@@ -70,6 +71,7 @@ def tf_idf_vectorizer(
     look_up = found.tokens.get
     tokens = np.array([look_up(t, -1) for t in rows.reshape(-1).tolist()], np.int64).reshape(rows.shape)
     width = max(ngram_indexes, default=-1) + 1
+    check_scratch(4 * width * rows.shape[0], "TfIdfVectorizer")
     result = np.zeros((rows.shape[0], width), np.float32)
     shortest = min_gram_length
     for skip in range(1, max_skip_count + 2):

@@ -89,16 +89,16 @@ def forest_of_nodes(call: ImportedNode) -> Forest:
 
 def _places(call: ImportedNode, keys: tuple[Array, Array], trees: Array, numbers: Array) -> Array:
     """Return the rows in which trees and numbers stand, by their order. Raises ValidationError for one that is nowhere."""
-    known, wanted = (np.stack(pair, axis=1) for pair in (keys, (trees, numbers)))
-    distinct, place = np.unique(np.concatenate([known, wanted]), axis=0, return_inverse=True)
-    place = place.reshape(-1)
-    row = np.full(len(distinct), -1)
-    row[place[: len(known)]] = np.arange(len(known))
-    demand(call, int((row >= 0).sum()) == len(known), "a node is there twice")
-    found = row[place[len(known) :]]
-    lost = np.flatnonzero(found < 0)
+    count = len(keys[0])
+    pairs = [np.unique(np.concatenate(pair), return_inverse=True) for pair in zip(keys, (trees, numbers), strict=True)]
+    codes = pairs[0][1] * len(pairs[1][0]) + pairs[1][1]
+    order = np.argsort(codes[:count], kind="stable")
+    known, wanted = codes[order], codes[count:]
+    demand(call, not (known[1:] == known[:-1]).any(), "a node is there twice")
+    place = np.minimum(np.searchsorted(known, wanted), count - 1)
+    lost = np.flatnonzero(known[place] != wanted)
     demand(call, not lost.size, f"tree {trees[lost[:1]]} has no node {numbers[lost[:1]]}")
-    return found
+    return order[place]
 
 
 def _missing(call: ImportedNode, count: int) -> Array:
