@@ -12,7 +12,7 @@ import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import INITIALIZER, Graph, Value
 from flowgrad.ir.ops.registry import all_ops
-from flowgrad.ir.types import FLOAT64, Dim, Type
+from flowgrad.ir.types import FLOAT64, Dim, Type, type_of
 
 UNARY: dict[str, tuple[dict[str, Any], list[float]]] = {
     "Abs": ({}, [0.0]),
@@ -98,8 +98,42 @@ def test_kinks_that_a_repair_removes_are_none_and_constants_are_not_looked_at() 
 
 
 def test_every_rule_is_tried_here() -> None:
-    stated = {*UNARY, *(op for _, _, op, _, _ in TEXTS.values()), "Min", "ReduceMin", "GlobalMaxPool", "Unique"}
+    stated = {*UNARY, *(op for _, _, op, _, _ in TEXTS.values()), "Min", "ReduceMin", "GlobalMaxPool", "Unique", *SAMPLED}
     assert {name for name, d in all_ops().items() if d.kink_rule is not None} == stated
+
+
+SAMPLED: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "GridSample": ({"align_corners": 1}, [[[[[0.0, 0.25], [0.25, 0.25], [0.25, 9.0], [-1.0, 1.0]]]]]),
+    "DeformConv": ({}, [np.ones((1, 1, 2, 2)), np.where(np.arange(32) % 5, 0.3, 0.0).reshape(1, 8, 2, 2)]),
+    "RoiAlign": ({"output_height": 2, "output_width": 2, "sampling_ratio": 1}, [[[0.0, 0.25, 2.0, 2.0]], [0]]),
+}
+"""Images of 3 x 3 and where they are read: some positions on pixels."""
+
+
+@pytest.mark.parametrize("op", SAMPLED)
+def test_positions_on_pixels(op: str) -> None:
+    """Moving all positions a little lets the kinks go; moving one that lies on a pixel changes the slope there."""
+    attributes, operands = SAMPLED[op]
+    graph = Graph("sampled")
+    arrays = {"x": np.arange(9.0).reshape(1, 1, 3, 3) ** 2}
+    arrays |= {f"u{i}": np.asarray(a) for i, a in enumerate(operands)}
+    values = [graph.add_input(name, type_of(a)) for name, a in arrays.items()]
+    graph.add_output(Builder(graph).add(op, values, attributes), "y")
+    model = fg.Model(graph)
+    moved = "u1" if op == "DeformConv" else "u0"
+    (kink,) = fg.kinks(model, arrays)
+    assert (kink.op, kink.value) == (op, "y")
+    assert not fg.kinks(model, {**arrays, moved: arrays[moved] + 0.01})
+    left, mid, right = (model({**arrays, moved: arrays[moved] + step})["y"] for step in (-1e-6, 0.0, 1e-6))
+    jumps = np.abs(right + left - 2 * mid) > 1e-7
+    assert 0 < jumps.sum() <= kink.places
+
+
+def test_smooth_and_flat_samplings_have_none() -> None:
+    for mode in ("cubic", "nearest"):
+        text = ("graph @g (%x: f64[1,1,3,3], %g: f64[1,1,1,2]) -> (%y: f64[1,1,1,1]) "
+                f"{{ %y: f64[1,1,1,1] = GridSample(%x, %g) {{mode={mode!r}, align_corners=1}} }}").replace("'", '"')
+        assert not fg.kinks(fg.load(text.encode()), x=np.ones((1, 1, 3, 3)), g=np.zeros((1, 1, 1, 2)))
 
 
 def test_equal_elements_that_are_one() -> None:

@@ -59,7 +59,7 @@ def _shared(low: Array, high: Array, box: int, others: Array) -> Array:
     sides = np.minimum(high[box], high[others]) - np.maximum(low[box], low[others])
     inner = np.where((sides > 0).all(-1), sides.prod(-1), 0)
     union = (high[box] - low[box]).prod() + (high[others] - low[others]).prod(-1) - inner
-    return np.divide(inner, union, out=np.zeros_like(inner), where=(inner > 0) & (union > 0))
+    return np.asarray(np.divide(inner, union, out=np.zeros_like(inner), where=(inner > 0) & (union > 0)))
 
 
 @non_max_suppression.types

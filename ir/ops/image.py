@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def image_decoder(encoded_stream: Array, *, pixel_format: str = "RGB") -> Array:
     return pixels[:, :, ::-1].copy() if pixel_format == "BGR" else pixels
 
 
-def _pillow() -> ModuleType:
+def _pillow() -> Any:
     try:
         import PIL.Image
     except ImportError as error:

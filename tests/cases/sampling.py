@@ -22,7 +22,7 @@ def keys(d: float) -> float:
 
 def pixel(x: Array, place: Sequence[int], padding: str, align: int) -> Array:
     """The pixel at ``place``, or what stands for it beyond the image, for all channels."""
-    inside = []
+    inside: list[int] = []
     for i, size in zip(place, x.shape[1:], strict=True):
         while padding == "reflection" and not 0 <= i < size and (size, align) != (1, 1):
             i = (0 if align else -1) - i if i < 0 else 2 * size - (2 if align else 1) - i
@@ -31,7 +31,7 @@ def pixel(x: Array, place: Sequence[int], padding: str, align: int) -> Array:
         inside.append(i)
     if not all(0 <= i < n for i, n in zip(inside, x.shape[1:], strict=True)):
         return np.zeros(x.shape[0], x.dtype)
-    return np.asarray(x[(slice(None), *inside)])
+    return np.asarray(np.moveaxis(x, 0, -1)[tuple(inside)])
 
 
 def between(x: Array, at: Sequence[float], mode: str, padding: str = "zeros", align: int = 1) -> Array:

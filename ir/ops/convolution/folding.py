@@ -95,8 +95,8 @@ def _places(b: Builder, node: Node, axis: int, axes: int, pads: int) -> Value:
     spread = spatial_tuple(attr(node, "dilations"), axes, 1, "dilations")[axis]
     sizes, block = known_ints(node.input(1)), known_ints(node.input(2))
     if sizes is not None and block is not None:
-        count = (sizes[axis] + pads - spread * (block[axis] - 1) - 1) // step + 1
-        return b.value(np.arange(block[axis])[:, None] * spread + np.arange(count) * step)
+        blocks = (sizes[axis] + pads - spread * (block[axis] - 1) - 1) // step + 1
+        return b.value(np.arange(block[axis])[:, None] * spread + np.arange(blocks) * step)
     size, taps = (b.Slice(node.input(i), [axis], [axis + 1], [0]) for i in (1, 2))
     room = b.Sub(b.Add(size, np.int64(pads - 1)), b.Mul(b.Sub(taps, np.int64(1)), np.int64(spread)))
     count = b.Add(b.Div(room, np.int64(step)), np.int64(1))

@@ -15,7 +15,7 @@ from flowgrad.ir.ops.convolution.operators import check_channels, kernel_of
 from flowgrad.ir.ops.convolution.window import output_extent, slide, spatial_tuple, split_pads
 from flowgrad.ir.ops.operands import extents, joined, known_ints, ramp
 from flowgrad.ir.ops.registry import attr, op
-from flowgrad.ir.ops.sampling.taps import Taps, batch_numbers, extent, near, read, read_rows
+from flowgrad.ir.ops.sampling.taps import Taps, batch_numbers, extent, near, on_pixels, read, read_rows
 from flowgrad.ir.types import Type, merge_dims
 
 
@@ -48,7 +48,7 @@ def deform_conv(
     columns = columns.reshape(batch, group, channels // group * window.taps, window.positions)
     kernels = W.reshape(group, len(W) // group, W.shape[1] * window.taps)
     y = np.matmul(kernels, columns).reshape(batch, len(W), *window.output)
-    return y if B is None else y + B.reshape(-1, *(1,) * rank)
+    return np.asarray(y if B is None else y + B.reshape(-1, *(1,) * rank))
 
 
 def _line(axis: int, rank: int, count: int, step: int, start: int) -> Array:
@@ -102,15 +102,9 @@ def _(b: Builder, node: Node) -> Value:
     """y[n, g] = W[g] columns[n, g]; a column holds what x is at the taps, times the mask."""
     x, w, offset = (node.input(i) for i in range(3))
     bias, mask, shared = node.optional(3), node.optional(4), attr(node, "offset_group")
-    rank, dtype = len(x.shape) - 2, x.type.dtype
-    kernel, output = extents(b, w, 2, rank + 2), extents(b, offset, 2, rank + 2)
-    images, places = _scaled(b, x, 0, shared), _product(b, [*kernel, *output])
-    moved = b.Reshape(offset, joined(b, [images, *kernel, b.ints([rank]), *output]), allowzero=1)
-    taps = []
-    for axis in range(rank):
-        at = b.Add(b.Gather(moved, np.int64(axis), axis=1 + rank), _whole(b, node, axis))
-        flat = b.Reshape(at, joined(b, [images, places]), allowzero=1)
-        taps.append(near(b, flat, "linear", extent(b, x, 2 + axis, dtype)))
+    rank, output = len(x.shape) - 2, extents(b, offset, 2, len(x.shape))
+    images, places = _scaled(b, x, 0, shared), _product(b, [*extents(b, w, 2, rank + 2), *output])
+    taps = [near(b, b.Reshape(at, joined(b, [images, places]), allowzero=1), "linear", size) for at, size in _positions(b, node)]
     grouped = x
     if shared != 1:
         each = _shared(b, x, shared)
@@ -125,6 +119,23 @@ def _(b: Builder, node: Node) -> Value:
     kernels = b.Reshape(w, joined(b, [count, _shared(b, w, attr(node, "group"), 0), rows]), allowzero=1)
     y = b.Reshape(b.MatMul(kernels, columns), joined(b, [*extents(b, x, 0, 1), *extents(b, w, 0, 1), *output]), allowzero=1)
     return y if bias is None else b.Add(y, b.Unsqueeze(bias, list(range(1, rank + 1))))
+
+
+@deform_conv.kinks
+def _(b: Builder, node: Node) -> Value:
+    """Where a tap lies on a pixel, as all do without offsets."""
+    return on_pixels(b, _positions(b, node))
+
+
+def _positions(b: Builder, node: Node) -> list[tuple[Value, Value]]:
+    """Return for each axis where the taps lie, (batch and groups of offsets, *taps, *outputs), and the extent of the image."""
+    x, w, offset = (node.input(i) for i in range(3))
+    rank = len(x.shape) - 2
+    shape = [_scaled(b, x, 0, attr(node, "offset_group")), *extents(b, w, 2, rank + 2), b.ints([rank]),
+             *extents(b, offset, 2, rank + 2)]
+    moved = b.Reshape(b.cast(offset, offset.type.dtype.wide), joined(b, shape), allowzero=1)
+    return [(b.Add(b.Gather(moved, np.int64(axis), axis=1 + rank), _whole(b, node, axis)),
+             extent(b, x, 2 + axis, moved.type.dtype)) for axis in range(rank)]
 
 
 def _product(b: Builder, parts: Sequence[Value]) -> Value:
@@ -147,7 +158,7 @@ def _shared(b: Builder, x: Value, parts: int, axis: int = 1) -> Value:
 def _whole(b: Builder, node: Node, axis: int) -> Value:
     """Return where the taps lie along one axis without offsets, spread over the axes of taps and outputs."""
     w, offset = node.input(1), node.input(2)
-    rank, dtype = len(w.shape) - 2, offset.type.dtype
+    rank, dtype = len(w.shape) - 2, offset.type.dtype.wide
     begin = split_pads(attr(node, "pads"), rank)[0][axis]
     total = None
     for at, (value, name, start) in ((axis, (w, "dilations", -begin)), (rank + axis, (offset, "strides", 0))):

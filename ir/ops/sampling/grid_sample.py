@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -21,6 +20,7 @@ from flowgrad.ir.ops.sampling.taps import (
     mirror,
     mirrored,
     near,
+    on_pixels,
     read,
     read_rows,
 )
@@ -130,8 +130,5 @@ def _(b: Builder, node: Node) -> Value:
     """Where a position lies on a pixel, since the pixels around it change there; cubic weights pass that smoothly."""
     if attr(node, "mode") != "linear":
         return b.scalar(False, BOOL)
-    x, masks = node.input(0), []
-    for axis, at in enumerate(_pixels(b, node, node.input(1).type.dtype.wide)):
-        inside = b.And(b.GreaterOrEqual(at, -1.0), b.LessOrEqual(at, extent(b, x, 2 + axis, at.type.dtype)))
-        masks.append(b.And(b.Equal(at, b.Floor(at)), inside))
-    return functools.reduce(b.Or, masks)
+    x, dtype = node.input(0), node.input(1).type.dtype.wide
+    return on_pixels(b, [(at, extent(b, x, 2 + axis, dtype)) for axis, at in enumerate(_pixels(b, node, dtype))])

@@ -12,7 +12,7 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import ramp
 from flowgrad.ir.ops.registry import attr, op
-from flowgrad.ir.ops.sampling.taps import Taps, extent, near, rows_of
+from flowgrad.ir.ops.sampling.taps import Taps, extent, near, on_pixels, rows_of
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type, merge_dims
 
 CHOICES = {"mode": ("avg", "max"), "coordinate_transformation_mode": ("half_pixel", "output_half_pixel")}
@@ -132,9 +132,7 @@ def _(b: Builder, node: Node) -> Value:
     With axes (pixels down, pixels across, regions, bins down, cells down, bins across, cells across).
     """
     x, dtype = node.input(0), node.input(0).type.dtype
-    offset = 0.5 if attr(node, "coordinate_transformation_mode") == "half_pixel" else 0.0
-    corners = b.Sub(b.Mul(node.input(1), attr(node, "spatial_scale")), offset)
-    place = b.Unsqueeze(node.input(2), [1, 2, 3, 4])
+    corners, place = _corners(b, node), b.Unsqueeze(node.input(2), [1, 2, 3, 4])
     weights, cells, counts = [], [], []
     for axis, name in enumerate(("output_height", "output_width")):
         at, is_cell, count = _cell_nodes(b, node, corners, 1 - axis, attr(node, name))
@@ -160,6 +158,24 @@ def _(b: Builder, node: Node) -> Value:
     return b.Transpose(total, perm=[0, 3, 1, 2])
 
 
+@roi_align.kinks
+def _(b: Builder, node: Node) -> Value:
+    """Where the middle of a cell lies on a pixel."""
+    x, corners = node.input(0), _corners(b, node)
+    found = []
+    for axis, name in enumerate(("output_height", "output_width")):
+        at, is_cell, _ = _cell_nodes(b, node, corners, 1 - axis, attr(node, name))
+        found.append(b.And(is_cell, on_pixels(b, [(at, extent(b, x, 2 + axis, at.type.dtype))])))
+    return b.Concat(*(b.Reshape(mask, [-1]) for mask in found), axis=0)
+
+
+def _corners(b: Builder, node: Node) -> Value:
+    """Return the corners of the regions in pixels."""
+    offset = 0.5 if attr(node, "coordinate_transformation_mode") == "half_pixel" else 0.0
+    rois = b.cast(node.input(1), node.input(1).type.dtype.wide)
+    return b.Sub(b.Mul(rois, attr(node, "spatial_scale")), offset)
+
+
 def _cell_nodes(b: Builder, node: Node, corners: Value, column: int, bins: int) -> tuple[Value, Value, Value]:
     """Return what ``_cells`` does for all regions, (regions, bins, cells), which of that are cells, and how many there are."""
     dtype, ratio = corners.type.dtype, attr(node, "sampling_ratio")
@@ -182,7 +198,7 @@ def _cell_nodes(b: Builder, node: Node, corners: Value, column: int, bins: int) 
 # ---- MaxRoiPool ---------------------------------------------------------------------------------------------------------
 
 
-@op("MaxRoiPool")
+@op("MaxRoiPool", settings=("rois",))
 def max_roi_pool(X: Array, rois: Array, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0) -> Array:
     """The largest pixel of each bin of each region [image, left, top, right, bottom], 0 where a bin holds none.
 

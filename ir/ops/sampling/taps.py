@@ -6,6 +6,7 @@ the derivatives.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -208,3 +209,15 @@ def read_rows(b: Builder, x: Value, images: Value, near: Sequence[tuple[Value, V
         return b.Squeeze(pixels, axes)
     weighted = b.Mul(pixels, b.Unsqueeze(b.cast_like(weight, x), [-1]))
     return b.ReduceSum(weighted, axes, keepdims=0)
+
+
+def on_pixels(b: Builder, positions: Sequence[tuple[Value, Value]]) -> Value:
+    """Return where a position lies on a pixel along some axis, (position, size) each: there the pixels around it change.
+
+    The pixel before the first and the one behind the last count, where the image begins to be seen.
+    """
+    masks = []
+    for at, size in positions:
+        seen = b.And(b.GreaterOrEqual(at, -1.0), b.LessOrEqual(at, size))
+        masks.append(b.And(b.Equal(at, b.Floor(at)), seen))
+    return functools.reduce(b.Or, masks)
