@@ -11,11 +11,11 @@ from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.ops.registry import Trait, attr, op
 from flowgrad.ir.types import INT64, UNKNOWN, Type, merge_dims
 
-NUMBERS = ("iou_threshold", "score_threshold")
+FLOATS = ("boxes", "scores", "iou_threshold", "score_threshold")
 
 
 @op("NonMaxSuppression", since=10, outputs=("selected_indices",), traits=(Trait.ZERO, Trait.BOUNDED),
-    settings=NUMBERS, float32_inputs=("boxes", "scores", *NUMBERS))
+    settings=FLOATS, float32_inputs=FLOATS)
 def non_max_suppression(
     boxes: Array, scores: Array, max_output_boxes_per_class: Array | None = None, iou_threshold: Array | None = None,
     score_threshold: Array | None = None, *, center_point_box: int = 0,
