@@ -177,3 +177,16 @@ def test_gathers_of_one_value(name: str, symbolic: bool, fed: bool) -> None:
     np.testing.assert_allclose(evaluate(graph, feeds)["x_grad"], expected, rtol=1e-12)
     expand(graph, lambda n: opdef(n.op).domain == FLOWGRAD)
     np.testing.assert_allclose(evaluate(graph, feeds)["x_grad"], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(500, 1), (500, 40), (4000, 3)])
+@pytest.mark.parametrize("crowd", [0.0, 0.1, 1.0], ids=["spread", "one row crowded", "one row"])
+def test_rows_are_added_up_however_often_they_are_named(rows: int, width: int, crowd: float) -> None:
+    rng = np.random.default_rng(0)
+    indices = rng.integers(-rows, rows, 2000)
+    indices[rng.random(2000) < crowd] = 3
+    updates = rng.standard_normal((2000, width))
+    expected = np.zeros((rows, width))
+    np.add.at(expected, indices, updates)
+    got = opdef("GatherGrad").kernel(np.array([rows, width]), updates, indices)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)

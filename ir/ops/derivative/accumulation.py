@@ -315,6 +315,11 @@ def gather_grad(shape: Array, *pieces: Array, axis: int = 0, out: Array | None =
     return total
 
 
+MOST_ROUNDS, ROUND = 64, 1024
+"""Where at most so many updates meet they are added in rounds, one to each row: NumPy adds up many short runs slowly. A round
+must be worth its calls."""
+
+
 def _add_rows(rows: Array, indices: Array, updates: Array) -> None:
     """Add ``updates`` to ``rows`` at ``indices``, of which some may be equal."""
     if indices.size == 1:
@@ -326,10 +331,16 @@ def _add_rows(rows: Array, indices: Array, updates: Array) -> None:
     order = np.argsort(indices, kind="stable")
     ordered = indices[order]
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    if len(first) == len(indices):
-        rows[indices] += updates
-    else:
-        rows[ordered[first]] += np.add.reduceat(updates[order], first, axis=0, dtype=updates.dtype)
+    counts = np.diff(first, append=len(indices))
+    long = (counts > MOST_ROUNDS) | (updates.size < ROUND * min(int(counts.max()), MOST_ROUNDS))
+    starts, lengths = first[~long], counts[~long]
+    for turn in range(int(lengths.max(initial=0))):
+        part = order[starts[lengths > turn] + turn]
+        rows[indices[part]] += updates[part]
+    if long.any():
+        part, lengths = order[np.repeat(long, counts)], counts[long]
+        starts = np.cumsum(lengths) - lengths
+        rows[indices[part[starts]]] += np.add.reduceat(updates[part], starts, axis=0, dtype=updates.dtype)
 
 
 def _from_front(indices: Array, extent: int) -> Array:
