@@ -21,7 +21,7 @@ from flowgrad.ir.ops.convolution.window import (
     split_pads,
     tap_slices,
 )
-from flowgrad.ir.ops.operands import extents, int_list, joined, known_ints, known_length, ramp, reshape_to
+from flowgrad.ir.ops.operands import extents, int_list, joined, known_ints, known_length, permuted, ramp, reshape_to
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type, floor_div, merge_dims
 
@@ -85,7 +85,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     total = b.Pad(y_bar, b.ints([0, 0, *begin, 0, 0, *end])) if any((*begin, *end)) else y_bar
     for axis in range(axes):
         total = b.Gather(total, _places(b, node, axis, axes, begin[axis] + end[axis]), axis=2 + 2 * axis)
-    blocks = b.Transpose(total, perm=[0, 1, *range(2, 2 + 2 * axes, 2), *range(3, 2 + 2 * axes, 2)])
+    blocks = permuted(b, total, [0, 1, *range(2, 2 + 2 * axes, 2), *range(3, 2 + 2 * axes, 2)])
     return reshape_to(b, blocks, x), NO_GRADIENT, NO_GRADIENT
 
 

@@ -13,9 +13,9 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convolution.operators import check_channels, kernel_of
 from flowgrad.ir.ops.convolution.window import output_extent, slide, spatial_tuple, split_pads
-from flowgrad.ir.ops.operands import extents, joined, known_ints, ramp
+from flowgrad.ir.ops.operands import extents, joined, ramp
 from flowgrad.ir.ops.registry import attr, op
-from flowgrad.ir.ops.sampling.taps import Taps, batch_numbers, extent, near, on_pixels, read, read_rows
+from flowgrad.ir.ops.sampling.taps import Taps, batch_numbers, extent, near, on_pixels, product, read, read_rows
 from flowgrad.ir.types import Type, merge_dims
 
 
@@ -103,7 +103,7 @@ def _(b: Builder, node: Node) -> Value:
     x, w, offset = (node.input(i) for i in range(3))
     bias, mask, shared = node.optional(3), node.optional(4), attr(node, "offset_group")
     rank, output = len(x.shape) - 2, extents(b, offset, 2, len(x.shape))
-    images, places = _scaled(b, x, 0, shared), _product(b, [*extents(b, w, 2, rank + 2), *output])
+    images, places = _scaled(b, x, 0, shared), product(b, [*extents(b, w, 2, rank + 2), *output])
     taps = [near(b, b.Reshape(at, joined(b, [images, places]), allowzero=1), "linear", size) for at, size in _positions(b, node)]
     grouped = x
     if shared != 1:
@@ -113,7 +113,7 @@ def _(b: Builder, node: Node) -> Value:
     if mask is not None:
         columns = b.Mul(columns, b.Reshape(mask, joined(b, [images, places, b.ints([1])]), allowzero=1))
     count = b.ints([attr(node, "group")])
-    rows, positions = _product(b, extents(b, w, 1, rank + 2)), _product(b, output)
+    rows, positions = product(b, extents(b, w, 1, rank + 2)), product(b, output)
     shape = joined(b, [*extents(b, x, 0, 1), count, rows, positions])
     columns = b.Reshape(b.Transpose(columns, perm=[0, 2, 1]), shape, allowzero=1)
     kernels = b.Reshape(w, joined(b, [count, _shared(b, w, attr(node, "group"), 0), rows]), allowzero=1)
@@ -136,13 +136,6 @@ def _positions(b: Builder, node: Node) -> list[tuple[Value, Value]]:
     moved = b.Reshape(b.cast(offset, offset.type.dtype.wide), joined(b, shape), allowzero=1)
     return [(b.Add(b.Gather(moved, np.int64(axis), axis=1 + rank), _whole(b, node, axis)),
              extent(b, x, 2 + axis, moved.type.dtype)) for axis in range(rank)]
-
-
-def _product(b: Builder, parts: Sequence[Value]) -> Value:
-    """Return the product of extents as a vector of length 1."""
-    whole = joined(b, parts)
-    known = known_ints(whole)
-    return b.ReduceProd(whole, keepdims=1) if known is None else b.ints([math.prod(known)])
 
 
 def _scaled(b: Builder, x: Value, axis: int, factor: int) -> Value:

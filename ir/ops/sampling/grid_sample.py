@@ -21,6 +21,7 @@ from flowgrad.ir.ops.sampling.taps import (
     mirrored,
     near,
     on_pixels,
+    product,
     read,
     read_rows,
 )
@@ -105,7 +106,7 @@ def _pixels(b: Builder, node: Node, dtype: DType) -> list[Value]:
     """Return for each axis of the image the positions (batch, positions) in pixels, brought inside as the padding says."""
     x, grid = node.input(0), node.input(1)
     rank = len(x.shape) - 2
-    count = b.ReduceProd(joined(b, extents(b, grid, 1, rank + 1)), keepdims=1)
+    count = product(b, extents(b, grid, 1, rank + 1))
     flat = b.Reshape(b.cast(grid, dtype), joined(b, [*extents(b, grid, 0, 1), count, b.ints([rank])]), allowzero=1)
     return [_pixel(b, node, b.Gather(flat, np.int64(rank - 1 - axis), axis=2), extent(b, x, 2 + axis, dtype))
             for axis in range(rank)]

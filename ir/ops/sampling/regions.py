@@ -79,8 +79,10 @@ def _near_cells(at: Array, size: int) -> Taps:
 
 def _average(image: Array, rows: Array, columns: Array) -> Array:
     """The mean over cells on a grid is one along each axis."""
-    for axis, at in ((1, rows), (2, columns)):
-        taps = _near_cells(at, image.shape[axis])
+    down, across = _near_cells(rows, image.shape[1]), _near_cells(columns, image.shape[2])
+    first = across.at.min()
+    image = image[:, :, first : across.at.max() + 1]
+    for axis, at, taps in ((1, rows, down), (2, columns, Taps(across.at - first, across.weight))):
         assert taps.weight is not None
         column, total = (-1, *(1,) * (2 - axis)), 0.0
         for place, weight in zip(taps.at, taps.weight, strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Array, Value
-from flowgrad.ir.ops.operands import extents, joined, ramp
+from flowgrad.ir.ops.operands import extents, joined, known_ints, ramp
 from flowgrad.ir.types import INT64, DType
 
 STEPS = {"nearest": (0,), "linear": (0, 1), "cubic": (-1, 0, 1, 2)}
@@ -54,7 +54,7 @@ class Taps:
             weight = inside.astype(dtype) if weight is None else np.where(inside, weight, weight.dtype.type(0))
         if padding == "reflection":
             at = mirrored(at, low, size)
-        at = np.clip(np.nan_to_num(at, nan=0), 0, max(size - 1, 0))
+        at = np.fmin(np.fmax(at, 0), max(size - 1, 0))  # NaN becomes 0
         return Taps(at.astype(np.int64), weight)
 
 
@@ -160,12 +160,19 @@ def _weights(b: Builder, beyond: Value, mode: str) -> Value:
     return b.Concat(far(b.Add(beyond, 1.0)), near(beyond), near(before), far(b.Add(before, 1.0)), axis=0)
 
 
+def product(b: Builder, parts: Sequence[Value]) -> Value:
+    """Return the product of all entries of int64 vectors as a vector of length 1: a constant if they are."""
+    whole = joined(b, parts)
+    known = known_ints(whole)
+    return b.ReduceProd(whole, keepdims=1) if known is None else b.ints([math.prod(known)])
+
+
 def rows_of(b: Builder, x: Value) -> Value:
     """Return an image (batch, channels, ...) as one row of channels for each pixel of each image."""
     rank = len(x.shape)
     last = b.Transpose(x, perm=[0, *range(2, rank), 1])
-    count = b.ReduceProd(joined(b, [*extents(b, x, 0, 1), *extents(b, x, 2, rank)]), keepdims=1)
-    return b.Reshape(last, b.Concat(count, b.extent(x, 1), axis=0), allowzero=1)
+    count = product(b, [*extents(b, x, 0, 1), *extents(b, x, 2, rank)])
+    return b.Reshape(last, joined(b, [count, b.extent(x, 1)]), allowzero=1)
 
 
 def place_of(b: Builder, x: Value, images: Value, taps: Sequence[Value]) -> Value:
