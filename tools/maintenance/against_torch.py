@@ -312,8 +312,9 @@ class Engines:
         if dispute is not None:
             self.subject.skip(f"disputed: {dispute.op}: {dispute.reason}")
             return None
-        if any(n.op in ("RNN", "GRU", "LSTM") for n in nodes) and meets_nothing(self.subject.graph, self.subject.feeds):
-            self.subject.skip("onnxruntime: recurrent layers of nothing, which end the process")
+        ending = any(n.op in ("RNN", "GRU", "LSTM", "Einsum") for n in nodes)
+        if ending and meets_nothing(self.subject.graph, self.subject.feeds):
+            self.subject.skip("onnxruntime: recurrent layers or Einsum of nothing, which end the process")
             return None
         try:
             if name not in self.sessions:

@@ -472,7 +472,7 @@ def _exported(graph: Graph, feeds: Sequence[Feeds]) -> str | None:
 
 def meets_nothing(graph: Graph, feeds: Sequence[Feeds]) -> bool:
     """Return whether a value of the graph has no elements."""
-    values = [v for n in graph.nodes() for v in n.results]
+    values = list(dict.fromkeys(v for n in graph.nodes() for v in (*n.operands, *n.results)))
     return any(not a.size for given in feeds
                for a in run_values(graph, {v: given[v.name] for v in graph.inputs}, values, np.random.default_rng(0)))
 
