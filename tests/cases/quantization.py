@@ -104,6 +104,16 @@ DEQUANTIZE = [
     *(Case("DequantizeLinear", [fixed(array(np.linspace(-6, 6, 12).reshape(3, 4), t)), positive(4)], name=t) for t in EIGHTHS),
 ]
 GEOMETRY: dict[str, Any] = {"strides": (2, 1), "pads": (1, 0, 1, 2), "dilations": (1, 2)}
+CONSTANT = [
+    *(Case("QuantizeLinear", [fixed(HALVES, "float32"), const(1.5, "float32"), const(array(1, t))], name=f"{t}-constant",
+           expected=nearest) for t in INTEGERS),
+    Case("QuantizeLinear", [normal(3, 4), const([0.1, 0.2, 0.3, 0.4]), const([1, 2, 3, -4], "int8")], name="axis-constant"),
+    Case("QuantizeLinear", [normal(), const(0.1)], name="scalar-constant"),
+    *(Case("DequantizeLinear", [fixed(whole(t, 3, 4)), const([0.1, 0.2, 0.3, 0.4]), const(whole(t, 4))], name=f"{t}-constant")
+      for t in INTEGERS),
+    Case("DequantizeLinear", [fixed(whole("int8", 2, 7)), const(np.full((2, 3), 0.1, np.float32))], {"block_size": 3},
+         name="blocks-constant"),
+]
 PRODUCTS = [
     Case("MatMulInteger", [fixed(whole("uint8", 3, 4)), fixed(whole("int8", 4, 5))]),
     Case("MatMulInteger", [fixed(whole("int8", 2, 3, 4)), fixed(whole("uint8", 4, 5)), const(5, "int8"),
@@ -120,6 +130,8 @@ PRODUCTS = [
          name="rows-columns", expected=product),
     Case("QLinearMatMul", [fixed(whole("uint8", 4)), fixed(0.01, "float16"), fixed(100, "uint8"), fixed(whole("int8", 4, 5)),
                            fixed(0.02, "float16"), fixed(3, "int8"), fixed(0.4, "float16"), fixed(-7, "int8")], name="vector"),
+    Case("QLinearMatMul", [fixed(whole("uint8", 3, 4)), fixed(0.01), fixed(100, "uint8"), fixed(whole("int8", 4, 5)),
+                           fixed(0.02), fixed(3, "int8"), fixed(0.4), fixed(-7, "int8")], name="float64"),
     Case("QLinearMatMul", [fixed(array([[1.0, -2, 0.5]], "float8_e4m3fn")), fixed(0.5, "float32"),
                            fixed(array(0, "float8_e4m3fn")), fixed(array([[3.0], [1], [448]], "float8_e4m3fn")),
                            fixed(2.0, "float32"), fixed(array(0, "float8_e4m3fn")), fixed(1.0, "float32"),
@@ -135,4 +147,4 @@ PRODUCTS = [
                                                              (fixed([0, 100, -5000, 7, 20000, 1], "int32"),)))),
 ]
 
-CASES: list[Case] = [*ROUND, *QUANTIZE, *DEQUANTIZE, *PRODUCTS]
+CASES: list[Case] = [*ROUND, *QUANTIZE, *DEQUANTIZE, *CONSTANT, *PRODUCTS]

@@ -17,7 +17,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.cast import NO_SIGN, POWERS, converted
-from flowgrad.ir.ops.operands import sum_of_present, unknown_ranks
+from flowgrad.ir.ops.operands import into, sum_of_present, unknown_ranks
 from flowgrad.ir.ops.quantization.granularity import (
     bounds_of,
     check,
@@ -27,8 +27,11 @@ from flowgrad.ir.ops.quantization.granularity import (
     summed_to_scale,
     wide_of,
 )
-from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
+from flowgrad.ir.ops.registry import NO_GRADIENT, Kernel, Trait, attr, op, refuse
 from flowgrad.ir.types import FLOAT64, UINT8, DType, Type, dtype_of
+
+FIXED = "the zero point of numbers that are floats is zero: no derivative is told with respect to it"
+
 
 # ---- arrays -------------------------------------------------------------------------------------------------------------
 
@@ -55,12 +58,22 @@ def saturated(real: Array, zero: Array | None, to: np.dtype[Any], saturate: int 
     if not dtype.is_integer:
         shifted = real if zero is None or not np.any(zero) else real + zero.astype(real.dtype)
         return converted(shifted, to, saturate, "up")
-    low, high = limits_of(dtype)
-    shift = np.int32(0) if zero is None else zero.astype(np.int32)
-    least, most = (np.subtract(n, shift).astype(real.dtype) for n in (np.int32(low), np.int32(high)))
-    whole = np.rint(real)
-    inside = np.fmin(np.fmax(whole, least), most)  # these take the bound where the other is NaN
-    return np.asarray((inside.astype(np.int32) + shift).astype(to))
+    return _into_range(np.asarray(np.rint(real)), *_range(zero, dtype, real.dtype)).astype(to)
+
+
+def _range(zero: Array | None, to: DType, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
+    """Return the least and the largest number before the zero point is added, and the zero point, in the type ``dtype``."""
+    low, high = limits_of(to)
+    shift = np.zeros((), np.int32) if zero is None else zero.astype(np.int32)
+    least, most, added = (np.asarray(n, dtype) for n in (low - shift, high - shift, shift))
+    return least, most, added
+
+
+def _into_range(whole: Array, least: Array, most: Array, shift: Array) -> Array:
+    """Bring whole numbers into a range, then shift them; they are written over."""
+    np.fmax(whole, least, out=whole)  # takes the bound where the other is NaN
+    np.fmin(whole, most, out=whole)
+    return np.asarray(np.add(whole, shift, out=whole))  # exact: no integer type here has numbers beyond float32's
 
 
 # ---- QuantizeLinear -----------------------------------------------------------------------------------------------------
@@ -70,11 +83,35 @@ def saturated(real: Array, zero: Array | None, to: np.dtype[Any], saturate: int 
     dtype_attributes=("output_dtype", "precision"))
 def quantize_linear(
     x: Array, y_scale: Array, y_zero_point: Array | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0,
-    precision: int = 0, saturate: int = 1, to_dtype: Any = None,
+    precision: int = 0, saturate: int = 1, to_dtype: Any = None, out: Array | None = None,
 ) -> Array:
     scale = spread(y_scale, x.shape, axis, block_size)
     zero = None if y_zero_point is None else spread(y_zero_point, x.shape, axis, block_size)
-    return saturated(ratio(x, scale, precision), zero, np.dtype(to_dtype), saturate)
+    return into(saturated(ratio(x, scale, precision), zero, np.dtype(to_dtype), saturate), out)
+
+
+def _constants(node: Node) -> tuple[Array, Array | None] | None:
+    """Return the spread scale and zero point of a node if they are constants, else None."""
+    scale, zero = node.input(1).constant, node.optional(2)
+    if scale is None or (zero is not None and zero.constant is None):
+        return None
+    how = node.input(0).type.static_shape, attr(node, "axis"), attr(node, "block_size")
+    return spread(scale, *how), None if zero is None or zero.constant is None else spread(zero.constant, *how)
+
+
+@quantize_linear.specialise
+def _(node: Node) -> Kernel | None:
+    """With constants, and in one float type: what they lead to is made once."""
+    x, y, known = node.input(0).type.dtype, node.output().type.dtype, _constants(node)
+    if known is None or x != node.input(1).type.dtype or not x.is_float or not y.is_integer or attr(node, "precision"):
+        return None
+    scale, bounds = known[0], _range(known[1], y, x.numpy)
+
+    def kernel(x: Array, *operands: Any) -> None:
+        real = np.asarray(np.divide(x, scale))
+        np.copyto(operands[-1], _into_range(np.rint(real, out=real), *bounds), casting="unsafe")
+
+    return kernel
 
 
 @quantize_linear.types
@@ -148,14 +185,32 @@ def _(b: Builder, node: Node, reals: Sequence[Value | None]) -> Value | None:
     dtype_attributes=("output_dtype",))
 def dequantize_linear(
     x: Array, x_scale: Array, x_zero_point: Array | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0,
-    to_dtype: Any = None,
+    to_dtype: Any = None, out: Array | None = None,
 ) -> Array:
     dtype = dtype_of(np.dtype(to_dtype)).wide.numpy
     result = np.asarray(x.astype(dtype))
     if x_zero_point is not None:
         result = np.asarray(np.subtract(result, spread(x_zero_point, x.shape, axis, block_size).astype(dtype)))
     made: Array = np.asarray(np.multiply(result, spread(x_scale, x.shape, axis, block_size).astype(dtype)))
-    return made.astype(to_dtype, copy=False)
+    return into(made.astype(to_dtype, copy=False), out)
+
+
+@dequantize_linear.specialise
+def _(node: Node) -> Kernel | None:
+    """With constants: what they lead to is made once."""
+    y, known = node.output().type.dtype, _constants(node)
+    if known is None or y.is_narrow:
+        return None
+    scale, shift = known[0].astype(y.numpy), None if known[1] is None else known[1].astype(y.numpy)
+
+    def kernel(x: Array, *operands: Any) -> None:
+        out = operands[-1]
+        np.copyto(out, x, casting="unsafe")
+        if shift is not None:
+            np.subtract(out, shift, out=out)
+        np.multiply(out, scale, out=out)
+
+    return kernel
 
 
 @dequantize_linear.types
@@ -202,26 +257,29 @@ def _how(node: Node) -> dict[str, Any]:
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """scale_bar = the sum of y_bar (x - zero point) over the elements of each scale; x_bar = y_bar scale if x holds floats.
 
-    Integers carry no derivative, and the zero point of floats is zero.
+    Integers carry no derivative; the zero point of floats is zero, says the standard.
     """
     x, scale, y = node.input(0), node.input(1), node.output()
     if x.type.rank is None and scale.type.rank != 0:
         return refuse(unknown_ranks(node))
-    x_bar = NO_GRADIENT
+    x_bar = zero_bar = NO_GRADIENT
     if x.type.dtype.is_float:
+        zero_bar = refuse(FIXED)
         x_bar = b.cast_like(b.Mul(y_bar, b.cast_like(spread_value(b, node, scale), y_bar)), x)
     if scale.type.dtype.name == POWERS:
-        return x_bar, refuse(NO_SIGN), NO_GRADIENT
+        return x_bar, refuse(NO_SIGN), zero_bar
     wide = y.type.dtype.wide
     ones = b.filled(1, scale, wide)
     shifted = b.DequantizeLinear(x, ones, node.optional(2), axis=attr(node, "axis"), block_size=attr(node, "block_size") or None)
-    return x_bar, b.cast_like(summed_to_scale(b, node, b.Mul(b.cast(y_bar, wide), shifted)), scale), NO_GRADIENT
+    return x_bar, b.cast_like(summed_to_scale(b, node, b.Mul(b.cast(y_bar, wide), shifted)), scale), zero_bar
 
 
 @dequantize_linear.tangent
 def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, scale_dot: Value | None, zero_dot: Value | None = None) -> Any:
     """y_dot = (x - zero point) scale_dot + x_dot scale."""
     x, scale, zero = node.input(0), node.input(1), node.optional(2)
+    if zero_dot is not None:
+        return refuse(FIXED)
     if scale_dot is not None and scale.type.dtype.name == POWERS:
         return refuse(NO_SIGN)
     by_scale = None if scale_dot is None else b.DequantizeLinear(x, scale_dot, zero, **_how(node))

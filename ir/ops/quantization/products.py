@@ -18,8 +18,8 @@ from flowgrad.ir.ops.convolution.window import Window, slide
 from flowgrad.ir.ops.matmul import product_shape
 from flowgrad.ir.ops.quantization.granularity import bounds_of
 from flowgrad.ir.ops.quantization.linear import saturated
-from flowgrad.ir.ops.registry import Trait, op
-from flowgrad.ir.types import FLOAT32, INT32, DType, Type
+from flowgrad.ir.ops.registry import Trait, op, refuse
+from flowgrad.ir.types import FLOAT32, FLOAT64, INT32, DType, Type
 
 EXACT_IN_FLOAT32 = 2**24
 """Whole numbers up to this are float32 numbers, so that their sums and products can be left to BLAS."""
@@ -145,6 +145,23 @@ def qlinear_matmul(
 @qlinear_matmul.types
 def _(node: Node) -> Type:
     return Type(node.input(7).type.dtype, product_shape(node.input(0).type, node.input(3).type))
+
+
+@qlinear_matmul.expands_on_export
+def _(node: Node) -> bool:
+    """The standard has no scales in float64."""
+    return any(v.type.dtype == FLOAT64 for v in node.operands)
+
+
+@qlinear_matmul.expansion
+def _(b: Builder, node: Node) -> Any:
+    """The integer product, times the scales in float32, quantized with the scale 1."""
+    a, w, zero = node.input(0), node.input(3), node.input(7)
+    if a.type.dtype.is_float or w.type.dtype.is_float:
+        return refuse("a product of float8 numbers has no form without QLinearMatMul")
+    a_scale, b_scale, y_scale = (_number(b, node, slot, FLOAT32, lay) for slot, lay in ((1, "rows"), (4, ""), (6, "")))
+    total = b.cast(b.MatMulInteger(a, w, node.input(2), node.input(5)), FLOAT32)
+    return b.QuantizeLinear(b.Mul(total, b.Div(b.Mul(a_scale, b_scale), y_scale)), b.scalar(1, FLOAT32), zero)
 
 
 @qlinear_matmul.unrounded
