@@ -206,6 +206,43 @@ def test_a_model_without_quantization_has_nothing_to_pass() -> None:
         fg.through_quantization(fg.load(b"graph @g (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Tanh(%x) }"))
 
 
+def test_what_cannot_be_passed_says_why() -> None:
+    with pytest.raises(NotDifferentiableError, match="through_quantization gives a model"):
+        fg.vjp(fg.load(PAIR), "y", "x")
+    with pytest.raises(InputError, match="QuantizeLinear at 'q' gives no floats"):
+        fg.override_adjoint(fg.load(PAIR), fg.straight_through, op="QuantizeLinear")
+
+
+POWERS = {
+    "scale": b"graph @g (%x: f8e8m0[3]) -> (%y: f32[3]) { %y: f32[3] = DequantizeLinear(i8([1, 2, 3]), %x) {axis=0, output_dtype=1} }",
+    "cast": b"graph @g (%x: f8e8m0[3]) -> (%y: f32[3]) { %y: f32[3] = Cast(%x) {to=1} }",
+}
+
+
+@pytest.mark.parametrize("text", POWERS.values(), ids=POWERS)
+def test_powers_of_two_carry_no_derivative(text: bytes) -> None:
+    """They have no sign: a negative cotangent in that type would come out positive."""
+    with pytest.raises(NotDifferentiableError, match="float8_e8m0fnu"):
+        fg.vjp(fg.load(text), "y", "x")
+
+
+def test_no_tangent_is_told_in_powers_of_two() -> None:
+    with pytest.raises(NotDifferentiableError, match="float8_e8m0fnu"):
+        fg.jvp(fg.load(b"graph @g (%x: f32[3]) -> (%y: f8e8m0[3]) { %y: f8e8m0[3] = Cast(%x) {to=24} }"), "y", "x")
+
+
+def test_numbers_that_are_floats_carry_a_derivative_and_their_zero_points_none() -> None:
+    text = b"""graph @g (%x: f8e5m2[3], %s: f32[], %z: f8e5m2[]) -> (%y: f32[3]) { %y: f32[3] = DequantizeLinear(%x, %s, %z) }"""
+    narrow = dtype_of("float8_e5m2").numpy
+    feeds = {"x": np.array([1, -2, 4]).astype(narrow), "s": np.float32(0.5), "z": np.asarray(0).astype(narrow),
+             "y_grad": np.array([1, -8, 2], np.float32)}
+    got = fg.vjp(fg.load(text), "y", ["x", "s"])(feeds)
+    np.testing.assert_array_equal(got["x_grad"].astype(np.float32), [0.5, -4, 1])
+    assert got["s_grad"] == 1 + 16 + 8
+    with pytest.raises(NotDifferentiableError, match="zero point"):
+        fg.vjp(fg.load(text), "y", "z")
+
+
 def integer_networks() -> dict[str, bytes]:
     return {
         "QLinearMatMul": b"""graph @m (%x: f64[2,3], %w: f64[3,4]) -> (%y: f64[2,4]) {
