@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 import flowgrad as fg
-from flowgrad.ir.errors import InputError, NotDifferentiableError
+from flowgrad.ir.errors import InputError, NotDifferentiableError, ValidationError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array
 from flowgrad.ir.ops.registry import all_ops
@@ -97,6 +97,17 @@ def test_the_type_of_the_scale_is_the_precision_of_the_division() -> None:
     x = next(v for v in np.linspace(1, 40, 5000).astype(np.float16)
              if np.rint(v / scale) != np.rint(np.float32(v) / np.float32(scale)))
     assert fg.load(text)(x=x.reshape(1), s=scale)["y"] == np.rint(x / scale)
+
+
+@pytest.mark.parametrize(("scale", "zero", "attributes"), [
+    ("f32[3]", "i8[4]", ""), ("f32[4]", "i8[3]", ""), ("f32[2,4]", "i8[2,4]", ""), ("f32[2,3]", "i8[2,2]", "{block_size=2}"),
+    ("f32[2]", "i8[2]", "{block_size=2}"), ("f32[4]", "i8[4]", "{axis=2}"), ("f32[2,2]", "i8[2,2]", "{block_size=-2}"),
+    ("f32[4]", "i8[4]", "{output_dtype=2}"), ("f32[4]", "i8[4]", "{precision=6}"), ("f32[4]", "i32[4]", ""),
+])
+def test_scales_and_zero_points_must_fit(scale: str, zero: str, attributes: str) -> None:
+    text = f"graph @g (%x: f32[2,4], %s: {scale}, %z: {zero}) -> (%y: i8[2,4]) {{ %y: i8[2,4] = QuantizeLinear(%x, %s, %z) "
+    with pytest.raises(ValidationError, match=r"fit|axis|block_size|output_dtype|precision|gives no"):
+        fg.load(f"{text}{attributes} }}".encode())
 
 
 # ---- derivatives ------------------------------------------------------------------------------------------------------------

@@ -49,38 +49,31 @@ def spread(scale: Array, shape: tuple[int, ...], axis: int, block_size: int) -> 
 
 
 def check(node: Node) -> None:
-    """Raise ValidationError where the scales of a QuantizeLinear or DequantizeLinear cannot fit its first input."""
-    x, scale, zero = node.input(0), node.input(1), node.optional(2)
+    """Raise ValidationError where scale or zero point of a QuantizeLinear or DequantizeLinear cannot fit its first input."""
     block_size = attr(node, "block_size")
     if block_size < 0:
         raise ValidationError(f"block_size {block_size}", code="attribute", where=node.label)
-    single = zero is None or zero.type.shape in (None, (), (1,))
-    if zero is not None and not single and scale.type.rank not in (None, zero.type.rank):
-        raise ValidationError(f"scale {scale!r} and zero point {zero!r} have different shapes", code="shape", where=node.label)
-    if scale.type.rank is None or x.type.rank is None or is_single(node):
-        return
-    axis = normal_axis(attr(node, "axis"), x.type.rank)
-    if (scale.type.rank != x.type.rank) if block_size else (scale.type.rank != 1):
-        raise ValidationError(f"scale {scale!r} does not fit {x!r}: it has one entry, one for each place along the axis, or "
-                              "with block_size one for each block", code="shape", where=node.label)
-    for i, (extent, given) in enumerate(zip(x.shape if block_size else x.shape[axis : axis + 1], scale.shape, strict=True)):
-        wanted = -(-extent // block_size) if block_size and i == axis else extent
-        if isinstance(wanted, int) and isinstance(given, int) and given not in ((wanted,) if block_size else (wanted, 1)):
-            raise ValidationError(f"scale {scale!r} does not fit {x!r}", code="shape", where=node.label)
+    x = node.input(0)
+    for value in node.operands[1:]:
+        if x.type.rank is None or value.type.rank is None or is_single(node, value):
+            continue
+        axis = normal_axis(attr(node, "axis"), x.type.rank)
+        if value.type.rank != (x.type.rank if block_size else 1):
+            raise ValidationError(f"{value!r} does not fit {x!r}: it has one entry, one for each place along the axis, or with "
+                                  "block_size one for each block", code="shape", where=node.label)
+        wanted = [-(-n // block_size) if i == axis else n for i, n in enumerate(x.shape)] if block_size else [x.shape[axis]]
+        for given, extent in zip(value.shape, wanted, strict=True):
+            if isinstance(given, int) and isinstance(extent, int) and given != extent:
+                raise ValidationError(f"{value!r} does not fit {x!r}", code="shape", where=node.label)
 
 
-def is_single(node: Node) -> bool:
-    """Return whether the scale must be one for all: a vector, too, where the first input does not have the axis."""
-    x, shape = node.input(0).type, node.input(1).type.shape
+def is_single(node: Node, value: Value) -> bool:
+    """Return whether a scale or zero point must be one for all: a vector, too, where the first input does not have the axis."""
+    x, shape = node.input(0).type, value.type.shape
     if shape in ((), (1,)):
         return True
     lacks_axis = x.rank is not None and not -x.rank <= attr(node, "axis") < x.rank
     return lacks_axis and shape is not None and len(shape) == 1 and not isinstance(shape[0], int)
-
-
-def is_blocked(node: Node) -> bool:
-    """Return whether scales are given for blocks."""
-    return bool(attr(node, "block_size")) and not is_single(node)
 
 
 def spread_value(b: Builder, node: Node, value: Value) -> Value:
@@ -88,10 +81,10 @@ def spread_value(b: Builder, node: Node, value: Value) -> Value:
     x = node.input(0)
     if value.type.rank == 0:
         return value
-    if value.type.shape == (1,) or is_single(node):
+    if is_single(node, value):
         return b.Squeeze(value, [0])
     axis = normal_axis(attr(node, "axis"), len(x.shape))
-    if not is_blocked(node):
+    if not attr(node, "block_size"):
         later = list(range(1, len(x.shape) - axis))
         return b.Unsqueeze(value, later) if later else value
     size, rank = _block(b, node, x, axis), len(x.shape)
@@ -120,11 +113,11 @@ def summed_to_scale(b: DerivativeBuilder, node: Node, value: Value) -> Value:
     scale = node.input(1)
     if scale.type.rank == 0:
         return b.ReduceSum(value, keepdims=0)
-    if is_single(node):
+    if is_single(node, scale):
         return b.Reshape(b.ReduceSum(value, keepdims=0), b.ints([1]))
     rank = len(value.shape)
     axis = normal_axis(attr(node, "axis"), rank)
-    if not is_blocked(node):
+    if not attr(node, "block_size"):
         others = [i for i in range(rank) if i != axis]
         return b.sum_to(b.ReduceSum(value, others, keepdims=0) if others else value, scale)
     size = _block(b, node, value, axis)

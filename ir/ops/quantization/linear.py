@@ -121,7 +121,7 @@ def _(node: Node) -> Type:
     dtype = dtype_of(asked) if asked else UINT8 if zero is None else zero.type.dtype
     if zero is not None and zero.type.dtype != dtype:
         raise ValidationError(f"output_dtype {dtype.name} with the zero point {zero!r}", code="dtype", where=node.label)
-    if not dtype.is_integer and not (dtype.is_float and dtype.itemsize == 1):
+    if dtype.itemsize > (2 if dtype.is_integer else 1) or not (dtype.is_integer or dtype.is_float):
         raise ValidationError(f"QuantizeLinear gives no {dtype.name}", code="dtype", where=node.label)
     if attr(node, "precision") and not dtype_of(attr(node, "precision")).is_float:
         raise ValidationError("the precision of a division is a float type", code="attribute", where=node.label)
