@@ -85,3 +85,16 @@ def test_texts_can_be_read_at_the_nearest_place() -> None:
     words = np.array([["a", "b"], ["c", "d"]], object).reshape(1, 1, 2, 2)
     graph, feeds = sampled(words, np.array([[-0.5, 0.5], [9.0, 0.0]]).reshape(1, 1, 2, 2), mode="nearest")
     assert evaluate(graph, feeds)["y"].reshape(-1).tolist() == ["c", ""]
+
+
+def test_pixels_beyond_the_image_are_zeros_beside_any_pixel() -> None:
+    """The edge stands in for them in the kernel, and may hold what makes NaN of a product with 0."""
+    image = np.full((1, 1, 2, 2), np.inf)
+    graph, feeds = sampled(image, np.array([[5.0, 0.0], [-5.0, -5.0]]).reshape(1, 1, 2, 2))
+    assert evaluate(graph, feeds)["y"].reshape(-1).tolist() == [0.0, 0.0]
+    for mode in ("avg", "max"):
+        graph = Graph("regions")
+        feeds = {"x": image, "rois": np.array([[-9.0, -9.0, -5.0, -5.0]]), "images": np.array([0])}
+        values = [graph.add_input(name, type_of(a)) for name, a in feeds.items()]
+        graph.add_output(Builder(graph).RoiAlign(*values, mode=mode), "y")
+        assert evaluate(graph, feeds)["y"].reshape(-1).tolist() == [0.0]

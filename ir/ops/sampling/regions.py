@@ -74,7 +74,8 @@ def _near_cells(at: Array, size: int) -> Taps:
     """Return the pixels around positions; up to a pixel beyond the image its edge counts, further out nothing."""
     taps = Taps.around(np.clip(at, 0, max(size - 1, 0)), "linear", size, at.dtype, "border")
     assert taps.weight is not None
-    return Taps(taps.at, np.where((at >= -1) & (at <= size), taps.weight, at.dtype.type(0)))
+    seen = (at >= -1) & (at <= size)
+    return Taps(taps.at, np.where(seen, taps.weight, at.dtype.type(0)), np.broadcast_to(seen, taps.at.shape))
 
 
 def _average(image: Array, rows: Array, columns: Array) -> Array:
@@ -82,11 +83,14 @@ def _average(image: Array, rows: Array, columns: Array) -> Array:
     down, across = _near_cells(rows, image.shape[1]), _near_cells(columns, image.shape[2])
     first = across.at.min()
     image = image[:, :, first : across.at.max() + 1]
-    for axis, at, taps in ((1, rows, down), (2, columns, Taps(across.at - first, across.weight))):
-        assert taps.weight is not None
+    for axis, at, taps in ((1, rows, down), (2, columns, Taps(across.at - first, across.weight, across.seen))):
+        assert taps.weight is not None and taps.seen is not None
         column, total = (-1, *(1,) * (2 - axis)), 0.0
-        for place, weight in zip(taps.at, taps.weight, strict=True):
-            total = total + np.take(image, place.reshape(-1), axis) * weight.reshape(column)
+        for place, weight, seen in zip(taps.at, taps.weight, taps.seen, strict=True):
+            pixels = np.take(image, place.reshape(-1), axis)
+            if not seen.all():
+                pixels = np.where(seen.reshape(column), pixels, image.dtype.type(0))
+            total = total + pixels * weight.reshape(column)
         image = np.mean(np.reshape(total, (*image.shape[:axis], *at.shape, *image.shape[axis + 1 :])), axis=axis + 1)
     return image
 
@@ -95,8 +99,9 @@ def _largest(image: Array, rows: Array, columns: Array) -> Array:
     down, across = _near_cells(rows, image.shape[1]), _near_cells(columns, image.shape[2])
     best = None
     for i, j in np.ndindex(2, 2):
-        assert down.weight is not None and across.weight is not None
+        assert down.weight is not None and across.weight is not None and down.seen is not None and across.seen is not None
         pixels = image[:, down.at[i].reshape(-1)[:, None], across.at[j].reshape(-1)]
+        pixels = np.where(down.seen[i].reshape(-1)[:, None] & across.seen[j].reshape(-1), pixels, image.dtype.type(0))
         product = pixels * (down.weight[i].reshape(-1)[:, None] * across.weight[j].reshape(-1))
         best = product if best is None else np.maximum(best, product)
     assert best is not None

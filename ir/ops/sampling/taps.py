@@ -32,10 +32,14 @@ A = -0.75
 
 @dataclass(frozen=True)
 class Taps:
-    """Along one axis: pixels (taps, batch, positions) within the image, and their weights (None: 1)."""
+    """Along one axis: pixels (taps, batch, positions) within the image, their weights (None: 1), and which count at all.
+
+    One that does not count weighs 0, and is left alone where it is NaN or infinite.
+    """
 
     at: Array
     weight: Array | None
+    seen: Array | None = None
 
     @staticmethod
     def around(position: Array, mode: str, size: int, dtype: np.dtype[Any], padding: str = "zeros", low: float = 0.0) -> Taps:
@@ -48,14 +52,14 @@ class Taps:
         else:
             first = np.floor(position)
             weight = weights(position - first, mode).astype(dtype, copy=False)
-        at = first + np.reshape(STEPS[mode], (-1, *(1,) * position.ndim))
+        at, seen = first + np.reshape(STEPS[mode], (-1, *(1,) * position.ndim)), None
         if padding == "zeros":
-            inside = (at >= 0) & (at < size)
-            weight = inside.astype(dtype) if weight is None else np.where(inside, weight, weight.dtype.type(0))
+            seen = (at >= 0) & (at < size)
+            weight = None if weight is None else np.where(seen, weight, weight.dtype.type(0))
         if padding == "reflection":
             at = mirrored(at, low, size)
         at = np.fmin(np.fmax(at, 0), max(size - 1, 0))  # NaN becomes 0
-        return Taps(at.astype(np.int64), weight)
+        return Taps(at.astype(np.int64), weight, seen)
 
 
 def mirrored(at: Array, low: float, size: int) -> Array:
@@ -88,22 +92,23 @@ def read(x: Array, taps: Sequence[Taps]) -> Array:
     if positions and batch and not math.prod(sizes):
         raise ValueError(f"an image of extents {sizes} has no pixels to read")
     flat = x.reshape(batch, channels, math.prod(sizes))
-    result = np.zeros((batch, channels, positions), x.dtype)
-    if x.dtype == object:
-        result.fill("")
+    blank: Any = "" if x.dtype == object else x.dtype.type(0)
+    result = np.full((batch, channels, positions), blank, x.dtype)
+    is_finite = x.dtype.kind in "fc" and bool(np.isfinite(x).all())
     for chosen in itertools.product(*(range(len(t.at)) for t in taps)):
         at = np.zeros((batch, positions), np.int64)
         for tap, size, i in zip(taps, sizes, chosen, strict=True):
             at = at * size + tap.at[i]
         factors = [t.weight[i] for t, i in zip(taps, chosen, strict=True) if t.weight is not None]
+        masks = [t.seen[i] for t, i in zip(taps, chosen, strict=True) if t.seen is not None]
         for n in range(batch):
             pixels = np.take(flat[n], at[n], axis=1)
-            if not factors:
-                result[n] = pixels
-            elif x.dtype.kind in "fc":
+            if masks and not (factors and is_finite):
+                pixels = np.where(np.all([m[n] for m in masks], axis=0), pixels, blank)
+            if factors:
                 result[n] += pixels * math.prod(f[n] for f in factors)
             else:
-                np.copyto(result[n], pixels, where=np.all([f[n] != 0 for f in factors], axis=0))
+                result[n] = pixels
     return result
 
 
