@@ -95,7 +95,8 @@ def deformed(
         chosen = (n, channel // (x.shape[1] // offset_group), *tap)
         at = [p * s - b + t * d + moved[(*chosen, i, *place)] for i, (p, s, b, t, d) in
               enumerate(zip(place, strides, pads, tap, dilations, strict=False))]
-        y[(n, o, *place)] += w[(o, c, *tap)] * factors[(*chosen, *place)] * between(x[n, channel : channel + 1], at, "linear")[0]
+        (found,) = between(x[n, channel : channel + 1], at, "linear")
+        y[(n, o, *place)] += w[(o, c, *tap)] * factors[(*chosen, *place)] * found
     return y if bias is None else y + bias.reshape(-1, *(1,) * rank)
 
 

@@ -151,7 +151,8 @@ def _(node: Node) -> Type:
     x, indices, wanted = node.input(0).type, node.input(1).type, node.optional(2)
     axes = _axes_of(node)
     if x.rank not in (None, len(axes) + 2) or (wanted is not None and known_length(wanted) not in (None, len(axes) + 2)):
-        raise ValidationError(f"a kernel of {list(attr(node, 'kernel_shape'))} unpools no {x!r}", code="shape", where=node.label)
+        raise ValidationError(f"a kernel of {list(attr(node, 'kernel_shape'))} unpools no {x!r}", code="shape",
+                              where=node.label)
     if x.shape is not None and indices.shape is not None:
         x = x.with_shape([merge_dims(m, n) for m, n in zip(x.shape, indices.shape, strict=True)])
     if wanted is not None:

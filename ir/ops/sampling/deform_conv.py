@@ -104,7 +104,8 @@ def _(b: Builder, node: Node) -> Value:
     bias, mask, shared = node.optional(3), node.optional(4), attr(node, "offset_group")
     rank, output = len(x.shape) - 2, extents(b, offset, 2, len(x.shape))
     images, places = _scaled(b, x, 0, shared), product(b, [*extents(b, w, 2, rank + 2), *output])
-    taps = [near(b, b.Reshape(at, joined(b, [images, places]), allowzero=1), "linear", size) for at, size in _positions(b, node)]
+    flat = joined(b, [images, places])
+    taps = [near(b, b.Reshape(at, flat, allowzero=1), "linear", size) for at, size in _positions(b, node)]
     grouped = x
     if shared != 1:
         each = _shared(b, x, shared)

@@ -258,8 +258,8 @@ def _(b: Builder, node: Node) -> Value:
     total, some = b.Gather(x, image, axis=0), b.scalar(True, BOOL)
     for axis in (3, 2):  # regions, channels, rows, columns
         inside = _in_bins(b, x, corners, axis, attr(node, "pooled_shape")[axis - 2])
-        parts = b.Unsqueeze(total, [axis])
-        total = b.ReduceMax(b.Where(b.Unsqueeze(inside, [1, 2] if axis == 3 else [1, 4]), parts, lowest), [axis + 1], keepdims=0)
+        parts = b.Where(b.Unsqueeze(inside, [1, 2] if axis == 3 else [1, 4]), b.Unsqueeze(total, [axis]), lowest)
+        total = b.ReduceMax(parts, [axis + 1], keepdims=0)
         filled = b.Greater(b.ReduceMax(b.cast(inside, x.type.dtype), [2], keepdims=0), zero)
         some = b.And(some, b.Unsqueeze(filled, [1, 2] if axis == 3 else [1, 3]))
     return b.Where(some, total, zero)

@@ -86,7 +86,8 @@ def _far(d: Array) -> Array:
 
 
 def read(x: Array, taps: Sequence[Taps]) -> Array:
-    """Return what an image (batch, channels, ...) is at the positions of ``taps``, one per axis: (batch, channels, positions)."""
+    """Return what an image (batch, channels, ...) is at positions, by its ``taps`` along each axis: (batch, channels, positions).
+    """
     batch, channels, *sizes = x.shape
     positions = taps[0].at.shape[2]
     if positions and batch and not math.prod(sizes):
