@@ -293,6 +293,7 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("lengths", "TreeEnsembleRegressor", tree_lists(nodes_values=[0.0] * 3, **LEAVES), "lengths"),
     ("torn", "TreeEnsembleRegressor", tree_lists(nodes_treeids=[0, 0, 7, 0, 0, 0], **LEAVES), "twice"),
     ("target", "TreeEnsembleRegressor", tree_lists(**given_to("target", [0, 0, 0, 3], floats(4))), "target .3. of 1"),
+    ("targets", "TreeEnsembleRegressor", tree_lists(n_targets=2**40, **LEAVES), "targets for 4 weights"),
     ("inner", "TreeEnsembleRegressor", tree_lists(target_treeids=[0], target_nodeids=[2], target_ids=[0], target_weights=[1.0]),
      "no leaf"),
     ("base", "TreeEnsembleRegressor", tree_lists(base_values=[1.0, 2.0], **LEAVES), "base_values"),

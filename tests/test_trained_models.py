@@ -59,7 +59,7 @@ def test_probabilities_differentiate(name: str) -> None:
     complete = {k: np.nan_to_num(a, nan=0.5) if k in floats else a for k, a in feeds.items()}
     assert fg.gradcheck(model, complete, scores, floats, rtol=1e-6, atol=1e-7)
     derivative = fg.vjp(model, scores, floats)
-    seed = RNG.standard_normal(model(feeds)[scores].shape).astype(np.float32)
+    seed = RNG.standard_normal(model(feeds)[scores].size).reshape(len(feeds[floats[0]]), -1).astype(np.float32)
     given = {**feeds, f"{scores}_grad": seed}
     expected = derivative(given)
     proto = derivative.to_onnx()

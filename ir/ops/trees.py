@@ -83,7 +83,7 @@ def _(node: Node) -> Type:
     whole = (features, tests, left, right, roots)
     fits = all(a.ndim == 1 and a.dtype == np.int64 for a in whole) and splits.dtype.kind == "f" and splits.shape == left.shape
     fits = fits and missing_left.dtype == np.bool_ and all(a.shape == left.shape for a in (features, tests, right, missing_left))
-    if not fits or attr(node, "depth") < 0:
+    if not fits or not 0 <= attr(node, "depth") <= count:
         raise ValidationError("the arrays of the trees do not fit together", code="attribute", where=describe(node))
     for array, most in ((left, count), (right, count), (roots, count), (tests, 3), (features, 2**62)):
         if array.size and not (array.min() >= 0 and array.max() < most):

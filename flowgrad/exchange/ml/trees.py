@@ -17,6 +17,9 @@ from flowgrad.ir.types import FLOAT32
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 """In the order of their numbers in TreeEnsemble."""
 
+_UNREACHED = 2**16
+"""Targets at most to which no leaf adds."""
+
 
 @dataclass(frozen=True)
 class Leaves:
@@ -31,7 +34,7 @@ def _aggregated(b: ImportBuilder, call: ImportedNode, x: Value, forest: Forest, 
                 ) -> Value:
     """Return the weights of the leaves that rows reach, over all trees, [N, targets]; 0 where there are none."""
     demand(call, how in AGGREGATES, f"aggregate_function {how!r} is none of {', '.join(AGGREGATES)}")
-    demand(call, targets > 0, f"{targets} targets")
+    demand(call, 0 < targets <= len(leaves.targets) + _UNREACHED, f"{targets} targets for {len(leaves.targets)} weights")
     outside = leaves.targets[(leaves.targets < 0) | (leaves.targets >= targets)]
     demand(call, not outside.size, f"a leaf adds to target {outside[:1]} of {targets}")
     demand(call, bool(forest.is_leaf(leaves.nodes).all()), "a node that is no leaf has a weight")
