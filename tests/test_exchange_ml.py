@@ -76,6 +76,8 @@ LINEAR: list[Row] = [
 
 MACHINES: list[Row] = [
     *((f"svr_{k}", "SVMRegressor", {"x": X}, regressor(k), 1, 1) for k in KERNELS),
+    ("svr_many", "SVMRegressor", {"x": X}, {**regressor("RBF"), "support_vectors": floats(6000, 3), "n_supports": 6000,
+                                            "coefficients": [c / 50 for c in floats(6000)]}, 1, 1),
     ("svr_one_class", "SVMRegressor", {"x": X}, regressor("RBF", one_class=1), 1, 1),
     ("svr_linear", "SVMRegressor", {"x": X}, {"coefficients": floats(3), "kernel_params": [0.0, 0.0, 3.0], "rho": [0.3]}, 1, 1),
     *((f"svc_{k}", "SVMClassifier", {"x": X}, machine(k, [2, 1, 2]), 2, 1) for k in KERNELS),

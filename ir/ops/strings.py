@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +13,7 @@ from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import check_scratch
 from flowgrad.ir.ops.registry import Trait, attr, broadcasted, op
+from flowgrad.ir.regular_expressions import Pattern, PatternError
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
 
 
@@ -102,31 +103,20 @@ def _(node: Node) -> Type:
 
 # ---- RegexFullMatch -----------------------------------------------------------------------------------------------------
 
-_NOT_RE2 = re.compile(r"""(?P<escape>\\(?:[1-9]|Z))|\\.|(?P<group>\(\?(?:<?[=!]|>|\(|P=|\#|[aiLmsux-]*[aLux]))
-                      |(?P<posix>\[\[:)|(?P<possessive>(?:[*+?]|\{[0-9]*,?[0-9]*\})\+)""", re.VERBOSE | re.DOTALL)
-"""What Python's syntax has and RE2's has not, or reads otherwise; escapes come first so that they hide what follows."""
 
-
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Return a pattern of RE2 as one of Python. Raises UnsupportedError for what only one of the two knows.
-
-    Classes such as ``\\d`` are those of ASCII, as in RE2. Three differences are left: ``\\s`` has the vertical tab too,
-    ``(?i)`` folds letters of ASCII alone, and patterns with repeats within repeats may take long.
-    """
-    for found in _NOT_RE2.finditer(pattern):
-        if found.lastgroup:
-            raise UnsupportedError(f"the pattern {pattern[:80]!r} has {found.group()!r}, which RE2 and Python do not both know",
-                                   code="attribute")
+@functools.lru_cache(maxsize=16)
+def compiled(pattern: str) -> Pattern:
+    """Return a pattern of RE2. Raises UnsupportedError for what it is not, and for scripts (``\\p{Greek}``)."""
     try:
-        return re.compile(pattern, re.ASCII)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UnsupportedError(f"the pattern {pattern[:80]!r} cannot be read: {error}", code="attribute") from error
+        return Pattern(pattern)
+    except PatternError as error:
+        raise UnsupportedError(f"the pattern {pattern[:80]!r} is not read: {error}", code="attribute") from error
 
 
 @op("RegexFullMatch", since=20, traits=(Trait.ELEMENTWISE, Trait.ZERO))
 def regex_full_match(x: Array, *, pattern: str = "") -> Array:
     match = compiled(pattern).fullmatch
-    return _mapped(lambda text: match(text) is not None, bool, x)
+    return _mapped(match, bool, x)
 
 
 @regex_full_match.types
