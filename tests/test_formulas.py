@@ -26,7 +26,8 @@ GIVEN = {"x": RNG.standard_normal((2, 3, 5)), "w": RNG.standard_normal((3, 1, 4)
 def causal(inputs: str, shapes: dict[str, Shape], **attributes: Any) -> Any:
     names = ["" if n == "-" else n for n in inputs.split()]
     node = helper.make_node("CausalConvWithState", names, ["y", "state"], **attributes)
-    return model([node], {n: info(n, shapes[n], TensorProto.FLOAT) for n in names if n}, ["y", "state"], opset=27, ir_version=10)
+    declared = {n: info(n, shapes[n], TensorProto.FLOAT) for n in names if n}
+    return model([node], declared, ["y", "state"], opset=27, ir_version=10)
 
 
 STATIC: dict[str, Shape] = {n: a.shape for n, a in GIVEN.items()}

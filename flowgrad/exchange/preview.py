@@ -72,7 +72,8 @@ def _heads_like(b: ImportBuilder, call: ImportedNode, x: Value, q: Value) -> Val
     if own == wanted:
         return x
     if isinstance(own, int) and isinstance(wanted, int) and (not own or wanted % own):
-        raise ValidationError(f"{wanted} heads of queries do not share {own} of keys and values", code="shape", where=call.label)
+        raise ValidationError(f"{wanted} heads of queries do not share {own} of keys and values", code="shape",
+                              where=call.label)
     batch, heads, *rest = (b.extent(x, i) for i in range(4))
     all_heads = b.extent(q, 1)
     spread = concatenated(b, [batch, heads, b.Div(all_heads, heads), *rest])
