@@ -119,8 +119,8 @@ class Model:
         Inputs are given as one dict, as keywords, or as arrays in the order of the inputs. Raises InputError for a wrong
         name, number, dtype or shape.
         """
-        self._borrowed.check()
         try:
+            self._borrowed.check()
             given = {**self._by_name(feeds), **named}
             containers = {v.name for v in self.graph.inputs if v.type.dtype.element is not None}
             for name, value in given.items():

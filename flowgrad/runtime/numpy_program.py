@@ -84,8 +84,8 @@ class NumpyProgram:
         Outputs are fresh arrays. Raises InputError for a wrong name, dtype or shape, RunError where a node fails,
         LimitError and ResourceError for too much memory.
         """
-        self._borrowed.check()
         try:
+            self._borrowed.check()
             context = Context(self.seed if seed is None else seed, self.limits)
             results = self._executor.run(context, self._arrays(feeds))
             outputs: dict[str, Any] = dict(zip(self._output_names, results, strict=True))
