@@ -315,6 +315,8 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("columns", "Scaler", {"offset": floats(3)}, "3 entries of offset"),
     ("norm", "Normalizer", {"norm": "L3"}, "L3"),
     ("holes", "Imputer", {}, "imputed_value_floats is missing"),
+    ("keys", "LabelEncoder", {"keys_int64s": [1, 2], "values_int64s": [3, 4]}, "the keys are of int64"),
+    ("values", "LabelEncoder", {"keys_floats": [1.0, 2.0], "values_int64s": [3]}, "2 keys for 1 values"),
     ("categories", "OneHotEncoder", {"cats_int64s": [1, 1]}, "twice"),
 ]
 
@@ -324,6 +326,15 @@ def test_what_does_not_fit_together_is_named(name: str, op: str, attributes: dic
     outputs = 2 if op.endswith("Classifier") else 1
     with pytest.raises(ValidationError, match=match):
         read_onnx(ml_model(op, {"x": TREE_ROWS}, attributes, outputs))
+
+
+@pytest.mark.parametrize(("op", "attributes"), [
+    ("Imputer", {"imputed_value_int64s": [2**40]}),
+    ("LabelEncoder", {"keys_tensor": numpy_helper.from_array(np.array([2**40])), "values_int64s": [0]}),
+])
+def test_numbers_do_not_wrap(op: str, attributes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=op):
+        read_onnx(ml_model(op, {"x": np.array([[0, 1]], np.int32)}, attributes, version=4))
 
 
 def test_trees_that_read_features_which_are_not_there_fail_by_name() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
-from flowgrad.exchange.ml.reading import adapts, demand, either
+from flowgrad.exchange.ml.reading import adapts, demand, either, holds
 from flowgrad.ir.graph import Array, Value
 from flowgrad.ir.types import INT64
 
@@ -18,7 +18,8 @@ def _looked_up(b: ImportBuilder, call: ImportedNode, keys: Array, values: Array,
     """Return the value of the key of every element, ``default`` for those that are no key."""
     x = call.input(0)
     demand(call, len(keys) == len(values), f"{len(keys)} keys for {len(values)} values")
-    demand(call, (keys.dtype == object) == (x.type.dtype.kind == "string"), f"the keys are of {keys.dtype}, the input {x!r}")
+    exact = keys.dtype.kind == x.type.dtype.numpy.kind and holds(keys, x.type.dtype)
+    demand(call, exact, f"the keys are of {keys.dtype}, the input is {x!r}")
     demand(call, len(set(keys.tolist())) == len(keys), "a key is given twice")
     table = np.concatenate([values, default.reshape(1).astype(values.dtype)])
     index = b.KeyIndex(x, b.graph.add_constant(keys.astype(x.type.dtype.numpy)))

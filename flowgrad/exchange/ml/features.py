@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
-from flowgrad.exchange.ml.reading import adapts, demand, unsupported, vector, weight
+from flowgrad.exchange.ml.reading import adapts, demand, holds, unsupported, vector, weight
 from flowgrad.ir.graph import Array, Value
 from flowgrad.ir.types import FLOAT32
 
@@ -70,6 +70,7 @@ def imputer(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:
     values = vector(call, f"imputed_value_{kind}", np.float32 if is_float else np.int64)
     _by_column(call, x, f"imputed_value_{kind}", values)
     replaced = call.take("replaced_value_float", 0.0) if is_float else call.take("replaced_value_int64", 0)
+    demand(call, holds(values, x.type.dtype), f"what gaps become is no element of {x!r}")
     filled = b.graph.add_constant(values.astype(x.type.dtype.numpy))
     gaps = b.IsNaN(x) if replaced != replaced else b.Equal(x, b.scalar(replaced, x.type.dtype))
     return (b.Where(gaps, filled, x),)

@@ -11,7 +11,7 @@ from flowgrad.exchange.adapters import EVERY_OPSET, Adapter, before
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import INITIALIZER, Array, Value
-from flowgrad.ir.types import FLOAT32
+from flowgrad.ir.types import FLOAT32, DType
 
 ML = "ai.onnx.ml"
 
@@ -51,6 +51,12 @@ def either(call: ImportedNode, *names: str) -> Array:
     if isinstance(value, np.ndarray):
         return value.reshape(-1)
     return np.asarray(value, object if "strings" in name else np.float32 if "float" in name else np.int64)
+
+
+def holds(array: Array, dtype: DType) -> bool:
+    """Return whether the elements of an array are elements of ``dtype`` too."""
+    return array.dtype == object or np.array_equal(array.astype(dtype.numpy).astype(array.dtype), array,
+                                                   equal_nan=array.dtype.kind == "f")
 
 
 def rows(b: ImportBuilder, call: ImportedNode) -> Value:
