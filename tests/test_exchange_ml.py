@@ -281,6 +281,12 @@ def test_what_runtimes_and_the_standard_read_differently_is_refused(
         read_onnx(ml_model(op, feeds, attributes, outputs))
 
 
+@pytest.mark.parametrize("version", [0, 6])
+def test_opsets_that_are_not_known(version: int) -> None:
+    with pytest.raises(UnsupportedError, match=f"opset {version} of ai.onnx.ml"):
+        read_onnx(ml_model("Binarizer", {"x": X}, {}, version=version))
+
+
 LEAVES = given_to("target", [0] * 4, [1.0, 2.0, 4.0, 0.5])
 BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("circle", "TreeEnsembleRegressor", tree_lists(nodes_truenodeids=[1, 0, 0, 0, 0, 0], **LEAVES), "reached twice"),

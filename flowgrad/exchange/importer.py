@@ -40,6 +40,7 @@ from flowgrad.exchange.functions import (
     type_conflict,
 )
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
+from flowgrad.exchange.ml.reading import ML
 from flowgrad.exchange.optional_states import read_states, unwrapped_states, wrap_states
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
 from flowgrad.exchange.tensors import container_type, element_type
@@ -60,6 +61,9 @@ from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, parse_dim
 
 FRAME_DEPTH = 128
 """Functions within functions, the bodies that the standard gives for operators counted too."""
+
+ML_OPSET = 5
+"""The newest opset of ai.onnx.ml that is known."""
 
 REPEATS = 64
 """How often bodies of Loops are read again for better types; nested ones would multiply without an end."""
@@ -144,6 +148,8 @@ class Importer:
                 if version is None:
                     raise ValidationError(f"the file imports no opset of domain {domain or 'ai.onnx'!r}, which "
                                           f"{op} needs", code="opset", where=node.name or next(iter(node.output), ""))
+                if domain == ML and not 1 <= version <= ML_OPSET:
+                    raise UnsupportedError(f"opset {version} of {ML} is not supported, only 1 to {ML_OPSET}", code="opset")
                 if self._is_known(domain, op):
                     continue
                 if domain or not has_body(op, version):
