@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 _INT64 = 2**63
 
 
@@ -16,19 +18,24 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, float) or _is_int(value)
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
 _SINGLE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "int": (_is_int, "a 64-bit integer"), "float": (_is_float, "a float"), "str": (_is_text, "text"),
+    "Array": (_is_array, "an array"),
 }
 
 
 def kind_conflict(annotation: Any, value: Any) -> str:
     """Return what a parameter annotated so expects, if ``value`` is nothing of the kind; else an empty string.
 
-    Annotations other than ``int``, ``float``, ``str``, sequences of these and ``| None`` allow anything.
+    Annotations other than ``int``, ``float``, ``str``, ``Array``, sequences of these and ``| None`` allow anything.
     """
     kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     if kind.endswith(" | None"):

@@ -53,6 +53,7 @@ ESC = "\x1b[31m"
     ("int | None", [None, 3], [0.5]),
     ("Sequence[int]", [(), (1, 2)], [1, (0.5,), ("a",), None]),
     ("Sequence[float] | None", [None, (0.5, 1)], ["ab", 0.5]),
+    ("Array", [np.zeros(2)], [1, (1,), "a", None]),
     ("Any", [object()], []),
 ])
 def test_kinds_of_attributes(annotation: str, fits: list[Any], does_not: list[Any]) -> None:
