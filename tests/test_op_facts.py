@@ -479,6 +479,7 @@ ELSEWHERE = {
     ("flowgrad/exchange/adapters.py", "table"): "names that old opsets had",
     ("flowgrad/exchange/adapters.py", "question"): "what old opsets meant by Upsample and Scan",
     ("flowgrad/exchange/importer.py", "question"): "a file may let what a Loop carries change its shape: its body is read again",
+    ("flowgrad/exchange/microsoft.py", "table"): "activations that another domain fuses into its operators, by name",
     ("ir/derivative_builder.py", "question"): "adding a symbolic zero is no addition",
     ("passes/stabilize.py", "question"): "a rewrite asks which of the alternatives of its own pattern it has met",
 }

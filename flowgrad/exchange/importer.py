@@ -9,13 +9,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import AttributeProto, NodeProto
 
-import flowgrad.exchange.first_opsets
-import flowgrad.exchange.formulas
-import flowgrad.exchange.microsoft
-import flowgrad.exchange.microsoft_attention
-import flowgrad.exchange.microsoft_quantization
-import flowgrad.exchange.ml
-import flowgrad.exchange.preview  # noqa: F401  # all of these declare adapters
+import flowgrad.exchange.every_adapter  # noqa: F401  # declares them
 from flowgrad.exchange.adapters import (
     ADAPTERS,
     FORMALS,
@@ -26,6 +20,7 @@ from flowgrad.exchange.adapters import (
     scans_batches,
 )
 from flowgrad.exchange.attributes import constant_value, kind_of, value_of
+from flowgrad.exchange.carried_states import read_states, unwrapped_states, widened, wrap_states
 from flowgrad.exchange.declared import refine
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.functions import (
@@ -41,7 +36,6 @@ from flowgrad.exchange.functions import (
 )
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.exchange.ml.reading import ML
-from flowgrad.exchange.optional_states import read_states, unwrapped_states, wrap_states
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
 from flowgrad.exchange.tensors import container_type, element_type
 from flowgrad.ir.errors import (
@@ -526,28 +520,13 @@ class Importer:
         """Import the body of a Loop again with unknown extents where the carried values do not keep theirs."""
         for attempt in range(3):
             results = [v.type for v in graph.outputs[1 : len(formals) - 1]]
-            widened = [_widened(a, b, attempt) for a, b in zip(formals[2:], results, strict=False)]
-            if widened == formals[2 : 2 + len(widened)]:
+            wider = [widened(a, b, attempt) for a, b in zip(formals[2:], results, strict=False)]
+            if wider == formals[2 : 2 + len(wider)]:
                 return graph
-            formals = formals[:2] + [frame.b.graph.resolve(t) for t in widened]
+            formals = formals[:2] + [frame.b.graph.resolve(t) for t in wider]
             self.repeats += 1
             graph = self._subgraph(frame, call, sub, formals, sources)
         return graph
-
-
-def _widened(formal: Type, result: Type, attempt: int) -> Type:
-    if formal.dtype.kind == "optional" and formal.dtype.element is result.dtype:
-        return formal  # see optional_states
-    if formal.dtype != result.dtype:
-        raise ValidationError(f"a value carried through a Loop changes from {formal!r} to {result!r}", code="dtype")
-    if formal.shape is None or result.shape is None or len(formal.shape) != len(result.shape):
-        return Type(formal.dtype, None)
-    if formal.shape == result.shape:
-        return formal
-    if attempt > 1:
-        return Type(formal.dtype, None)
-    kept = [a if a == b and attempt == 0 else UNKNOWN for a, b in zip(formal.shape, result.shape, strict=True)]
-    return Type(formal.dtype, tuple(kept))
 
 
 def _check_types(call: ImportedNode, protos: Sequence[AttributeProto]) -> None:

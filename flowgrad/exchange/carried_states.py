@@ -1,4 +1,4 @@
-"""States of a Loop that start as an optional value, of which the body returns what such a value holds."""
+"""States of a Loop whose types change: their extents, or from an optional value to what it holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from flowgrad.exchange.imported_node import ImportedNode
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Value
+from flowgrad.ir.types import UNKNOWN, Type
 
 
 def unwrapped_states(call: ImportedNode) -> list[int]:
@@ -35,3 +37,22 @@ def wrap_states(call: ImportedNode, states: Sequence[int]) -> None:
 def read_states(b: Builder, results: Sequence[Value | None], states: Sequence[int]) -> list[Value | None]:
     """Return the results of the Loop with what its optional values hold in place of ``states``."""
     return [b.OptionalGetElement(v) if v is not None and k in states else v for k, v in enumerate(results)]
+
+
+def widened(formal: Type, result: Type, attempt: int) -> Type:
+    """Return the type that fits a state before and after an iteration, the wider the more attempts have failed.
+
+    Raises ValidationError where the dtype changes, but for an optional value: see ``unwrapped_states``.
+    """
+    if formal.dtype.kind == "optional" and formal.dtype.element is result.dtype:
+        return formal
+    if formal.dtype != result.dtype:
+        raise ValidationError(f"a value carried through a Loop changes from {formal!r} to {result!r}", code="dtype")
+    if formal.shape is None or result.shape is None or len(formal.shape) != len(result.shape):
+        return Type(formal.dtype, None)
+    if formal.shape == result.shape:
+        return formal
+    if attempt > 1:
+        return Type(formal.dtype, None)
+    kept = [a if a == b and attempt == 0 else UNKNOWN for a, b in zip(formal.shape, result.shape, strict=True)]
+    return Type(formal.dtype, tuple(kept))
