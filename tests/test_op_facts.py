@@ -50,6 +50,18 @@ def schema_of(definition: OpDef, opset: int = OPSET) -> Any:
     return defs.get_schema(definition.name, opset, "")
 
 
+# ---- linear: what selections rely on --------------------------------------------------------------------------------------
+
+
+@cases_of(lambda d: Trait.LINEAR in d.traits and Trait.ELEMENTWISE not in d.traits and d.support_rule is None)
+def test_linear_operators_without_a_support_rule_have_no_negative_coefficients(case: Case) -> None:
+    """What ones in place of a mask make is other than zero only then wherever something is selected."""
+    arrays = [a if a is None or a.dtype.kind != "f" else np.abs(a) for a in case.arrays()]
+    graph, _ = case.graph(arrays)
+    for found in evaluate(graph, case.feeds(arrays)).values():
+        assert found.dtype.kind != "f" or (found >= 0).all()
+
+
 # ---- extents: what type rules read --------------------------------------------------------------------------------------
 
 

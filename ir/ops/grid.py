@@ -73,6 +73,12 @@ def _(node: Node) -> list[int | None]:
     return [3]
 
 
+@affine_grid.support
+def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> None:
+    """Positions have either sign, so that a sum of them tells nothing: all of the grid counts."""
+    return None
+
+
 @affine_grid.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """theta_bar[n] = sum over the pixels i of y_bar[n, i] (x_i, 1)^T."""

@@ -27,7 +27,7 @@ class Trait(enum.Enum):
 
     BROADCASTS = "inputs broadcast together elementwise; cotangents may have the broadcast shape"
     ELEMENTWISE = "each output element depends on the input elements at its own place alone"
-    LINEAR = "linear in all float inputs jointly: the op is its own tangent"
+    LINEAR = "linear in all float inputs jointly: the op is its own tangent; a support rule, if coefficients may be negative"
     BILINEAR = "linear in each of its first two inputs"
     QUOTIENT = "linear in its first input, for any second"
     CHOOSES = "the first input chooses between the others"
