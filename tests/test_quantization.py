@@ -221,7 +221,27 @@ def test_what_cannot_be_passed_says_why() -> None:
     with pytest.raises(NotDifferentiableError, match="through_quantization gives a model"):
         fg.vjp(fg.load(PAIR), "y", "x")
     with pytest.raises(InputError, match="QuantizeLinear at 'q' gives no floats"):
-        fg.override_adjoint(fg.load(PAIR), fg.straight_through, op="QuantizeLinear")
+        fg.override_adjoint(fg.load(PAIR), fg.guided, op="QuantizeLinear")
+
+
+TWO = b"""graph @g (%x: f64[3], %s: f64[]) -> (%y: f64[3]) {
+    %q: i8[3] = QuantizeLinear(%x, %s, i8(0))
+    %d: f64[3] = DequantizeLinear(%q, %s, i8(0))
+    %r: i8[3] = QuantizeLinear(%x, f64(0.5), i8(0))
+    %e: f64[3] = DequantizeLinear(%r, f64(0.5), i8(0))
+    %y: f64[3] = Mul(%d, %e)
+}"""
+
+
+def test_straight_through_of_chosen_quantizers() -> None:
+    """By operator as ``through_quantization``; by name, the other factor stays a number."""
+    feeds = {"x": np.array([0.26, -0.4, 7.0]), "s": np.float64(0.1), "y_grad": np.ones(3)}
+    plain = fg.load(TWO)
+    every = fg.vjp(fg.override_adjoint(plain, fg.straight_through, op="QuantizeLinear"), "y", "x")(feeds)["x_grad"]
+    np.testing.assert_array_equal(every, fg.vjp(fg.through_quantization(plain), "y", "x")(feeds)["x_grad"])
+    one = fg.override_adjoint(plain, fg.straight_through, names="q")
+    found = fg.vjp(one, "y", "x", keep="e", zero="allow")(feeds)
+    np.testing.assert_allclose(found["x_grad"], found["e"], rtol=1e-15)
 
 
 POWERS = {

@@ -9,9 +9,11 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.inline import inline
+from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.types import Type, merge_types
 from flowgrad.model import Model
 from flowgrad.passes.selection import Names, Pick, as_list, check_whole, find_value
+from flowgrad.transforms.quantization import pass_quantization
 
 Rule = Callable[..., Any]
 
@@ -55,6 +57,7 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
 
     ``rule(b, node, *y_bars)`` returns one cotangent, or None for zero, per input: ``straight_through``, ``guided``, or
     your own. The rule lives in memory, not in files: differentiate first, then save. Tangents are refused there.
+    ``straight_through`` of operators that quantize does for these what ``through_quantization`` does for all.
     Raises InputError if nothing matches.
     """
     if not callable(rule):
@@ -66,6 +69,9 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
     chosen += [(inner, node) for inner, node in graph.walk() if op and node.op == op]
     if not chosen:
         raise InputError(f"no node of op {op!r}{suggestion(op, {n.op for _, n in graph.walk()})}", code="name")
+    if rule is straight_through and all(_rounds(node) for _, node in chosen):
+        pass_quantization(graph, [node for _, node in chosen])
+        return model.with_graph(graph)
     for inner, node in chosen:
         if node.op in ENTRIES:
             raise InputError(f"{node.label!r} is computed by no node: it has no adjoint rule", code="name")
@@ -74,6 +80,12 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
                              "through_quantization passes what is quantized", code="name")
         inner.set_adjoint_rule(node, rule)
     return model.with_graph(graph)
+
+
+def _rounds(node: Node) -> bool:
+    """Return whether a node gives integers that stand for reals."""
+    integers = not any(v.type.dtype.is_float for v in node.results)
+    return integers and node.op not in ENTRIES and opdef(node.op).unrounded_rule is not None
 
 
 def compose(first: Model, second: Model, wires: Mapping[str, str]) -> Model:

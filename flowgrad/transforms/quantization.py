@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
@@ -22,17 +22,26 @@ def through_quantization(model: Model) -> Model:
     beyond. All derivative modes and orders, files and export keep it. Raises InputError where nothing is quantized.
     """
     graph = model.graph.copy()
-    found = [_Unrounding(inner).run() for inner in all_graphs(graph)]
+    pass_quantization(graph)
+    return model.with_graph(graph)
+
+
+def pass_quantization(graph: Graph, only: Collection[Node] | None = None) -> None:
+    """Change a graph as ``through_quantization`` says, from all operators that round on or from ``only`` these.
+
+    Raises InputError where no float is made of what they round.
+    """
+    found = [_Unrounding(inner, only).run() for inner in all_graphs(graph)]
     if not any(found):
         raise InputError(f"{graph.name!r} has no float that is made of rounded ones: nothing to pass", code="name")
-    return model.with_graph(graph)
 
 
 class _Unrounding:
     """Goes through a graph with what its rounded values are before they are rounded."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, only: Collection[Node] | None = None) -> None:
         self.graph = graph
+        self.only = only
         self.b = Builder(graph)
         self.reals: dict[Value, Value] = {}
 
@@ -43,6 +52,8 @@ class _Unrounding:
             definition = opdef(node.op)
             reals = [None if v is None else self.reals.get(v) for v in node.inputs]
             if definition.unrounded_rule is None and not (Trait.LINEAR in definition.traits and any(reals)):
+                continue
+            if self.only is not None and node not in self.only and not any(reals):
                 continue
             self.b.prefix, self.b.origin = node.label, self.graph.new_origin("through_quantization", (node,))
             if definition.unrounded_rule is None:
