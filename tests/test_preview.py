@@ -160,14 +160,15 @@ def test_flex_attention_with_weights_and_values_from_outside() -> None:
     given = {"Q": RNG.standard_normal((1, 4, 2, 3)), "K": RNG.standard_normal((1, 2, 5, 3)),
              "V": RNG.standard_normal((1, 2, 5, 6)), "K_scale": np.array(0.7)}
     keys, values = (np.repeat(given[n], 2, axis=1) for n in "KV")
-    scores = (np.einsum("bhle,bhse->bhls", given["Q"], keys) * np.float32(0.4) + np.linspace(-1, 1, 10).reshape(2, 5)) * 0.7
+    scale = np.float64(np.sqrt(np.float32(0.4))) ** 2  # its root goes to both operands
+    scores = (np.einsum("bhle,bhse->bhls", given["Q"], keys) * scale + np.linspace(-1, 1, 10).reshape(2, 5)) * 0.7
     weights = np.exp(scores)
     expected = (weights / weights.sum(-1, keepdims=True)) @ values
-    np.testing.assert_allclose(loaded(given)["Y"], expected, rtol=1e-6)
+    np.testing.assert_allclose(loaded(given)["Y"], expected, rtol=1e-9)
     check_gradients(loaded.graph, given, list(given), step=1e-3, rtol=1e-7)
     assert "bias" in [p.name for p in loaded.params]
     exported = write_onnx(loaded.graph)
-    np.testing.assert_allclose(onnxruntime_outputs(exported, given)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(onnxruntime_outputs(exported, given)[0], expected, rtol=1e-9)
 
 
 def test_flex_attention_refuses() -> None:
