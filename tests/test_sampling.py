@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import RunError, ValidationError
+from flowgrad.ir.errors import LimitError, RunError, ValidationError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.ops.registry import opdef
-from flowgrad.ir.types import Dim, type_of
+from flowgrad.ir.types import FLOAT64, Dim, Type, type_of
 from flowgrad.passes.differentiate import with_adjoint
 from flowgrad.passes.expand import expand
 from tests.cases import folding, regions, sampling
@@ -98,3 +98,22 @@ def test_pixels_beyond_the_image_are_zeros_beside_any_pixel() -> None:
         values = [graph.add_input(name, type_of(a)) for name, a in feeds.items()]
         graph.add_output(Builder(graph).RoiAlign(*values, mode=mode), "y")
         assert evaluate(graph, feeds)["y"].reshape(-1).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("attributes", [{"sampling_ratio": 2**40}, {}], ids=["said", "adaptive"])
+def test_regions_of_absurdly_many_cells_pass_a_limit(attributes: dict[str, int]) -> None:
+    graph = Graph("regions")
+    feeds = {"x": np.ones((1, 1, 2, 2)), "rois": np.array([[0.0, 0.0, 1e13, 1e13]]), "images": np.array([0])}
+    values = [graph.add_input(name, type_of(a)) for name, a in feeds.items()]
+    graph.add_output(Builder(graph).RoiAlign(*values, **attributes), "y")
+    with pytest.raises(LimitError, match="cells"):
+        evaluate(graph, feeds)
+
+
+def test_columns_with_absurd_pads_pass_a_limit() -> None:
+    graph = Graph("columns")
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (1, 1, 4)))
+    graph.add_output(b.Col2Im(x, [2, 2], [1, 1], pads=(0, 0, 2**40, 2**40), strides=(2**40, 2**40)), "y")
+    with pytest.raises(LimitError, match="in its pads"):
+        evaluate(graph, {"x": np.ones((1, 1, 4))})

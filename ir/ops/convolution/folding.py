@@ -12,6 +12,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.limits import check_scratch
 from flowgrad.ir.ops.convolution.window import (
     image_part,
     overlap,
@@ -41,6 +42,7 @@ def col2im(
         raise ValueError(f"{rows} rows, {columns} columns: blocks of {block} in {sizes} have {window.taps} rows each and "
                          f"make {window.positions} columns")
     blocks = input.reshape(batch, rows // window.taps, window.taps, *window.output)
+    check_scratch(math.prod((batch, blocks.shape[1], *window.span)) * input.itemsize, f"an image of {sizes} in its pads")
     spread = np.zeros((batch, blocks.shape[1], *window.span), input.dtype)
     for tap, where in enumerate(tap_slices(window)):
         spread[image_part(where)] += blocks[:, :, tap]

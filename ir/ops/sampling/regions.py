@@ -10,6 +10,7 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.limits import check_scratch
 from flowgrad.ir.ops.operands import ramp
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.ops.sampling.taps import Taps, extent, near, on_pixels, rows_of
@@ -66,6 +67,7 @@ def _cells(low: Any, high: Any, bins: int, ratio: int, half_pixel: bool) -> Arra
     """Return the middles of the cells along one axis: (bins, cells)."""
     size = (high - low if half_pixel else max(high - low, low.dtype.type(1))) / bins
     count = ratio if ratio > 0 else max(int(np.ceil(size)), 0)
+    check_scratch(count * bins * low.itemsize, f"{bins} bins of {count} cells")
     return np.asarray(low + np.arange(bins, dtype=low.dtype)[:, None] * size
                       + (np.arange(count, dtype=low.dtype) + low.dtype.type(0.5)) * size / max(count, 1))
 
