@@ -13,6 +13,7 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.bulk import bulk
+from flowgrad.ir.dtypes import optional_of, sequence_of
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.ops.registry import Trait, opdef
@@ -83,7 +84,8 @@ class _Conversion:
         is_wide, definition = node in self.wide, opdef(node.op)
         own, b = FLOAT32 if is_wide else self.target, self.b
         b.origin = node.origin
-        defaults = {n: d for n, d in definition.attributes.items() if isinstance(d, np.ndarray)}
+        defaults = {n: d for n, d in definition.attributes.items()
+                    if isinstance(d, np.ndarray) or (n == "dtype" and n in definition.dtype_attributes and d)}
         made = b.add_node(
             node.op,
             [None if v is None else self._to_float32(v, slot in definition.float32_inputs)
@@ -200,7 +202,15 @@ def _stays_float32(value: Value) -> bool:
 
 
 def _type(type_: Type, target: DType) -> Type:
-    return type_.with_dtype(target) if type_.dtype.name in COMPUTING else type_
+    return type_.with_dtype(_dtype(type_.dtype, target))
+
+
+def _dtype(dtype: DType, target: DType) -> DType:
+    """Return what stands for a type: of a container, one of the target."""
+    if dtype.element is None:
+        return target if dtype.name in COMPUTING else dtype
+    element = _dtype(dtype.element, target)
+    return sequence_of(element) if dtype.kind == "sequence" else optional_of(element)
 
 
 def _data(data: Any, target: DType) -> Any:
@@ -224,4 +234,6 @@ def _attribute(is_dtype: bool, value: Any, target: DType) -> Any:
         return _data(value, target)
     if is_dtype and isinstance(value, int) and value and dtype_of(value).name in COMPUTING:
         return target.onnx
+    if is_dtype and isinstance(value, str) and value:
+        return _dtype(dtype_of(value), target).name
     return value

@@ -229,6 +229,41 @@ def test_the_length_of_a_sequence_is_a_shape() -> None:
     assert fg.grad(fg.Model(graph), "loss", "x")({"x": np.ones(3)})["x_grad"].tolist() == [0, 0, 0]
 
 
+def test_gradients_of_a_sequence_that_a_loop_reads() -> None:
+    """y = a^(n + 1): every iteration reads the captured sequence, so that cotangents of sequences are summed."""
+    body = helper.make_graph(
+        [node("SequenceAt", ["s", "zero"], ["e"]), node("Mul", ["st", "e"], ["st2"]), node("Identity", ["c"], ["c2"])],
+        "body", [tensor("i", [], TensorProto.INT64), tensor("c", [], TensorProto.BOOL), tensor("st", [2])],
+        [tensor("c2", [], TensorProto.BOOL), tensor("st2", [2])])
+    made = model([node("Constant", [], ["zero"], value_int=0), node("SequenceConstruct", ["a"], ["s"]),
+                  node("Loop", ["n", "", "a"], ["y"], body=body)],
+                 [tensor("a", [2]), tensor("n", [], TensorProto.INT64)], [tensor("y", [2])])
+    feeds = {"a": np.array([2.0, 3.0]), "n": np.array(2), "y_grad": np.ones(2)}
+    np.testing.assert_allclose(fg.vjp(made, "y", "a")(feeds)["a_grad"], 3 * feeds["a"] ** 2)
+
+
+def test_an_axis_of_extent_zero_has_no_pieces() -> None:
+    graph = Graph("g")
+    b = Builder(graph)
+    x, y = (graph.add_input(n, Type(FLOAT64, (Dim.named(n.upper()), 2))) for n in "xy")
+    pieces = b.SequenceInsert(b.SplitToSequence(x, np.int64(1), axis=0), y)
+    graph.add_output(b.ConcatFromSequence(pieces, axis=0), "z")
+    found = fg.vjp(fg.Model(graph), "z")({"x": np.ones((0, 2)), "y": np.ones((1, 2)), "z_grad": np.full((1, 2), 3.0)})
+    assert found["x_grad"].shape == (0, 2) and found["y_grad"].tolist() == [[3, 3]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("make, more", CONTROL[:1] + CONTROL[2:3])
+def test_containers_are_converted_with_the_rest(make: Any, more: dict[str, Array], dtype: str) -> None:
+    made = fg.grad(make(), "loss", "x").astype(dtype)
+    x = np.array([0.5, -1.25]).astype(dtype_of(dtype).numpy)
+    expected = fg.grad(make(), "loss", "x")({"x": x.astype(np.float64), **more})["x_grad"]
+    found = made({"x": x, **more})["x_grad"]
+    assert found.dtype == x.dtype
+    np.testing.assert_allclose(found.astype(np.float64), expected, rtol=1e-2)
+    assert {v.type.dtype for v in squares().astype(dtype).graph.inputs} == {sequence_of(dtype_of(dtype)), INT64}
+
+
 # ---- files --------------------------------------------------------------------------------------------------------------
 
 

@@ -104,6 +104,7 @@ ROWS = [
     Row("MultiHeadAttention", X, floats(2, 3, 8), floats(2, 3, 8), None, None, None, floats(2, 2, 4, 4), floats(2, 2, 4, 4),
         num_heads=2, outputs=3, name="past"),
     Row("MultiHeadAttention", X, floats(2, 3, 8), floats(2, 3, 8), num_heads=2, unidirectional=1, name="causal"),
+    Row("MultiHeadAttention", X, floats(2, 2, 5, 4), floats(2, 2, 5, 4), floats(24), num_heads=2, name="heads_apart"),
     Row("GroupQueryAttention", floats(2, 3, 32), floats(2, 3, 16), floats(2, 3, 16), None, None, np.array([2, 2], np.int32),
         (np.array(3, np.int32),), num_heads=4, kv_num_heads=2, outputs=3),
     Row("GroupQueryAttention", floats(2, 1, 32), floats(2, 1, 16), floats(2, 1, 16), floats(2, 2, 5, 8), floats(2, 2, 5, 8),
@@ -159,6 +160,7 @@ REFUSED: list[tuple[Row, str]] = [
          block_size=32), "weights that are computed"),
     (Row("Attention", X, floats(8, 24), floats(24), ints(3, below=3), num_heads=2), "a mask of 3 entries"),
     (Row("MultiHeadAttention", floats(2, 3, 2, 3, 4), num_heads=2), "packed queries"),
+    (Row("MultiHeadAttention", X, floats(2, 5, 8), floats(2, 5, 8), num_heads=2, unidirectional=1), "3 queries for 5 keys"),
 ]
 
 

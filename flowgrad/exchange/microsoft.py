@@ -296,7 +296,7 @@ def embed_layer_normalization(b: ImportBuilder, call: ImportedNode) -> Results:
     if call.wants(1):
         rows = b.extent(ids, 0)
         counts = (b.Expand(np.int32(0), rows) if mask is None
-                  else b.ReduceSum(b.Cast(mask, to=6), [1], keepdims=0))
+                  else b.ReduceSum(b.Cast(b.Equal(mask, b.scalar(1, mask.type.dtype)), to=6), [1], keepdims=0))
     return (y, counts, total)
 
 

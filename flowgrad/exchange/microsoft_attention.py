@@ -134,6 +134,8 @@ def multi_head_attention(b: ImportBuilder, call: ImportedNode) -> Results:
     bias = call.optional(3)
     if bias is not None:
         sizes = [x.shape[-1] for x in (query, query, value)]
+        if len(value.shape) == 4 and isinstance(sizes[2], int):
+            sizes[2] *= count  # split in heads already
         if not all(isinstance(n, int) for n in sizes):
             raise UnsupportedError("MultiHeadAttention with a bias and unknown sizes is not supported", code="shape",
                                    where=call.label)
@@ -142,13 +144,17 @@ def multi_head_attention(b: ImportBuilder, call: ImportedNode) -> Results:
         key, value = (b.Add(x, y) if len(x.shape) == 3 else x for x, y in zip((key, value), biases[1:], strict=True))
     heads = Heads(split_heads(b, query, count),
                   *(x if len(x.shape) == 4 else split_heads(b, x, count) for x in (key, value)))
+    causal = bool(call.take("unidirectional", 0))
+    if causal and call.optional(6) is None and heads.query.shape[2] != heads.key.shape[2]:
+        raise UnsupportedError(f"MultiHeadAttention with unidirectional=1 and {heads.query.shape[2]!r} queries for "
+                               f"{heads.key.shape[2]!r} keys is not supported", code="shape", where=call.label)
     for name, slot in (("key", 6), ("value", 7)):
         if (past := call.optional(slot)) is not None:
             setattr(heads, name, b.Concat(past, getattr(heads, name), axis=2))
     shown = mask_bias(b, call, call.optional(4), heads.key, hidden)
     more = call.optional(5)
     total = more if shown is None else added(b, shown, more)
-    y = attended(b, heads, call.take("scale"), total, bool(call.take("unidirectional", 0)))
+    y = attended(b, heads, call.take("scale"), total, causal)
     return joined_heads(b, y), *(x if call.wants(k) else None for k, x in ((1, heads.key), (2, heads.value)))
 
 

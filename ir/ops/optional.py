@@ -20,7 +20,7 @@ def _held(dtype: DType) -> DType:
     return dtype.element if dtype.kind == "optional" and dtype.element is not None else dtype
 
 
-@op("Optional", since=15, outputs=("output",), traits=(Trait.LINEAR,))
+@op("Optional", since=15, outputs=("output",), traits=(Trait.LINEAR,), dtype_attributes=("type",))
 def optional(x: Array | None = None, *, type: str | None = None) -> Array:  # noqa: A002 - the standard's name
     return boxed(Option(None if x is None else x.copy()))
 

@@ -166,8 +166,11 @@ def _(node: Node) -> Type:
 @split_to_sequence.adjoint
 def _(b: DerivativeBuilder, node: Node, s_bar: Value) -> Any:
     """x_bar = the pieces of s_bar, joined again."""
+    x, axis = node.input(0), int(attr(node, "axis"))
     single = node.optional(1) is None and not attr(node, "keepdims")
-    joined = b.ConcatFromSequence(s_bar, axis=attr(node, "axis"), new_axis=int(single))
+    if not single:  # an axis of extent 0 has no pieces: there is always an empty one to join
+        s_bar = b.SequenceInsert(s_bar, b.Slice(x, [0], [0], [axis]), np.int64(0))
+    joined = b.ConcatFromSequence(s_bar, axis=axis, new_axis=int(single))
     return _shaped_like(b, joined, node.input(0)), NO_GRADIENT
 
 
@@ -311,7 +314,11 @@ def _(b: Builder, node: Node) -> Any:
 @op("SequenceAdd", since=13, domain=FLOWGRAD, traits=(Trait.LINEAR,))
 def sequence_add(s: Array, t: Array) -> Array:
     """The sums of the tensors of two sequences that agree in their shapes."""
-    return _sequence([np.add(x, y) for x, y in zip(content_of(s), content_of(t), strict=True)])
+    pairs = list(zip(content_of(s), content_of(t), strict=True))
+    for x, y in pairs:
+        if x.shape != y.shape:
+            raise ValueError(f"tensors of shapes {list(x.shape)} and {list(y.shape)} in the same place")
+    return _sequence([np.add(x, y) for x, y in pairs])
 
 
 @sequence_add.types

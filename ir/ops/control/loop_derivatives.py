@@ -11,6 +11,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.ops.control.loop_layout import Layout, changing_dims, invariant_bindings, layout_of
+from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, is_random, refuse
 from flowgrad.ir.reach import depend_on
 
@@ -115,7 +116,7 @@ class _BackwardScan:
 
     def _accumulator(self, place: int, x: Value) -> Value:
         formal = self.graph.add_input(self.graph.unique_name(f"{x.name}_sum"), x.type)
-        self._add_output(self.inner.Add(formal, self.found.cotangents[place]), place)
+        self._add_output(sum_of(self.inner, [formal, self.found.cotangents[place]]), place)
         return formal
 
     def _add_output(self, value: Value, place: int) -> None:
