@@ -13,7 +13,6 @@ import numpy as np
 from flowgrad.ir.boundary import guarded
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, LoadError, ResourceError, SaveError, safe_text, suggestion
-from flowgrad.ir.feeds import as_array
 from flowgrad.ir.files import open_file, read_file
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.kept import kept
@@ -122,11 +121,7 @@ class Model:
         try:
             self._borrowed.check()
             given = {**self._by_name(feeds), **named}
-            containers = {v.name for v in self.graph.inputs if v.type.dtype.element is not None}
-            for name, value in given.items():
-                if value is None and name not in containers:
-                    raise InputError(f"input {name!r} is None: give an array", code="missing")
-            return self._program.run({n: value if n in containers else as_array(n, value) for n, value in given.items()})
+            return self._program.run(given)
         except MemoryError as error:
             raise ResourceError(f"out of memory: {error}", code="memory") from error
 

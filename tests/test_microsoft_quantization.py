@@ -11,7 +11,7 @@ from onnx import helper
 
 import flowgrad as fg
 from flowgrad.exchange.adapters import ADAPTERS
-from flowgrad.exchange.microsoft_quantization import DOMAIN
+from flowgrad.exchange.microsoft import DOMAIN
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array
 from tests.test_quantization import from_nodes, random, session

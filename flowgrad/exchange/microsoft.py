@@ -12,8 +12,13 @@ import numpy as np
 
 from flowgrad.exchange.adapters import EVERY_OPSET, RENAMED, Adapter, before
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
+from flowgrad.exchange.tensors import unpacked
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Value
+from flowgrad.ir.ops.operands import ramp
+from flowgrad.ir.types import dtype_of
+
+DOMAIN = "com.microsoft"
 
 RENAMED["SimplifiedLayerNormalization"] = "RMSNormalization"  # written into the standard's domain
 
@@ -22,7 +27,7 @@ Results = Sequence[Value | None]
 
 def contributed(*ops: str) -> Callable[[Adapter], Adapter]:
     """Register an adapter for operators of com.microsoft."""
-    return before(EVERY_OPSET, *ops, domain="com.microsoft")
+    return before(EVERY_OPSET, *ops, domain=DOMAIN)
 
 
 def refuse_attributes(call: ImportedNode, **expected: Any) -> None:
@@ -228,7 +233,7 @@ def _unpacked(packed: np.ndarray[Any, Any], bits: int, count: int) -> np.ndarray
     """Return the numbers of 4 or 8 bits along the last axis, the lower half of a byte first; ValidationError if too few."""
     numbers = packed
     if bits == 4:
-        numbers = np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
+        numbers = unpacked(packed.reshape(-1), dtype_of("uint4"), (*packed.shape[:-1], 2 * packed.shape[-1])).astype(np.uint8)
     if numbers.shape[-1] < count:
         raise ValidationError(f"{numbers.shape[-1]} packed numbers where {count} are needed", code="shape")
     return numbers[..., :count]
@@ -284,8 +289,7 @@ def embed_layer_normalization(b: ImportBuilder, call: ImportedNode) -> Results:
     assert ids is not None and word is not None and position is not None
     places = call.optional(8)
     if places is None:
-        length = b.Squeeze(b.extent(ids, 1), [0])
-        places = b.Unsqueeze(b.Range(np.int64(0), length, np.int64(1)), [0])
+        places = b.Unsqueeze(ramp(b, b.extent(ids, 1)), [0])
     parts = [b.Gather(word, ids), b.Gather(position, places)]
     if segments is not None and segment is not None:
         parts.append(b.Gather(segment, segments))

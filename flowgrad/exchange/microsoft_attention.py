@@ -10,6 +10,7 @@ from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.exchange.microsoft import Results, added, contributed, refuse_attributes, refuse_inputs
 from flowgrad.ir.errors import UnsupportedError
 from flowgrad.ir.graph import Value
+from flowgrad.ir.ops.operands import END, ramp
 from flowgrad.ir.types import INT64
 
 _SWAP = [0, 2, 1, 3]
@@ -59,10 +60,9 @@ def attended(b: ImportBuilder, heads: Heads, scale: float | None, bias: Value | 
 
 def _later(b: ImportBuilder, query: Value, key: Value) -> Value:
     """Return which keys [queries, keys] stand after each query."""
-    rows, columns = (b.Squeeze(b.extent(x, 2), [0]) for x in (query, key))
-    zero, one = np.int64(0), np.int64(1)
-    place = b.Add(b.Range(zero, rows, one), b.Sub(columns, rows))
-    return b.Greater(b.Unsqueeze(b.Range(zero, columns, one), [0]), b.Unsqueeze(place, [1]))
+    rows, columns = b.extent(query, 2), b.extent(key, 2)
+    place = b.Add(ramp(b, rows), b.Sub(columns, rows))
+    return b.Greater(b.Unsqueeze(ramp(b, columns), [0]), b.Unsqueeze(place, [1]))
 
 
 def mask_bias(b: ImportBuilder, call: ImportedNode, mask: Value | None, key: Value, hidden: float) -> Value | None:
@@ -90,8 +90,7 @@ def _within(b: ImportBuilder, call: ImportedNode, ends: Value, key: Value) -> Va
     if batch != rows:
         raise UnsupportedError(f"{call.op} with a mask of {rows!r} entries for a batch of {batch!r} is not supported: only one "
                                "length for each row is", code="mask", where=call.label)
-    places = b.Range(np.int64(0), b.Squeeze(b.extent(key, 2), [0]), np.int64(1))
-    return b.Unsqueeze(b.Less(b.Unsqueeze(places, [0]), b.Unsqueeze(b.cast(ends, INT64), [1])), [1, 2])
+    return b.Unsqueeze(b.Less(b.Unsqueeze(ramp(b, b.extent(key, 2)), [0]), b.Unsqueeze(b.cast(ends, INT64), [1])), [1, 2])
 
 
 @contributed("Attention")
@@ -180,17 +179,16 @@ def _positions(b: ImportBuilder, x: Value, places: Value) -> Value:
     """Return the position [batch or 1, length] of each row; a single number is that of the first."""
     if len(places.shape) == 2:
         return places
-    length = b.Squeeze(b.extent(x, 1), [0])
-    return b.Unsqueeze(b.Add(b.Range(np.int64(0), length, np.int64(1)), places), [0])
+    return b.Unsqueeze(b.Add(ramp(b, b.extent(x, 1)), places), [0])
 
 
 def rotated(b: ImportBuilder, x: Value, places: Value, cosines: Value, sines: Value, turned: int, interleaved: bool) -> Value:
     """Return x [batch, length, heads, size] with its first ``turned`` entries turned: the halves, or neighbours, are pairs."""
     cosine, sine = (b.Unsqueeze(b.cast(b.Gather(table, places), x.type.dtype), [2]) for table in (cosines, sines))
-    rest = b.Slice(x, [turned], [2**62], [3])
+    rest = b.Slice(x, [turned], [END], [3])
     front = b.Slice(x, [0], [turned], [3])
     if interleaved:
-        first, second = (b.Slice(front, [k], [2**62], [3], [2]) for k in range(2))
+        first, second = (b.Slice(front, [k], [END], [3], [2]) for k in range(2))
     else:
         first, second = b.Slice(front, [0], [turned // 2], [3]), b.Slice(front, [turned // 2], [turned], [3])
     real = b.Sub(b.Mul(first, cosine), b.Mul(second, sine))
@@ -224,13 +222,11 @@ def group_query_attention(b: ImportBuilder, call: ImportedNode) -> Results:
     keys = b.Add(b.cast(b.Reshape(call.input(5), [-1, 1]), INT64), np.int64(1))
     start = b.Max(b.Sub(keys, length), np.int64(0))  # of a prompt, whose rows may be padded: 0
     start = b.Where(b.Equal(length, total), np.int64(0), start)
+    places = b.Add(start, b.Unsqueeze(ramp(b, b.extent(query, 2)), [0]))
     if call.take("do_rotary", 0):
-        places = b.Add(start, b.Unsqueeze(b.Range(np.int64(0), length, np.int64(1)), [0]))
         query, key = (_turned(b, call, x, places) for x in (query, key))
     present = [_cached(b, call.optional(slot), new, start, total) for slot, new in ((3, key), (4, value))]
-    every = b.Squeeze(b.extent(present[0], 2), [0])
-    last = b.Unsqueeze(b.Add(start, b.Unsqueeze(b.Range(np.int64(0), length, np.int64(1)), [0])), [1, 3])
-    shown = b.LessOrEqual(b.Range(np.int64(0), every, np.int64(1)), last)
+    shown = b.LessOrEqual(ramp(b, b.extent(present[0], 2)), b.Unsqueeze(places, [1, 3]))
     bias = b.Where(shown, b.scalar(0, query.type.dtype), b.scalar(float("-inf"), query.type.dtype))
     heads = Heads(query, *(_repeated(b, x, count // shared) for x in present))
     y = attended(b, heads, call.take("scale"), bias, False, float(call.take("softcap", 0.0)))

@@ -6,17 +6,13 @@ integer products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from flowgrad.exchange.adapters import EVERY_OPSET, before
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
+from flowgrad.exchange.microsoft import Results, contributed
 from flowgrad.ir.errors import UnsupportedError, ValidationError
 from flowgrad.ir.graph import Value
 from flowgrad.ir.types import FLOAT32, UINT8
-
-DOMAIN = "com.microsoft"
-
-Results = Sequence[Value | None]
 
 
 def _restored(b: ImportBuilder, call: ImportedNode, slot: int) -> Value:
@@ -40,7 +36,7 @@ def _channels_first(b: ImportBuilder, call: ImportedNode, work: Callable[[Value]
     return (b.Transpose(y, perm=[0, *range(2, rank), 1]),)
 
 
-@before(EVERY_OPSET, "QuantizeLinear", "DequantizeLinear", domain=DOMAIN)
+@contributed("QuantizeLinear", "DequantizeLinear")
 def as_in_the_standard(b: ImportBuilder, call: ImportedNode) -> None:
     """The same as those of the standard."""
 
@@ -48,21 +44,21 @@ def as_in_the_standard(b: ImportBuilder, call: ImportedNode) -> None:
 # ---- elementwise and whole tensors ----------------------------------------------------------------------------------------
 
 
-@before(EVERY_OPSET, "QLinearAdd", "QLinearMul", domain=DOMAIN)
+@contributed("QLinearAdd", "QLinearMul")
 def binary(b: ImportBuilder, call: ImportedNode) -> Results:
     """C = quantized(A op B)."""
     real = b.add(call.op.removeprefix("QLinear"), [_restored(b, call, 0), _restored(b, call, 3)])
     return _quantized(b, real, call.input(6), call.optional(7))
 
 
-@before(EVERY_OPSET, "QLinearSigmoid", "QLinearLeakyRelu", domain=DOMAIN)
+@contributed("QLinearSigmoid", "QLinearLeakyRelu")
 def activation(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = quantized(f(X))."""
     real = b.add(call.op.removeprefix("QLinear"), [_restored(b, call, 0)], call.attributes)
     return _quantized(b, real, call.input(3), call.optional(4))
 
 
-@before(EVERY_OPSET, "QLinearSoftmax", domain=DOMAIN)
+@contributed("QLinearSoftmax")
 def softmax(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = quantized(Softmax(X)); before opset 13 that was over all axes from ``axis`` on."""
     real, axis = _restored(b, call, 0), int(call.take("axis", -1))
@@ -76,7 +72,7 @@ def softmax(b: ImportBuilder, call: ImportedNode) -> Results:
     return _quantized(b, made, call.input(3), call.optional(4))
 
 
-@before(EVERY_OPSET, "QLinearConcat", domain=DOMAIN)
+@contributed("QLinearConcat")
 def concat(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = quantized(Concat(...)); scale and zero point of Y come first, those of the parts follow each."""
     if len(call.inputs) % 3 != 2:
@@ -85,7 +81,7 @@ def concat(b: ImportBuilder, call: ImportedNode) -> Results:
     return _quantized(b, b.Concat(*parts, axis=call.take("axis")), call.input(0), call.input(1))
 
 
-@before(EVERY_OPSET, "QLinearWhere", domain=DOMAIN)
+@contributed("QLinearWhere")
 def where(b: ImportBuilder, call: ImportedNode) -> Results:
     """Z = quantized(Where(condition, X, Y))."""
     chosen = b.Where(call.input(0), _restored(b, call, 1), _restored(b, call, 4))
@@ -95,7 +91,7 @@ def where(b: ImportBuilder, call: ImportedNode) -> Results:
 # ---- means -----------------------------------------------------------------------------------------------------------------
 
 
-@before(EVERY_OPSET, "QLinearGlobalAveragePool", "QLinearAveragePool", domain=DOMAIN)
+@contributed("QLinearGlobalAveragePool", "QLinearAveragePool")
 def average_pool(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = quantized(pool(X))."""
     op = call.op.removeprefix("QLinear")
@@ -107,7 +103,7 @@ def average_pool(b: ImportBuilder, call: ImportedNode) -> Results:
     return _channels_first(b, call, work)
 
 
-@before(EVERY_OPSET, "QLinearReduceMean", domain=DOMAIN)
+@contributed("QLinearReduceMean")
 def reduce_mean(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = quantized(ReduceMean(X))."""
     axes = call.take("axes")
@@ -118,13 +114,13 @@ def reduce_mean(b: ImportBuilder, call: ImportedNode) -> Results:
 # ---- products --------------------------------------------------------------------------------------------------------------
 
 
-@before(EVERY_OPSET, "QLinearConv", domain=DOMAIN)
+@contributed("QLinearConv")
 def convolution(b: ImportBuilder, call: ImportedNode) -> Results:
     """That of the standard; the channels of x may come last."""
     return _channels_first(b, call, lambda x: b.add("QLinearConv", [x, *call.inputs[1:]], call.attributes))
 
 
-@before(EVERY_OPSET, "QGemm", domain=DOMAIN)
+@contributed("QGemm")
 def gemm(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = alpha a_scale b_scale ((A' - zero point)(B' - zero point) + C), quantized if it has a scale."""
     a, w = (_matrix(b, call, slot, name) for slot, name in ((0, "transA"), (3, "transB")))
@@ -150,7 +146,7 @@ def _scaled(b: ImportBuilder, total: Value, scale: Value) -> Value:
     return b.DequantizeLinear(total, scale, None, axis=-1)
 
 
-@before(EVERY_OPSET, "MatMulIntegerToFloat", domain=DOMAIN)
+@contributed("MatMulIntegerToFloat")
 def product_as_float(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = a_scale b_scale (A - zero point)(B - zero point) + bias."""
     total = b.MatMulInteger(call.input(0), call.input(1), call.optional(4), call.optional(5))
@@ -158,7 +154,7 @@ def product_as_float(b: ImportBuilder, call: ImportedNode) -> Results:
     return (real if call.optional(6) is None else b.Add(real, call.input(6)),)
 
 
-@before(EVERY_OPSET, "DynamicQuantizeMatMul", domain=DOMAIN)
+@contributed("DynamicQuantizeMatMul")
 def dynamic_product(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = b_scale a_scale (A - zero point)(B - zero point) + bias, with A quantized to uint8 over its range and zero."""
     x = call.input(0)

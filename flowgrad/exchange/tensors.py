@@ -125,7 +125,7 @@ def _from_bytes(data: bytes | bytearray, dtype: DType, shape: tuple[int, ...], s
         raise ValidationError(f"tensor {name!r} of {dtype.name}{list(shape)} needs {size} bytes, it has {len(data)}",
                               code="tensor", where=name)
     if dtype.name in _BITS:
-        return _unpacked(np.frombuffer(data, np.uint8), dtype, shape)
+        return unpacked(np.frombuffer(data, np.uint8), dtype, shape)
     if dtype.kind == "bool":
         flags: Array = np.frombuffer(data, np.uint8) != 0
         return flags.reshape(shape)
@@ -136,7 +136,8 @@ def _from_bytes(data: bytes | bytearray, dtype: DType, shape: tuple[int, ...], s
     return array.view(f"u{unit}").byteswap().view(dtype.numpy).reshape(shape)
 
 
-def _unpacked(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+def unpacked(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
+    """Return numbers of 2 or 4 bits, the lowest bits of a byte first; what stands after the last of ``shape`` is left out."""
     bits = _BITS[dtype.name]
     count, per = math.prod(shape), 8 // bits
     shifts = np.arange(per, dtype=np.uint8) * bits
@@ -166,9 +167,9 @@ def _from_fields(
         return np.asarray(payload, np.float32 if dtype.name == "complex64" else np.float64).view(dtype.numpy).reshape(shape)
     if dtype.kind == "float" and dtype.itemsize <= 2:
         codes = _narrowed(payload, np.uint8 if dtype.itemsize == 1 else np.uint16, proto.name)
-        return _unpacked(codes, dtype, shape) if bits else codes.view(dtype.numpy).reshape(shape)
+        return unpacked(codes, dtype, shape) if bits else codes.view(dtype.numpy).reshape(shape)
     if bits:
-        return _unpacked(_narrowed(payload, np.uint8, proto.name), dtype, shape)
+        return unpacked(_narrowed(payload, np.uint8, proto.name), dtype, shape)
     if dtype.kind == "float":
         return np.asarray(payload, dtype.numpy).reshape(shape)
     if dtype.kind == "bool":

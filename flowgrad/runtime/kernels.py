@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,11 +158,4 @@ def detached(array: Array, arena: Array) -> Array:
         if base is arena:
             return array.copy()
         base = getattr(base, "base", None)
-    return array
-
-
-def owned(array: Array, others: Sequence[Any]) -> Array:
-    """Return ``array`` if nothing else can see its memory, else a copy."""
-    if array.base is not None or not array.flags.writeable or any(array is other for other in others):
-        return array.copy()
     return array

@@ -14,7 +14,7 @@ import numpy as np
 
 from flowgrad.ir.errors import UnsupportedError, ValidationError, suggestion
 from flowgrad.ir.registry import Registry, on_scope_end
-from flowgrad.ir.types import BOOL, Type, broadcast_shapes
+from flowgrad.ir.types import Type, broadcast_shapes
 
 if TYPE_CHECKING:
     from flowgrad.ir.builder import Builder
@@ -420,11 +420,6 @@ def broadcasted(node: Node) -> Type:
     """The output has the broadcast shape of all inputs and the dtype of the last."""
     operands = node.operands
     return Type(operands[-1].type.dtype, broadcast_shapes(*(v.type.shape for v in operands)))
-
-
-def broadcasted_bool(node: Node) -> Type:
-    """The output has the broadcast shape of all inputs and dtype bool."""
-    return broadcasted(node).with_dtype(BOOL)
 
 
 def _default_type_rule(traits: frozenset[Trait]) -> Callable[[Node], Any] | None:

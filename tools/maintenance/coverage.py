@@ -19,6 +19,7 @@ from onnx import defs
 from flowgrad.exchange.adapters import ADAPTERS, RENAMED
 from flowgrad.exchange.functions import has_body
 from flowgrad.exchange.importer import Importer
+from flowgrad.exchange.microsoft import DOMAIN
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.files import write_text
 from flowgrad.ir.ops.registry import FLOWGRAD, OpDef, Trait, all_ops, find_op
@@ -27,7 +28,7 @@ from flowgrad.tools.maintenance.yardstick import run
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operators.md"
 
 DOMAINS = {"": "ai.onnx", "ai.onnx.ml": "ai.onnx.ml", "ai.onnx.preview": "ai.onnx.preview",
-           "ai.onnx.preview.training": "ai.onnx.preview.training", "com.microsoft": "com.microsoft"}
+           "ai.onnx.preview.training": "ai.onnx.preview.training", DOMAIN: DOMAIN}
 
 HEAD = """# Operators
 
@@ -75,7 +76,7 @@ def rows() -> list[tuple[str, str, str, str, str]]:
             first[key] = min(first.get(key, schema.since_version), schema.since_version)
             last[key] = max(last.get(key, 0), schema.since_version)
     for key in ADAPTERS:
-        if key[0] == "com.microsoft":
+        if key[0] == DOMAIN:
             first[key], last[key] = 1, 1
     order = list(DOMAINS)
     found = []
