@@ -81,7 +81,8 @@ def pad(
     widths = [(0, 0)] * data.ndim
     for i, axis in enumerate(where):
         widths[axis] = given[i], given[i + len(where)]
-    if any(n + before + after < 0 for n, (before, after) in zip(data.shape, widths, strict=True)):
+    extents = [n + before + after for n, (before, after) in zip(data.shape, widths, strict=True)]
+    if min(extents, default=0) < 0:
         raise ValueError(f"the pads {given} take away more than there is of {list(data.shape)}")
     kept = data[tuple(slice(max(-before, 0), max(n - max(-after, 0), 0))
                       for n, (before, after) in zip(data.shape, widths, strict=True))]
@@ -89,7 +90,7 @@ def pad(
     if mode != "constant":
         return np.pad(kept, widths, mode=_MODES[mode])  # type: ignore[call-overload, no-any-return]
     if out is None:
-        out = np.empty([n + before + after for n, (before, after) in zip(kept.shape, widths, strict=True)], data.dtype)
+        out = np.empty(extents, data.dtype)  # one side may take away what the other side gives
     if out.size != kept.size:
         out.fill(blank(data.dtype) if constant_value is None else np.asarray(constant_value).reshape(-1)[0])
     out[tuple(slice(before, before + n) for n, (before, _) in zip(kept.shape, widths, strict=True))] = kept

@@ -22,6 +22,8 @@ CASES: list[Case] = [
     Case("Tile", [normal(), const([], "int64")], name="scalar"),
     Case("Pad", [normal(3, 4), ints(1, 0, 2, 3)]),
     Case("Pad", [normal(3, 4), ints(1, -1, -1, 2), normal()], name="negative", reference=False),
+    *(Case("Pad", [normal(2, 3), ints(*pads), normal()], expected=lambda x, pads, number: np.full((1, 3), number),
+           name=f"{name}-takes-all", reference=False) for name, pads in (("start", (-3, 0, 2, 0)), ("end", (2, 0, -3, 0)))),
     Case("Pad", [normal(3, 4), ints(1, 0, run_time=True), normal(), ints(-1, run_time=True)], name="run-time"),
     Case("Pad", [normal(3, 4), ints(1, 2), None, ints(1)], {"mode": "edge"}, name="edge"),
     Case("Pad", [normal(3, 4), ints(1, 2, 3, 0)], {"mode": "reflect"}, name="reflect"),
