@@ -20,6 +20,12 @@ SMALL_IMAGE = 512
 COLUMNS = 1 << 22
 """Columns of at most this many elements are built at once, unless a single image has more."""
 
+GROUP_COLUMNS = 1 << 19
+"""Columns of several groups are built at once up to this many elements."""
+
+SCATTER_GAIN = 4
+"""How many times less adding products to an image must move than gathering columns: it is the slower way to move them."""
+
 
 def images_at_once(batch: int, rows: int, positions: int) -> int:
     """Return how many images one matrix product covers."""
@@ -28,16 +34,20 @@ def images_at_once(batch: int, rows: int, positions: int) -> int:
     return max(1, min(batch, COLUMNS // max(1, rows * positions)))
 
 
+def groups_at_once(group: int, rows: int, positions: int) -> int:
+    """Return how many groups of an image one block of columns covers: as many as stay in a fast cache."""
+    return max(1, min(group, GROUP_COLUMNS // max(1, rows * positions)))
+
+
 def scratch_shapes(batch: int, channels: int, outputs: int, window: Window, group: int, sizes: Sequence[int]
                    ) -> list[tuple[int, ...]]:
     """Return the shapes of the scratch arrays of ``convolve``: placed images, columns, product."""
     rows = channels // group * window.taps
-    count = images_at_once(batch, rows, window.positions)
+    count = images_at_once(batch, rows * group, window.positions)
     placed = (count, channels, *window.span) if needs_place(sizes, window) else (0,)
-    if channels == group:
-        return [placed, (0,), (count, channels, 1, *window.output)]
-    product = (outputs, count * window.positions) if count > 1 else (0,)
-    return [placed, (rows * group, count * window.positions), product]
+    if count == 1:
+        return [placed, (rows * groups_at_once(group, rows, window.positions), window.positions), (0,)]
+    return [placed, (rows * group, count * window.positions), (outputs, count * window.positions)]
 
 
 def _scratch(shapes: Sequence[tuple[int, ...]], work: Sequence[Array] | None, dtype: np.dtype[np.generic]
@@ -71,19 +81,16 @@ def convolve(
     placed, columns, product = _scratch(shapes, work, x.dtype)
     if placed is not None:
         placed.fill(0)
-    if w.shape[1] == 1 and group == x.shape[1]:
-        _depthwise(x, w, bias, window, result, placed, product)
-        return into(result, out)
     matrix = np.ascontiguousarray(w).reshape(group, outputs // group, -1)
-    for part, block in _blocks(x, window, group, columns, placed):
-        y = result[part]
+    for images, groups, block in _blocks(x, window, group, columns, placed):
+        y = result[images]
         if y.shape[0] == 1:
-            np.matmul(matrix, block, out=y.reshape(group, outputs // group, window.positions))
+            np.matmul(matrix[groups], block, out=y.reshape(group, outputs // group, window.positions)[groups])
         else:
             wide = _room(product, (group, outputs // group, y.shape[0] * window.positions), x.dtype)
             np.matmul(matrix, block, out=wide)
             np.copyto(y.reshape(y.shape[0], outputs, -1), wide.reshape(outputs, y.shape[0], -1).swapaxes(0, 1))
-        _add_bias(y, bias)
+    _add_bias(result, bias)
     return into(result, out)
 
 
@@ -113,45 +120,31 @@ def _room(buffer: Array | None, shape: tuple[int, ...], dtype: np.dtype[np.gener
 
 def _blocks(
     x: Array, window: Window, group: int, columns: Array | None, placed: Array | None
-) -> Iterator[tuple[slice, Array]]:
-    """Yield, block by block, which images and their columns (group, channels * taps, images * positions)."""
+) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield, block by block, which images, which groups, and their columns (groups, channels * taps, images * positions).
+
+    A block has all groups of several images, or some groups of one.
+    """
     batch, channels = x.shape[:2]
-    rows = channels // group * window.taps
-    count = images_at_once(batch, rows, window.positions)
-    kernel_rank = len(window.kernel)
+    inner, kernel_rank = channels // group, len(window.kernel)
+    rows = inner * window.taps
+    count = images_at_once(batch, rows * group, window.positions)
+    every = slice(0, group)
     if count == 1 and window.is_pointwise and needs_no_columns(x, window):
         for n in range(batch):
-            yield slice(n, n + 1), np.ascontiguousarray(x[n]).reshape(group, rows, window.positions)
+            yield slice(n, n + 1), every, np.ascontiguousarray(x[n]).reshape(group, rows, window.positions)
         return
+    step = groups_at_once(group, rows, window.positions) if count == 1 else group
+    order = (1, *range(2, 2 + kernel_rank), 0, *range(2 + kernel_rank, 2 + 2 * kernel_rank))
     for start in range(0, batch, count):
         block = x[start : start + count]
-        seen = patches(place(block, window, placed), window)
-        order = (1, *range(2, 2 + kernel_rank), 0, *range(2 + kernel_rank, 2 + 2 * kernel_rank))
-        seen = seen.transpose(order)
-        room = _room(columns, seen.shape, x.dtype)
-        np.copyto(room, seen)
-        yield slice(start, start + len(block)), room.reshape(group, rows, len(block) * window.positions)
-
-
-def _depthwise(
-    x: Array, w: Array, bias: Array | None, window: Window, result: Array, placed: Array | None, product: Array | None
-) -> None:
-    batch, channels = x.shape[:2]
-    multiplier = w.shape[0] // channels
-    factors = w.reshape(channels, multiplier, -1, *(1,) * len(window.kernel))
-    slices = tap_slices(window)
-    for n in range(batch):
-        image = place(x[n : n + 1], window, placed)[0][:, None]
-        y = result[n].reshape(channels, multiplier, *window.output)
-        for m in range(multiplier):
-            target = y[:, m : m + 1]
-            term = _room(product, target.shape, x.dtype)
-            for tap, where in enumerate(slices):
-                goal = target if tap == 0 else term
-                np.multiply(image[image_part(where)], factors[:, m : m + 1, tap], out=goal)
-                if tap:
-                    target += term
-        _add_bias(result[n : n + 1], bias)
+        seen = patches(place(block, window, placed), window).transpose(order)
+        for first in range(0, group, step):
+            part = seen[first * inner : (first + step) * inner]
+            room = _room(columns, part.shape, x.dtype)
+            np.copyto(room, part)
+            yield (slice(start, start + len(block)), every if step == group else slice(first, first + step),
+                   room.reshape(-1, rows, len(block) * window.positions))
 
 
 # ---- the two derivatives ------------------------------------------------------------------------------------------------
@@ -177,7 +170,7 @@ def input_gradient(
 ) -> Array:
     """Return x_bar[n,c,i]: the sum of w[m,c,k] y_bar[n,m,o] over m and all o, k with o*stride+k*dilation-begin = i."""
     batch, channels = y_bar.shape[0], w.shape[1] * group
-    if all(s == 1 for s in window.strides):
+    if all(s == 1 for s in window.strides) and not _scatters(y_bar.shape[1], channels, window, sizes):
         return convolve(y_bar, turned(w, group), None, turned_window(window, sizes), group, out, work)
     result = _target(out, (batch, channels, *sizes), y_bar.dtype)
     result.fill(0)
@@ -195,15 +188,28 @@ def input_gradient(
     return into(result, out)
 
 
+def _scatters(outputs: int, channels: int, window: Window, sizes: Sequence[int]) -> bool:
+    """Return whether an image gradient moves far less by adding products to the image than by gathering columns of y_bar."""
+    return outputs * int(np.prod(sizes)) >= SCATTER_GAIN * channels * window.positions
+
+
 def gradient_scratch_shapes(channels: int, window: Window) -> list[tuple[int, ...]]:
-    """Return the shapes of the scratch arrays of a strided ``input_gradient``: columns and the image with its pads."""
+    """Return the shapes of the scratch arrays of an ``input_gradient`` that adds to the image: products, image and pads."""
     return [(channels, window.taps, *window.output), (channels, *window.span)]
 
 
 def _scatter(column: Array, window: Window, image: Array) -> None:
+    """Add the products (channels, taps, *output) to the places of the image that they belong to."""
     image.fill(0)
-    for tap, where in enumerate(tap_slices(window)):
-        image[image_part(where)] += column[:, tap]
+    if window.taps <= window.positions:
+        for tap, where in enumerate(tap_slices(window)):
+            image[image_part(where)] += column[:, tap]
+        return
+    products = column.reshape(-1, *window.kernel, window.positions)
+    for index, place_ in enumerate(np.ndindex(*window.output)):
+        where = tuple(slice(o * s, o * s + r, d) for o, s, r, d in
+                      zip(place_, window.strides, window.reach, window.dilations, strict=True))
+        image[image_part(where)] += products[..., index]
 
 
 def weight_gradient(
@@ -221,31 +227,16 @@ def weight_gradient(
     placed, columns, product = _scratch(shapes, work, x.dtype)
     if placed is not None:
         placed.fill(0)
-    if inner == 1 and outputs == channels:
-        _depthwise_weights(x, y_bar, window, result, placed)
-        return into(result, out)
     total = result.reshape(group, outputs // group, -1)
-    term = np.empty_like(total) if batch > 1 else total
-    for part, block in _blocks(x, window, group, columns, placed):
-        seen = y_bar[part]
+    for images, groups, block in _blocks(x, window, group, columns, placed):
+        seen = y_bar[images]
         if len(seen) > 1:
             wide = _room(product, (outputs, len(seen), window.positions), x.dtype)
             np.copyto(wide, seen.reshape(len(seen), outputs, -1).swapaxes(0, 1))
             seen = wide
-        left = np.ascontiguousarray(seen).reshape(group, outputs // group, -1)
-        np.matmul(left, block.swapaxes(1, 2), out=term if part.start else total)
-        if part.start:
-            total += term
+        left = np.ascontiguousarray(seen).reshape(group, outputs // group, -1)[groups]
+        if images.start:
+            total[groups] += left @ block.swapaxes(1, 2)
+        else:
+            np.matmul(left, block.swapaxes(1, 2), out=total[groups])
     return into(result, out)
-
-
-def _depthwise_weights(x: Array, y_bar: Array, window: Window, result: Array, placed: Array | None) -> None:
-    channels = x.shape[1]
-    total = result.reshape(channels, window.taps)
-    total.fill(0)
-    slices = tap_slices(window)
-    letters = "hwdefg"[: len(window.kernel)]
-    for n in range(x.shape[0]):
-        image = place(x[n : n + 1], window, placed)[0]
-        for tap, where in enumerate(slices):
-            total[:, tap] += np.einsum(f"c{letters},c{letters}->c", image[image_part(where)], y_bar[n])
