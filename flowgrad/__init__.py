@@ -25,6 +25,7 @@ from flowgrad.transforms.editing import straight_through as straight_through
 from flowgrad.transforms.editing import unbatch as unbatch
 from flowgrad.transforms.gradcheck import gradcheck as gradcheck
 from flowgrad.transforms.kinks import kinks as kinks
+from flowgrad.transforms.losses import with_loss as with_loss
 from flowgrad.transforms.quantization import through_quantization as through_quantization
 
 __version__ = "0.1.0"
