@@ -27,5 +27,7 @@ from flowgrad.transforms.gradcheck import gradcheck as gradcheck
 from flowgrad.transforms.kinks import kinks as kinks
 from flowgrad.transforms.losses import with_loss as with_loss
 from flowgrad.transforms.quantization import through_quantization as through_quantization
+from flowgrad.transforms.training import next_inputs as next_inputs
+from flowgrad.transforms.training import train_step as train_step
 
 __version__ = "0.1.0"

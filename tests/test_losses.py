@@ -40,7 +40,7 @@ def picked(weights: Array | None = None, ignored: int | None = None, smoothing: 
     """Return the loss of each label and its weight."""
     log_prob = log_softmax(SCORES)
     share = np.ones(CLASSES) if weights is None else weights
-    kept = np.ones(LABELS.shape) if ignored is None else LABELS != ignored
+    kept = np.ones(LABELS.shape) if ignored is None else ignored != LABELS
     w = share[LABELS] * kept
     hard = -np.take_along_axis(log_prob, LABELS[:, None], 1)[:, 0] * w
     soft = -(log_prob * share[:, None]).mean(1) * kept

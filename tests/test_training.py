@@ -1,0 +1,130 @@
+"""train_step: each optimizer against its formulas in NumPy, and what comes out feeds the next step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.ir.errors import InputError
+from flowgrad.ir.graph import Array
+
+RATE, STEPS = 0.05, 5
+BATCHES = np.random.default_rng(1).standard_normal((STEPS, 6, 4))
+TARGETS = np.random.default_rng(2).integers(0, 3, (STEPS, 6))
+
+
+@pytest.fixture(scope="module")
+def classifier() -> fg.Model:
+    return fg.load("tests/data/mlp.onnx").astype("float64")
+
+
+def directions(name: str, settings: dict[str, float]) -> Any:
+    """Return ``update(w, g, state, t) -> w`` by the formulas, with ``state`` a dict that it fills."""
+    decay = settings.get("weight_decay", 0.01 if name == "adamw" else 0.0)
+
+    def update(w: Array, g: Array, state: dict[str, Array], t: int) -> Array:
+        if name == "adamw":
+            w = w - RATE * decay * w
+        else:
+            g = g + decay * w
+        if name in ("adam", "adamw"):
+            state["m"] = 0.9 * state.get("m", 0) + 0.1 * g
+            state["v"] = 0.999 * state.get("v", 0) + 0.001 * g * g
+            return w - RATE * (state["m"] / (1 - 0.9**t)) / (np.sqrt(state["v"] / (1 - 0.999**t)) + 1e-8)
+        if name == "rmsprop":
+            state["s"] = 0.99 * state.get("s", 0) + 0.01 * g * g
+            g = g / (np.sqrt(state["s"]) + 1e-8)
+        momentum = settings.get("momentum", 0.0)
+        state["b"] = momentum * state.get("b", 0) + g
+        return w - RATE * (g + momentum * state["b"] if settings.get("nesterov") else state["b"])
+
+    return update
+
+
+OPTIMIZERS: list[tuple[str, dict[str, float]]] = [
+    ("sgd", {}), ("sgd", {"momentum": 0.9, "weight_decay": 0.01}), ("sgd", {"momentum": 0.9, "nesterov": 1}), ("adam", {}),
+    ("adam", {"weight_decay": 0.1}), ("adamw", {}), ("rmsprop", {}), ("rmsprop", {"momentum": 0.5}),
+]
+
+
+def trained(step: fg.Model) -> tuple[list[float], dict[str, Array]]:
+    """Return the losses of all steps and what the last one gives to the next."""
+    following, state, losses = fg.next_inputs(step), dict[str, Array](), []
+    for x, target in zip(BATCHES, TARGETS, strict=True):
+        result = step({"x": x, "target": target, **state})
+        losses.append(float(result["loss"]))
+        state = {following[name]: array for name, array in result.items() if name in following}
+    return losses, state
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+@pytest.mark.parametrize(("name", "settings"), OPTIMIZERS)
+def test_steps_follow_the_formulas(classifier: fg.Model, name: str, settings: dict[str, float], clip: float | None) -> None:
+    losses, state = trained(fg.train_step(classifier, name, of="loss", learning_rate=RATE, clip_norm=clip, **settings))  # type: ignore[arg-type]
+    gradient = fg.value_and_grad(classifier, of="loss", wrt="params")
+    weights: dict[str, Array] = {p.name: np.asarray(classifier.graph.value(p.name).constant) for p in classifier.params if p.included}
+    states: dict[str, dict[str, Array]] = {n: {} for n in weights}
+    update = directions(name, settings)
+    for t, (x, target) in enumerate(zip(BATCHES, TARGETS, strict=True), 1):
+        result = gradient({"x": x, "target": target, **weights})
+        np.testing.assert_allclose(losses[t - 1], result["loss"], rtol=1e-12)
+        norm = np.sqrt(sum((result[f"{n}_grad"] ** 2).sum() for n in weights))
+        scale = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
+        weights = {n: update(w, result[f"{n}_grad"] * scale, states[n], t) for n, w in weights.items()}
+    for n, w in weights.items():
+        np.testing.assert_allclose(state[n], w, rtol=1e-10, atol=1e-12)
+    assert state["step"] == STEPS
+
+
+def test_the_rate_is_an_input_and_frozen_weights_stay(classifier: fg.Model) -> None:
+    step = fg.train_step(classifier, "sgd", of="loss", frozen="b*", learning_rate=RATE)
+    assert sorted(fg.next_inputs(step).values()) == ["step", "w1", "w2"]
+    feeds = {"x": BATCHES[0], "target": TARGETS[0]}
+    one, two = step(feeds), step(feeds, learning_rate=np.float64(2 * RATE))
+    start = np.asarray(classifier.graph.value("w1").constant)
+    np.testing.assert_allclose(two["w1_new"] - start, 2 * (one["w1_new"] - start), rtol=1e-9)
+
+
+def test_a_saved_step_goes_on_where_it_was(classifier: fg.Model, tmp_path: Path) -> None:
+    step = fg.train_step(classifier, "adam", of="loss", learning_rate=RATE)
+    step.save(tmp_path / "step.msgpack")
+    assert trained(fg.load(tmp_path / "step.msgpack"))[0] == trained(step)[0]
+
+
+def test_an_exported_step_trains_in_onnxruntime(classifier: fg.Model, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    step = fg.train_step(classifier, "adam", of="loss", learning_rate=RATE)
+    step.to_onnx(tmp_path / "step.onnx")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(tmp_path / "step.onnx"), options)
+    names, following = [o.name for o in session.get_outputs()], fg.next_inputs(step)
+    state: dict[str, Array] = {}
+    for x, target, expected in zip(BATCHES, TARGETS, trained(step)[0], strict=True):
+        result = dict(zip(names, session.run(None, {"x": x, "target": target, **state}), strict=True))
+        np.testing.assert_allclose(result["loss"], expected, rtol=1e-10)
+        state = {following[n]: a for n, a in result.items() if n in following}
+
+
+def test_narrow_weights_are_updated_in_float32() -> None:
+    step = fg.train_step(fg.load("tests/data/mlp.onnx").astype("float16"), "adam", of="loss")
+    result = step(x=BATCHES[0].astype(np.float16), target=TARGETS[0])
+    assert result["w1_new"].dtype == np.float16
+    assert result["w1_mean_new"].dtype == np.float32
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ({"optimizer": "adm"}, "did you mean 'adam'"),
+    ({"momentum": 0.9}, "'adam' has no setting 'momentum'"),
+    ({"frozen": "fc*"}, "matches none of w1, b1, w2, b2"),
+    ({"frozen": "*"}, "nothing to train"),
+    ({"clip_norm": 0.0}, "clip_norm is above 0"),
+    ({"of": "logits"}, "not a scalar"),
+])
+def test_wrong_calls_say_the_way_out(classifier: fg.Model, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        fg.train_step(classifier, **{"of": "loss", **arguments})
