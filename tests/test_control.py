@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowgrad.exchange.lowering import lowered
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import NotDifferentiableError, RunError
 from flowgrad.ir.evaluate import evaluate
@@ -417,6 +418,22 @@ def assert_same_in_onnxruntime(graph: Graph, feeds: dict[str, Any], expected: di
             assert expected[output.name].size == 0
             continue
         np.testing.assert_allclose(got, expected[output.name], rtol=1e-9, atol=1e-12, err_msg=output.name)
+
+
+@pytest.mark.parametrize("extent", [0, 2])
+@pytest.mark.parametrize("backward", [0, 1])
+def test_slices_without_elements_do_not_end_the_process_of_onnxruntime(extent: int, backward: int) -> None:
+    """Version 1.32 divides by their size where it moves what it has stacked to another axis; that kills the process."""
+    body, graph = Graph("body"), Graph()
+    row = body.add_input("row", f64(Dim.named("N")))
+    body.add_output(Builder(body).Neg(row), "minus")
+    x = graph.add_input("x", f64(Dim.named("N"), 3))
+    scan = Builder(graph).add_node("Scan", [x], {"num_scan_inputs": 1, "scan_input_axes": [1], "scan_output_axes": [1],
+                                                 "scan_output_directions": [backward]}, subgraphs={"body": body})
+    graph.add_output(scan.output(), "y")
+    feeds = {"x": RNG.standard_normal((extent, 3))}
+    assert not any(n.op == "Scan" for n in lowered(graph).nodes())  # or the next line ends this process as well
+    assert_same_in_onnxruntime(graph, feeds, evaluate(graph, feeds))
 
 
 @pytest.mark.parametrize("length", [0, 4])

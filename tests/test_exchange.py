@@ -21,7 +21,7 @@ from flowgrad.ir.errors import InputError, SaveError, ValidationError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import INITIALIZER, LITERAL, PARAMETER, Array, Graph
 from flowgrad.ir.ops.registry import find_op
-from flowgrad.ir.types import FLOAT16, FLOAT32, INT64, Dim, Type, dtype_of
+from flowgrad.ir.types import FLOAT16, FLOAT32, FLOAT64, INT64, Dim, Type, dtype_of
 from flowgrad.ir.verify import verify
 from flowgrad.model import Model
 from tests.exchange_sweep import Case, close, file_cases, node_cases, run_case
@@ -485,6 +485,25 @@ def test_a_pad_of_named_axes_is_written_for_all_axes() -> None:
     given = f32(2, 4, 1)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     assert np.array_equal(session.run(None, {"x": given})[0], np.pad(given, [(0, 0), (1, 2), (0, 0)]))
+
+
+@pytest.mark.parametrize("between", ["Transpose", "Cast", "Add"])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3)])
+def test_a_turned_matrix_times_a_vector_is_a_product_of_matrices(shape: tuple[int, ...], between: str) -> None:
+    """The optimiser of onnxruntime 1.32 takes a Transpose into such a product, and the product of a vector forgets it."""
+    graph = Graph()
+    x, v = graph.add_input("x", Type(FLOAT32, shape)), graph.add_input("v", Type(FLOAT64, (4,)))
+    b = Builder(graph)
+    turned = b.Transpose(x, perm=[*range(len(shape) - 2), len(shape) - 1, len(shape) - 2])
+    vector = v if between == "Cast" else b.cast(v, FLOAT32)
+    matrix = {"Transpose": turned, "Cast": b.cast(turned, FLOAT64), "Add": b.Add(turned, turned)}[between]
+    graph.add_output(b.MatMul(matrix, vector), "y")
+    given, weights = f32(*shape), np.array([1.0, -2.0, 0.5, 3.0])
+    expected = (1 + (between == "Add")) * np.swapaxes(given, -1, -2).astype(np.float64) @ weights
+    session = onnxruntime.InferenceSession(write_onnx(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    got = session.run(None, {"x": given, "v": weights})[0]
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("names", [["a", "", "c"], ["", "b"], ["a"]], ids=["inside", "first and last", "last two"])

@@ -105,6 +105,24 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return b.Squeeze(x_bar, [0]) if row else x_bar, b.Squeeze(w_bar, [1]) if column else w_bar
 
 
+@matmul.expands_on_export
+def _(node: Node) -> bool:
+    """onnxruntime takes the Transpose of a matrix into the product, and forgets it where the other operand is a vector.
+
+    It also moves a Transpose through other operators to the product.
+    """
+    return node.input(1).type.rank == 1 and node.input(0).type.rank != 1
+
+
+@matmul.expansion
+def _(b: Builder, node: Node) -> Any:
+    """A matrix times a vector, as a matrix of one column."""
+    x, w = node.operands
+    if w.type.rank != 1:
+        return refuse("the second operand is no vector")
+    return b.Squeeze(b.MatMul(x, b.Unsqueeze(w, [1])), [-1])
+
+
 @matmul.support
 def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
     """Whole rows of the first operand and whole columns of the second go to the result."""

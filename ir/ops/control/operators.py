@@ -365,8 +365,16 @@ def _(b: Builder, node: Node) -> Any:
 
 @scan.expands_on_export
 def _(node: Node) -> bool:
-    """True where the sequence may have length 0."""
+    """True where the sequence may have length 0, or slices that are stacked along a later axis may have no elements.
+
+    onnxruntime refuses the former, and divides by the size of the latter, which ends the process.
+    """
     layout = layout_of(node)
     first = node.input(layout.states)
     extent = None if first.type.shape is None else first.shape[layout.input_axis(0)]
+    stacked = [v for k, v in enumerate(node.outputs[layout.states :]) if v is not None and layout.output_axis(k)]
+    return _may_be_zero(extent) or any(_may_be_zero(d) for v in stacked for d in v.type.shape or ())
+
+
+def _may_be_zero(extent: DimLike | None) -> bool:
     return not isinstance(extent, int) or extent == 0

@@ -16,6 +16,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convolution import expansions, kernels
+from flowgrad.ir.ops.convolution.automatic_pads import is_misread, is_misread_transpose, padded, padded_transpose
 from flowgrad.ir.ops.convolution.expansions import Slide, pad_image, shape_tail, vector_tail
 from flowgrad.ir.ops.convolution.window import (
     SAME,
@@ -116,6 +117,8 @@ def convolved_shape(node: Node, x: Value, w: Value) -> Shape | None:
 
 
 conv.ranks(ranks_alike)
+conv.expands_on_export(is_misread)
+conv.expansion(padded)
 
 
 @conv.adjoint
@@ -321,6 +324,8 @@ def _(node: Node) -> Type:
 
 
 conv_transpose.ranks(ranks_alike)
+conv_transpose.expands_on_export(is_misread_transpose)
+conv_transpose.expansion(padded_transpose)
 
 
 @conv_transpose.adjoint

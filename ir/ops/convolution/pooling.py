@@ -12,6 +12,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.convolution.automatic_pads import is_misread, padded
 from flowgrad.ir.ops.convolution.expansions import Slide, average_gradient, shape_tail, vector_tail, window_counts
 from flowgrad.ir.ops.convolution.window import (
     CEIL_MODE_SINCE,
@@ -433,3 +434,7 @@ def _(b: Builder, node: Node) -> Value:
 
 for _pool in (max_pool, average_pool, lp_pool):
     _pool.ranks(pooled_rank)
+    _pool.expands_on_export(is_misread)
+
+for _pool in (max_pool, average_pool):
+    _pool.expansion(padded)
