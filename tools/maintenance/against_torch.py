@@ -21,6 +21,7 @@ import numpy as np
 from flowgrad.ir.errors import NotDifferentiableError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import PARAMETER, Array, Graph, Node, Value
+from flowgrad.ir.ops.convolution.automatic_pads import is_misread
 from flowgrad.ir.types import FLOAT32, FLOAT64
 from flowgrad.model import Model
 from flowgrad.tools.maintenance import random_graphs as _random_graphs  # noqa: F401  declares ways to add nodes
@@ -69,7 +70,9 @@ def _by_fractions(node: Node) -> bool:
 
 
 def _dilated(node: Node) -> bool:
-    return node.attributes.get("auto_pad", "").startswith("SAME") and max(node.attributes.get("dilations", ()), default=1) > 1
+    """Automatic padding that export cannot write out, for want of extents."""
+    dilated = max(node.attributes.get("dilations", ()), default=1) > 1
+    return node.attributes.get("auto_pad", "").startswith("SAME") and dilated and not is_misread(node)
 
 
 DISPUTED = (

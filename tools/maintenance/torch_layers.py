@@ -144,7 +144,10 @@ def _conv_transpose(c: Call, x: Tensor, w: Tensor, bias: Tensor | None = None) -
         pads = list(zip(given[:rank], given[rank:], strict=True))
     apply = (torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d,
              torch.nn.functional.conv_transpose3d)[rank - 1]
-    y = apply(x, w, None, strides, 0, 0, c.group, dilations)
+    if 0 in x.shape[2:]:  # which PyTorch refuses: nothing is added to an image of zeros
+        y = (x.sum() + 0 * w.sum()).expand(x.shape[0], w.shape[1] * c.group, *full)
+    else:
+        y = apply(x, w, None, strides, 0, 0, c.group, dilations)
     y = torch.nn.functional.pad(y, _flat([(-a, m - b) for (a, b), m in zip(pads, more, strict=True)]))
     return y if bias is None else y + bias.reshape([1, -1] + [1] * rank)
 

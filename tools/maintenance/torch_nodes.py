@@ -18,7 +18,7 @@ import onnx
 import torch
 
 from flowgrad.ir.graph import INPUT, Graph, Node, Value
-from flowgrad.ir.types import dtype_of
+from flowgrad.ir.types import FLOAT32, FLOAT64, dtype_of
 from flowgrad.tools.maintenance.random_functions import WAS
 
 Tensor = Any
@@ -156,9 +156,8 @@ def _needed(graph: Graph) -> list[Node]:
 
 
 def tensor(array: Any) -> Tensor:
-    """Return an array as a tensor, floats as float64."""
-    made = torch.from_numpy(array.copy())
-    return made.double() if made.is_floating_point() else made
+    """Return an array as a tensor, floats as float64: converted before it is one, so that no operation rounds it."""
+    return torch.from_numpy(array.astype("float64" if array.dtype.kind == "f" else array.dtype))
 
 
 def torch_type(number: int) -> Any:
@@ -399,6 +398,8 @@ def _converted(c: Call, x: Tensor, kind: Any) -> Tensor:
         c.step(x)
     elif x.is_floating_point() and not kind.is_floating_point:
         c.step(x - x.round())
+    elif c.node.output().type.dtype == FLOAT32 and c.node.input(0).type.dtype == FLOAT64:
+        return x.float().double()  # what rounds here rounds alike everywhere: a step may look at it
     return x.to(kind)
 
 
