@@ -292,23 +292,6 @@ def test_rules_refuse_like_those_that_say_so() -> None:
             by_adjoint(applied("Made"), ["x"])
 
 
-@pytest.mark.parametrize(("name", "indices", "repeats"), [
-    ("ScatterElements", [[0, 1, 2], [1, 2, 0]], False), ("ScatterElements", [[0, 1, 2], [1, -2, 2]], True),
-    ("ScatterND", [[0, 1], [1, 0]], False), ("ScatterND", [[0, 1], [-2, -2]], True),
-])
-def test_a_scatter_onto_one_place_twice_has_no_derivative(name: str, indices: list[list[int]], repeats: bool) -> None:
-    graph = Graph("scatter")
-    b = Builder(graph)
-    x = graph.add_input("x", Type(FLOAT32, (2, 3) if name == "ScatterND" else (3, 3)))
-    u = graph.add_input("u", Type(FLOAT32, (2,) if name == "ScatterND" else (2, 3)))
-    y = b.add(name, [x, np.array(indices), u])
-    if not repeats:
-        assert None not in adjoint(graph, [(y, b.zeros_like(y))], [x, u])
-        return
-    with pytest.raises(NotDifferentiableError, match="repeat"):
-        adjoint(graph, [(y, b.zeros_like(y))], [x, u])
-
-
 def test_a_recurrence_of_an_unknown_activation_refuses() -> None:
     graph = Graph()
     x = graph.add_input("x", Type(FLOAT32, (3, 2, 4)))

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import expand_to, normal_axis, ramp, unknown_ranks
-from flowgrad.ir.ops.registry import attr, op, refuse
+from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import INT64, UNKNOWN, Type, merge_dims
 
 _MODES = ("linear", "circular")
 
 
-@op("TensorScatter", since=24, outputs=("present_cache",))
+@op("TensorScatter", since=24, outputs=("present_cache",), traits=(Trait.LINEAR,))
 def tensor_scatter(
     past_cache: Array, update: Array, write_indices: Array | None = None, *, axis: int = -2, mode: str = "linear"
 ) -> Array:
@@ -52,13 +53,32 @@ def _(node: Node) -> Type:
     return past.with_shape([d if i == at else merge_dims(d, rows[i]) for i, d in enumerate(cache)])
 
 
+@tensor_scatter.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """past_bar = y_bar without the rows that were written; update_bar = those rows. A row is written once at most."""
+    update, attributes = node.input(1), {"axis": attr(node, "axis"), "mode": attr(node, "mode")}
+    found = _places(b, node)
+    if found is None:
+        return refuse(unknown_ranks(node))
+    past_bar = b.add("TensorScatter", [y_bar, b.zero(update), node.optional(2)], attributes)
+    return past_bar, b.GatherElements(y_bar, found[0], axis=found[1]), NO_GRADIENT
+
+
 @tensor_scatter.expansion
 def _(b: Builder, node: Node) -> Any:
     """ScatterElements, the places of the rows the same for all elements of a row."""
+    found = _places(b, node)
+    if found is None:
+        return refuse(unknown_ranks(node))
+    return b.ScatterElements(node.input(0), found[0], node.input(1), axis=found[1])
+
+
+def _places(b: Builder, node: Node) -> tuple[Value, int] | None:
+    """Return where along the axis each element of the update goes, and the axis; None for tensors of unknown rank."""
     past, update, start = node.input(0), node.input(1), node.optional(2)
     rank = past.type.rank if past.type.rank is not None else update.type.rank
     if rank is None:
-        return refuse(unknown_ranks(node))
+        return None
     at = normal_axis(attr(node, "axis"), rank)
     rows: Value = b.Unsqueeze(ramp(b, b.extent(update, at)), [0])
     if start is not None:
@@ -67,4 +87,4 @@ def _(b: Builder, node: Node) -> Any:
         rows = b.Mod(rows, b.extent(past, at))
     others = [i for i in range(rank) if i not in (0, at)]
     rows = b.Unsqueeze(rows, others) if others else rows
-    return b.ScatterElements(past, expand_to(b, rows, update), update, axis=at)
+    return expand_to(b, rows, update), at
