@@ -37,33 +37,42 @@ class Axis:
     roi: tuple[float, float] = (0.0, 1.0)
 
     @property
+    def is_cut(self) -> bool:
+        """True if the scaled extent is no whole number, so that a part of it is lost."""
+        return abs(self.scale * self.size - self.made) > 1e-6 * max(self.made, 1)
+
+    @property
     def is_unchanged(self) -> bool:
         """True if every position stays what it is."""
         return self.size == self.made and abs(self.scale - 1) < 1e-9 and self.roi == (0.0, 1.0)
 
 
-def positions(axis: Axis, coordinates: str) -> Array:
-    """Return the input position of every output position, in float64."""
-    y = np.arange(axis.made, dtype=np.float64)
-    width = axis.scale * axis.size
+def positions(axis: Axis, coordinates: str, dtype: type[np.floating[Any]] = np.float64) -> Array:
+    """Return the input position of every output position, computed in ``dtype``."""
+    y: Array = np.arange(axis.made, dtype=dtype)
+    scale = np.asarray(axis.scale, dtype)
+    width = np.asarray(scale * axis.size if axis.is_cut else axis.made, dtype)
     if coordinates == "align_corners":
-        return np.zeros(axis.made) if width == 1 else y * (axis.size - 1) / (width - 1)
+        return np.zeros(axis.made, dtype) if width == 1 else y * (axis.size - 1) / (width - 1)
     if coordinates == "asymmetric":
-        return y / axis.scale
+        return y / scale
     if coordinates == "tf_crop_and_resize":
         low, high = axis.roi
-        if width == 1:
-            return np.full(axis.made, (high - low) * (axis.size - 1) / 2) + low * (axis.size - 1)
-        return y * (high - low) * (axis.size - 1) / (width - 1) + low * (axis.size - 1)
+        steps, count = (np.full(axis.made, 1, dtype), 2) if width == 1 else (y, width - 1)
+        return np.asarray(steps * (high - low) * (axis.size - 1) / count + low * (axis.size - 1))
     if coordinates == "pytorch_half_pixel" and axis.made == 1:
-        return np.zeros(1)
+        return np.zeros(1, dtype)
     shift = axis.size / 2 * (1 - axis.made / width) if coordinates == "half_pixel_symmetric" else 0.0
-    return shift + (y + 0.5) / axis.scale - 0.5
+    return shift + (y + 0.5) / scale - 0.5
 
 
 def taps(axis: Axis, how: Sampling) -> tuple[Array, Array, Array | None]:
-    """Return the input positions (made, n), their weights (made, n), and which outputs lie beyond the input, if any."""
-    x = positions(axis, how.coordinates)
+    """Return the input positions (made, n), their weights (made, n), and which outputs lie beyond the input, if any.
+
+    The nearest position is that of float32, the type of scales, as in the reference and in runtimes: 2.4 in float32 is no
+    longer 2.4 in float64, and what lies on a border would lie beside it.
+    """
+    x = positions(axis, how.coordinates, np.float32 if how.mode == "nearest" else np.float64)
     beyond = None
     if how.coordinates == "tf_crop_and_resize":
         outside = (x < 0) | (x > axis.size - 1)

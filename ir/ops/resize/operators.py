@@ -12,9 +12,9 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convolution.window import shape_in
-from flowgrad.ir.ops.operands import known_dims, known_ints
+from flowgrad.ir.ops.operands import known_dims, known_ints, sum_of
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, attr, op, refuse
-from flowgrad.ir.ops.resize.interpolation import Axis, Sampling, interpolate, matrix, plan, spread
+from flowgrad.ir.ops.resize.interpolation import Axis, Sampling, interpolate, matrix, plan, spread, taps
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, floor_div
 
 ATTRIBUTES = ("antialias", "axes", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside",
@@ -26,6 +26,7 @@ CHOICES = {
                                        "asymmetric", "tf_crop_and_resize"),
     "keep_aspect_ratio_policy": ("stretch", "not_larger", "not_smaller"),
 }
+BETWEEN_CORNERS = ("align_corners", "tf_crop_and_resize")
 
 
 def linear_part(node: Node) -> dict[str, Any]:
@@ -114,6 +115,52 @@ def scaled_extent(size: DimLike, scale: float) -> DimLike:
     return UNKNOWN
 
 
+@resize.expands_on_export
+def _(node: Node) -> bool:
+    """Between corners the standard samples the scaled extent, as its tests show; runtimes sample its whole part.
+
+    Where that is the extent there was, they do not sample at all.
+    """
+    axes = _known_axes(node) if node.input(0).type.dtype.is_float else None
+    if axes is None or not any(axis.is_cut for axis in axes):
+        return False
+    return attr(node, "coordinate_transformation_mode") in BETWEEN_CORNERS or all(axis.made == axis.size for axis in axes)
+
+
+@resize.expansion
+def _(b: Builder, node: Node) -> Any:
+    """The weighted sum of what is gathered at each tap, axis by axis."""
+    axes = _known_axes(node)
+    if axes is None:
+        return refuse("the extents and scales of a Resize in other operators must be known before the run")
+    y = node.input(0)
+    for axis in axes:
+        if not axis.is_unchanged:
+            y = _gathered(b, node, y, axis)
+    return y
+
+
+def _known_axes(node: Node) -> list[Axis] | None:
+    """Return what is made of each axis by scales, if that is known before the run."""
+    roi, scales, sizes = _operands(node)
+    x, part = node.input(0), None if roi is None else roi.constant
+    if not x.type.is_static or scales is None or scales.constant is None or sizes is not None or (part is None) != (roi is None):
+        return None
+    return plan(x.type.static_shape, part, scales.constant, None, attr(node, "axes"), "stretch",
+                attr(node, "coordinate_transformation_mode"))
+
+
+def _gathered(b: Builder, node: Node, x: Value, axis: Axis) -> Value:
+    at, weights, beyond = taps(axis, _sampling(node))
+    dtype, column = x.type.dtype, (axis.made, *(1,) * (len(x.shape) - 1 - axis.axis))
+    parts = [b.Gather(x, at[:, tap], axis=axis.axis) for tap in range(at.shape[1])]
+    if attr(node, "mode") != "nearest":
+        parts = [b.Mul(p, weights[:, tap].astype(dtype.numpy).reshape(column)) for tap, p in enumerate(parts)]
+    total = sum_of(b, parts)
+    value = b.scalar(attr(node, "extrapolation_value"), dtype)
+    return total if beyond is None else b.Where(beyond.reshape(column), value, total)
+
+
 @resize.adjoint
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = the transposed interpolation of y_bar; scales, sizes and roi choose positions and get none."""
@@ -192,9 +239,12 @@ def _(b: Builder, node: Node) -> Any:
 
 
 def _constant_matrix(node: Node, axis: Axis) -> Array:
-    how = Sampling(attr(node, "mode"), attr(node, "nearest_mode"), attr(node, "coordinate_transformation_mode"),
-                   bool(attr(node, "antialias")), attr(node, "cubic_coeff_a"), bool(attr(node, "exclude_outside")))
-    return matrix(axis, how).astype(node.input(0).type.dtype.numpy)
+    return matrix(axis, _sampling(node)).astype(node.input(0).type.dtype.numpy)
+
+
+def _sampling(node: Node) -> Sampling:
+    return Sampling(attr(node, "mode"), attr(node, "nearest_mode"), attr(node, "coordinate_transformation_mode"),
+                    bool(attr(node, "antialias")), attr(node, "cubic_coeff_a"), bool(attr(node, "exclude_outside")))
 
 
 def _along(b: Builder, x: Value, square: Value, axis: int) -> Value:
