@@ -11,6 +11,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.ops.registry import FLOWGRAD, Trait, find_op, opdef
+from flowgrad.ir.types import Dim
 from flowgrad.passes import adjoint as reverse
 from flowgrad.passes import tangent as forward
 from flowgrad.passes.adjoint import Zero
@@ -32,6 +33,24 @@ def tangent(
 ) -> list[Value | None]:
     """Append the tangents of ``of``, through subgraphs too: see ``passes.tangent.tangent``."""
     return forward.tangent(graph, pairs, of, Bodies())
+
+
+def fed_like(graph: Graph, values: Sequence[Value], names: Sequence[str]) -> list[tuple[Value, Value]]:
+    """Add an input of the type of each of ``values``, called as ``names`` say; return the inputs, and what to derive with.
+
+    That is the input itself where the inputs of the graph tell the shape of its value, so that feeds are checked; where only
+    the run can tell, it is checked there.
+    """
+    told = {name for x in graph.inputs for dim in x.type.shape or () if isinstance(dim, Dim) for name in dim.names()}
+    pairs = []
+    for value, name in zip(values, names, strict=True):
+        fed = graph.add_input(graph.unique_name(name), value.type)
+        shape = value.type.shape
+        is_checked = shape is not None and all(d.names() <= told for d in shape if isinstance(d, Dim))
+        checked = fed if is_checked or value.type.dtype.element is not None else Builder(graph, prefix=fed.name).OfShape(
+            fed, Builder(graph, prefix=value.name).Shape(value))
+        pairs.append((fed, checked))
+    return pairs
 
 
 class Extended(NamedTuple):
@@ -96,12 +115,10 @@ def adjoint_pass(graph: Graph, *, wrt: tuple[str, ...] = ("inputs",), of: tuple[
     outputs.
     """
     pairs, values = find_of(graph, of or None), find_wrt(graph, wrt)  # before cotangents become inputs
-    seeds = []
-    for name, y in pairs:
-        if y.type.size == 1:
-            seeds.append((y, Builder(graph, prefix=name).filled(1, y)))
-        else:
-            seeds.append((y, graph.add_input(graph.unique_name(f"{name}_grad"), y.type)))
+    given = [(name, y) for name, y in pairs if y.type.size != 1]
+    fed = fed_like(graph, [y for _, y in given], [f"{name}_grad" for name, _ in given])
+    seeds = [(y, Builder(graph, prefix=name).filled(1, y)) for name, y in pairs if y.type.size == 1]
+    seeds += [(y, y_bar) for (_, y), (_, y_bar) in zip(given, fed, strict=True)]
     for x, x_bar in zip(values, adjoint(graph, seeds, values), strict=True):
         found = x_bar or Builder(graph, prefix=x.name).zeros_like(x)
         graph.add_output(found, graph.unique_output_name(f"{x.name}_grad"))
@@ -111,7 +128,8 @@ def adjoint_pass(graph: Graph, *, wrt: tuple[str, ...] = ("inputs",), of: tuple[
 def tangent_pass(graph: Graph, *, wrt: tuple[str, ...] = ("inputs",), of: tuple[str, ...] = ()) -> None:
     """Append tangents: inputs ``x_tangent`` for each x in ``wrt``, outputs ``y_tangent`` for each y in ``of``."""
     outputs, values = find_of(graph, of or None), find_wrt(graph, wrt)
-    pairs = [(x, graph.add_input(graph.unique_name(f"{x.name}_tangent"), x.type)) for x in values]
+    fed = fed_like(graph, values, [f"{x.name}_tangent" for x in values])
+    pairs = [(x, x_dot) for x, (_, x_dot) in zip(values, fed, strict=True)]
     for (name, y), y_dot in zip(outputs, tangent(graph, pairs, [y for _, y in outputs]), strict=True):
         found = y_dot or Builder(graph, prefix=name).zeros_like(y)
         graph.add_output(found, graph.unique_output_name(f"{name}_tangent"))

@@ -211,3 +211,40 @@ def test_windows_that_see_pads_alone_pass_nothing_on(column_major: int) -> None:
     again = fg.vjp(gradient, "x_grad", "y_grad")
     back = again({**feeds, "x_grad_grad": np.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 2, 1)})
     np.testing.assert_array_equal(back[again.outputs[-1].name].ravel(), [0, 1, 2, 2, 0, 0, 3, 3, 4, 0])
+
+
+UNRANKED = "graph @g (%x: f64[*]) -> (%y: f64[*]) { %y: f64[*] = Sin(%x) }"
+COUNTED = """graph @g (%x: f64[N], %m: bool[N]) -> (%y: f64[M]) {
+    %c: f64[M] = Compress(%x, %m) {axis = 0}
+    %y: f64[M] = Sin(%c)
+}"""
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (5, 2, 3), (3, 2)])
+@pytest.mark.parametrize(("way", "name"), [(fg.vjp, "y_grad"), (fg.jvp, "x_tangent")])
+def test_what_is_fed_for_a_value_of_unknown_rank_has_its_shape(way: Any, name: str, shape: tuple[int, ...]) -> None:
+    derivative, x = way(fg.load(UNRANKED.encode())), np.ones((2, 3))
+    with pytest.raises(InputError, match=r"shape \[.*\] is fed for a value of shape \[2, 3\]"):
+        derivative({"x": x, name: np.ones(shape)})
+    assert all(v.shape == (2, 3) for v in derivative({"x": x, name: x}).values())
+
+
+def test_what_is_fed_for_an_extent_that_only_the_run_tells_has_it() -> None:
+    model = fg.load(COUNTED.encode())
+    gradient, feeds = fg.vjp(model), {"x": np.ones(3), "m": np.array([True, True, False])}
+    with pytest.raises(InputError, match=r"shape \[1\] is fed for a value of shape \[2\]"):
+        gradient({**feeds, "y_grad": np.ones(1)})
+    np.testing.assert_allclose(gradient({**feeds, "y_grad": np.ones(2)})["x_grad"], [np.cos(1), np.cos(1), 0])
+    assert "OfShape" in {n.op for n in gradient.graph.nodes()}
+    assert "OfShape" not in {n.op for n in fg.jvp(model).graph.nodes()}  # N is checked as it is fed
+
+
+def test_exported_cotangents_do_not_broadcast() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    exported = fg.vjp(fg.load(UNRANKED.encode())).to_onnx().SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(exported, options)
+    assert session.run(["x_grad"], {"x": np.ones((2, 3)), "y_grad": np.ones((2, 3))})[0].shape == (2, 3)
+    with pytest.raises(Exception, match="Reshape"):
+        session.run(["x_grad"], {"x": np.ones((2, 3)), "y_grad": np.ones(3)})

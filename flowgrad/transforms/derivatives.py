@@ -14,7 +14,7 @@ from flowgrad.ir.limits import Limits, in_time
 from flowgrad.ir.roles import Role
 from flowgrad.model import Model
 from flowgrad.passes.adjoint import Zero
-from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.differentiate import adjoint, fed_like, tangent
 from flowgrad.passes.parameters import sharing
 from flowgrad.passes.refusals import check_zero
 from flowgrad.passes.selection import Names, Of, Pick, as_list, find_of, find_scalar, find_value, find_wrt
@@ -54,11 +54,9 @@ def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names =
     task = _Task(model, stabilize)
     of_values, wrt_values = find_of(task.graph, of), find_wrt(task.graph, wrt)  # before cotangents become inputs
     task.repair([*(y for _, y in of_values), *wrt_values], keep)
-    seeds = []
-    for name, y in of_values:
-        y_bar = task.graph.add_input(task.graph.unique_name(f"{name}_grad"), y.type)
-        task.roles["cotangent", name, ""] = y_bar.name
-        seeds.append((name, y, y_bar))
+    fed = fed_like(task.graph, [y for _, y in of_values], [f"{name}_grad" for name, _ in of_values])
+    task.roles.update((("cotangent", name, ""), given.name) for (name, _), (given, _) in zip(of_values, fed, strict=True))
+    seeds = [(name, y, y_bar) for (name, y), (_, y_bar) in zip(of_values, fed, strict=True)]
     task.keep(keep)
     task.gradients(seeds, wrt_values, zero)
     return task.finish()
@@ -114,11 +112,7 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, zero: Zero
     values = find_of(task.graph, of)
     wrt_values = find_wrt(task.graph, wrt)
     task.repair([*wrt_values, *(y for _, y in values)])
-    pairs = []
-    for x in wrt_values:
-        x_dot = task.graph.add_input(task.graph.unique_name(f"{x.name}_tangent"), x.type)
-        task.roles["tangent", "", x.name] = x_dot.name
-        pairs.append((x, x_dot))
+    pairs = task.tangents([(x.name, x) for x in wrt_values])
     found = tangent(task.graph, pairs, [v for _, v in values])
     if check_option(zero) != "allow":
         check_zero(task.graph, wrt_values, [y for (_, y), y_dot in zip(values, found, strict=True) if y_dot is None])
@@ -141,12 +135,7 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, ze
     wrt_values = [(w, first.roles["grad", name, w]) for r, o, w in first.roles if r == "grad" and o == name]
     wrt_values = [(w, g) for w, g in wrt_values if w in task.graph.values]
     gradients = [find_value(task.graph, g) for _, g in wrt_values]
-    pairs = []
-    for w, _ in wrt_values:
-        x = task.graph.value(w)
-        x_dot = task.graph.add_input(task.graph.unique_name(f"{w}_tangent"), x.type)
-        task.roles["tangent", "", w] = x_dot.name
-        pairs.append((x, x_dot))
+    pairs = task.tangents([(w, task.graph.value(w)) for w, _ in wrt_values])
     for (w, _), g, dot in zip(wrt_values, gradients, tangent(task.graph, pairs, gradients), strict=True):
         task.add_derivative(("hvp", name, w), f"{w}_hvp", g, dot, name, w)
     return task.finish()
@@ -206,6 +195,12 @@ class _Task:
     def one(self, y: Value) -> Value:
         """Return the cotangent 1 of a scalar."""
         return Builder(self.graph, prefix=y.name).filled(1, y)
+
+    def tangents(self, wrt: Sequence[tuple[str, Value]]) -> list[tuple[Value, Value]]:
+        """Return each value with its tangent, which becomes an input."""
+        fed = fed_like(self.graph, [x for _, x in wrt], [f"{name}_tangent" for name, _ in wrt])
+        self.roles.update((("tangent", "", name), given.name) for (name, _), (given, _) in zip(wrt, fed, strict=True))
+        return [(x, x_dot) for (_, x), (_, x_dot) in zip(wrt, fed, strict=True)]
 
     def drop_outputs(self) -> None:
         """Take all outputs away, and their roles; the values stay."""

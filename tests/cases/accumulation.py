@@ -61,6 +61,9 @@ def others(x: Array, axes: Array | None = None, noop_with_empty_axes: int = 0) -
 
 
 CASES: list[Case] = [
+    Case("OfShape", [normal(2, 3), ints(2, 3)], expected=lambda x, shape: x),
+    Case("OfShape", [normal(0, 3), fixed([0, 3], "int64")], expected=lambda x, shape: x, name="run-time"),
+    Case("OfShape", [normal(), ints()], expected=lambda x, shape: x, name="scalar"),
     Case("SumTo", [normal(2, 3, 4), ints(3, 1)], expected=unbroadcast),
     Case("SumTo", [normal(2, 3), fixed([3], "int64")], expected=unbroadcast, name="run-time"),
     Case("SumTo", [normal(2, 3), ints()], expected=unbroadcast, name="scalar"),
