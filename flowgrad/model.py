@@ -14,6 +14,7 @@ from flowgrad.ir.boundary import guarded
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, LoadError, ResourceError, SaveError, safe_text, suggestion
 from flowgrad.ir.files import open_file, read_file
+from flowgrad.ir.fixed_shapes import Shapes, fix_shapes
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, in_time, limits_or_default
@@ -231,16 +232,18 @@ class Model:
 
 @guarded("while loading")
 @bulk
-def load(source: Any, *, limits: Limits | None = None, strict: bool = False) -> Model:
+def load(source: Any, *, limits: Limits | None = None, strict: bool = False, shapes: Shapes | None = None) -> Model:
     """Load a model from a ``.onnx`` or ``.msgpack`` file (told apart by content), bytes, or an onnx.ModelProto.
 
     An ONNX file may declare shapes that are not those of the run; as in onnxruntime they do not count, and the model's
-    ``notes`` name them. With ``strict`` they are refused. Raises LoadError for a damaged file, ValidationError for one
-    that breaks the standard, UnsupportedError for what the product cannot represent, LimitError for what passes
-    ``limits``.
+    ``notes`` name them. With ``strict`` they are refused. ``shapes`` fixes the shapes of inputs, ``{"x": (1, 3, None, 224)}``
+    with None for an extent that stays as it is, and the extents of named dims, ``{"batch": 1}``; types follow through the
+    graph. Raises LoadError for a damaged file, ValidationError for one that breaks the standard, UnsupportedError for what
+    the product cannot represent, LimitError for what passes ``limits``, InputError for ``shapes`` that are not those of the
+    file.
     """
     notes: list[str] = []
-    graph = in_time(limits_or_default(limits), _Loader(limits, strict, notes).graph, source)
+    graph = in_time(limits_or_default(limits), _Loader(limits, strict, notes, _checked(shapes)).graph, source)
     return Model(graph, take_roles(graph), notes)
 
 
@@ -251,6 +254,7 @@ class _Loader:
     limits: Limits | None
     strict: bool
     notes: list[str]
+    shapes: Shapes
 
     def graph(self, source: Any) -> Graph:
         if isinstance(source, (str, os.PathLike)):
@@ -270,7 +274,7 @@ class _Loader:
             hint = "; text of a graph is loaded as bytes, text.encode()" if "graph @" in shown else ""
             raise LoadError(f"cannot read {shown!r}: {error.strerror}{hint}", code="file") from error
         if pack.is_packed(head):
-            return pack.load(path, self.limits)
+            return self._fixed(pack.load(path, self.limits))
         if _is_text(head):
             return self._text(bytes(read_file(path, limits_or_default(self.limits))))
         return self._onnx(path)
@@ -279,13 +283,13 @@ class _Loader:
         from flowgrad.ir import pack
 
         if pack.is_packed(data[:64]):
-            return pack.unpack(data, self.limits)
+            return self._fixed(pack.unpack(data, self.limits))
         return self._text(data) if _is_text(data[:64]) else self._onnx(data)
 
     def _onnx(self, source: Any) -> Graph:
         from flowgrad.exchange.reader import read_onnx
 
-        return read_onnx(source, self.limits, strict=self.strict, notes=self.notes)
+        return read_onnx(source, self.limits, strict=self.strict, notes=self.notes, shapes=self.shapes)
 
     def _text(self, data: bytes) -> Graph:
         from flowgrad.ir.text import parse_graph
@@ -297,7 +301,18 @@ class _Loader:
             raise LoadError(f"not a text, msgpack or ONNX file: {error}", code="file") from error
         graph = parse_graph(text, limits=self.limits)
         verify(graph)
+        return self._fixed(graph)
+
+    def _fixed(self, graph: Graph) -> Graph:
+        if self.shapes:
+            fix_shapes(graph, self.shapes)
         return graph
+
+
+def _checked(shapes: Any) -> Shapes:
+    if shapes is None or (isinstance(shapes, Mapping) and all(isinstance(name, str) for name in shapes)):
+        return shapes or {}
+    raise InputError(f"shapes maps names of inputs to shapes, and names of dims to extents; got {shapes!r}", code="shape")
 
 
 def _is_text(head: bytes) -> bool:

@@ -187,7 +187,7 @@ def test_outputs_of_a_body_that_have_one_name_can_be_saved(tmp_path: Path) -> No
 def test_inputs_are_not_made_beyond_the_limits() -> None:
     relu = load(model([helper.make_node("Relu", ["x"], ["y"])], {"x": (2**20, 0, 2**40)}, ["y"]))
     with pytest.raises(LimitError, match="tensor_bytes"):
-        samples.sample_inputs(relu.graph, 0, {}, {})
+        samples.sample_inputs(relu.graph, 0, {})
 
 
 # ---- accepted although bad ------------------------------------------------------------------------------------------------

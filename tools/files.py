@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import lzma
 import math
 import os
+import re
 import sys
 import zipfile
 import zlib
@@ -26,6 +28,8 @@ from flowgrad.passes.hooks import PIPELINE, WITH_DATA
 
 HEADER_BYTES = 1 << 16
 
+_EXTENT = re.compile(r"[0-9]{1,18}")
+
 MOST_PACKED = 100
 """An archive that unpacks to more than this many times its size is refused, unless it is small."""
 
@@ -35,10 +39,33 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImpleme
 """What reading an archive raises for one that is damaged, encrypted, or packed in a way that Python does not know."""
 
 
-def load_graph(source: str, strict: bool = False) -> Model:
-    """Load GRAPH: a ``.msgpack``, ``.onnx`` or text file, or ``-`` for standard input."""
+def add_input_shapes(parser: argparse._ActionsContainer) -> None:
+    """Declare the option that fixes shapes as a graph is loaded."""
+    parser.add_argument("--input-shapes", action="append", default=[], metavar="SHAPE",
+                        help="x:1,3,?,224 for an input, or batch=1 for a named dim (repeatable)")
+
+
+def load_graph(source: str, strict: bool = False, shapes: Sequence[str] = ()) -> Model:
+    """Load GRAPH: a ``.msgpack``, ``.onnx`` or text file, or ``-`` for standard input; ``shapes`` as on the command line."""
     data = read_stream(sys.stdin.buffer, Limits.default(), "standard input") if source == "-" else source
-    return load(data, strict=strict)
+    return load(data, strict=strict, shapes=parse_shapes(shapes))
+
+
+def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int | None, ...] | int]:
+    """Parse ``x:1,3,?,224`` and ``batch=1`` arguments. Raises InputError."""
+    return dict(_parse_shape(item) for item in items)
+
+
+def _parse_shape(item: str) -> tuple[str, tuple[int | None, ...] | int]:
+    name, colon, dims = item.rpartition(":")
+    parts = [d.strip() for d in dims.split(",") if d.strip()]
+    if colon and all(d == "?" or _EXTENT.fullmatch(d) for d in parts):
+        return name, tuple(None if d == "?" else int(d) for d in parts)
+    dim, equals, extent = item.rpartition("=")
+    if equals and _EXTENT.fullmatch(extent):
+        return dim, int(extent)
+    raise InputError(f"--input-shapes takes NAME:1,3,224,224 (? for an extent that stays open) or DIM=1, got {item!r}",
+                     code="usage")
 
 
 def save_graph(model: Model, target: str, opset: int | None = None) -> str:

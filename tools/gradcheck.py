@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=3, help="random directions (default 3)")
     parser.add_argument("--against", metavar="ENGINE", help="also compare the gradients of this engine (ort)")
     parser.add_argument("--inputs", action="append", default=[], metavar="F", help="F.npz, or NAME=F.npy (repeatable)")
-    parser.add_argument("--input-shapes", action="append", default=[], metavar="NAME:DIMS", help="x:1,3,224,224 (repeatable)")
+    files.add_input_shapes(parser)
     parser.add_argument("--seed", type=int, default=0, help="of inputs and directions (default 0)")
     parser.add_argument("--eps", type=float, default=1e-6, help="step of the differences (default 1e-6)")
     parser.add_argument("--atol", type=float, default=1e-5, help="absolute tolerance (default 1e-5)")
@@ -30,11 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Check; exit code 1 if a check fails."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph, arguments.strict)
+        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes)
     for text in model.notes:
         note(f"note: {text}", quiet)
     given = files.read_arrays(arguments.inputs)
-    made, _ = samples.sample_inputs(model.graph, arguments.seed, samples.parse_shapes(arguments.input_shapes), given)
+    made, _ = samples.sample_inputs(model.graph, arguments.seed, given)
     feeds = {**given, **made}
     of = arguments.of.split(",") if arguments.of else None
     wrt = arguments.wrt.split(",")

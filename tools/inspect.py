@@ -13,7 +13,6 @@ from flowgrad.model import Model, ValueInfo
 from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.tools import files
 from flowgrad.tools.notes import note, progress, say, say_json
-from flowgrad.tools.samples import parse_shapes
 
 SHOWN = 40
 
@@ -22,8 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.epilog = "example: flowgrad inspect resnet.onnx --nodes"
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
-    parser.add_argument("--input-shapes", action="append", default=[], metavar="NAME:DIMS",
-                        help="x:1,3,224,224 (repeatable), for the peak of a run")
+    files.add_input_shapes(parser)
     parser.add_argument("--nodes", action="store_true", help="print the graph in its text form")
     parser.add_argument("--params", action="store_true", help="list every parameter candidate with the reason")
     parser.add_argument("--origins", action="store_true", help="print, for each node that a pass made, the whole chain")
@@ -32,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Inspect."""
     with progress(f"loading {arguments.graph}", arguments.quiet or arguments.json):
-        model = files.load_graph(arguments.graph, arguments.strict)
+        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes)
     for text in model.notes:
         note(f"note: {text}", arguments.quiet or arguments.json)
-    report = describe_model(model) | {"peak_bytes": peak_bytes(model, arguments.input_shapes)}
+    report = describe_model(model) | {"peak_bytes": peak_bytes(model)}
     if arguments.json:
         say_json(report)
         return 0
@@ -64,15 +62,11 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
-def peak_bytes(model: Model, shapes: list[str]) -> int | None:
-    """Return the bytes that a run takes beside constants, or None where ``shapes`` leaves an extent open."""
-    given = parse_shapes(shapes)
-    for value in model.graph.inputs:
-        if value.name not in given:
-            if not value.type.is_static:
-                return None
-            given[value.name] = value.type.static_shape
-    plan = NumpyProgram(model.optimized().graph).plan(given)
+def peak_bytes(model: Model) -> int | None:
+    """Return the bytes that a run takes beside constants, or None where an extent of an input is open."""
+    if not all(v.type.is_static for v in model.graph.inputs):
+        return None
+    plan = NumpyProgram(model.optimized().graph).plan({v.name: v.type.static_shape for v in model.graph.inputs})
     return int(plan.peak_bytes) if plan.complete else None
 
 

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
     data = parser.add_argument_group("data")
     data.add_argument("--inputs", action="append", default=[], metavar="F", help="F.npz, or NAME=F.npy (repeatable)")
-    data.add_argument("--input-shapes", action="append", default=[], metavar="NAME:DIMS", help="x:1,3,224,224 (repeatable)")
+    files.add_input_shapes(data)
     data.add_argument("--seed", type=int, default=0, help="of the inputs that are made (default 0)")
     data.add_argument("--outputs", metavar="A,B", help="only these outputs")
     data.add_argument("--save-outputs", metavar="F.npz", help="write the outputs")
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, run, print."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph, arguments.strict)
+        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes)
     for text in model.notes:
         note(f"note: {text}", quiet)
     feeds, given = _feeds(model, arguments, quiet)
@@ -83,7 +83,7 @@ def _feeds(model: Model, arguments: argparse.Namespace, quiet: bool) -> tuple[di
     """Return the arrays for all inputs, and the names of those that were given."""
     given = files.read_arrays(arguments.inputs)
     Signature(model.graph).check_names(given)
-    made, assumed = samples.sample_inputs(model.graph, arguments.seed, samples.parse_shapes(arguments.input_shapes), given)
+    made, assumed = samples.sample_inputs(model.graph, arguments.seed, given)
     if made:
         note(f"made up, with seed {arguments.seed}: {', '.join(made)}", quiet)
     if assumed:

@@ -3,60 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.types import Dim
 
 
-def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Parse ``x:1,3,224,224`` arguments. Raises InputError."""
-    shapes = {}
-    for item in items:
-        name, colon, dims = item.rpartition(":")
-        try:
-            shapes[name] = tuple(int(d) for d in dims.split(",") if d.strip())
-        except ValueError as error:
-            raise InputError(f"--input-shapes takes NAME:1,3,224,224, got {item!r}", code="usage") from error
-        if not colon:
-            raise InputError(f"--input-shapes takes NAME:1,3,224,224, got {item!r}", code="usage")
-    return shapes
-
-
-def sample_inputs(
-    graph: Graph, seed: int, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]
-) -> tuple[dict[str, Array], list[str]]:
+def sample_inputs(graph: Graph, seed: int, given: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
     """Return an array for each input, and the named dims that were assumed to be 1; nothing if all inputs are ``given``.
 
     Some and not others is an InputError: a forgotten input is not made up. Floats are standard normal, integers 0 or 1, the
     same for the same seed. A named dim has one extent everywhere.
     """
-    known = {v.name for v in graph.inputs}
-    for name in shapes:
-        if name not in known:
-            raise InputError(f"no input {name!r}{suggestion(name, known)}", code="name")
     missing = [v.name for v in graph.inputs if v.name not in given]
     if given and missing:
         raise InputError(f"no value given for input {', '.join(map(repr, missing[:8]))}: give all inputs, or none to have them "
                          "made up", code="missing")
-    env = _bound_dims(graph, shapes, given)
+    env = _bound_dims(graph, given)
     assumed: dict[str, None] = {}
     rng = np.random.default_rng(seed)
     made = {}
     for value in graph.inputs:
         if value.name not in given:
-            made[value.name] = _sample(value, shapes.get(value.name) or _extents(value, env, assumed), rng, graph.limits)
+            made[value.name] = _sample(value, _extents(value, env, assumed), rng, graph.limits)
     return made, list(assumed)
 
 
-def _bound_dims(graph: Graph, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]) -> dict[str, int]:
+def _bound_dims(graph: Graph, given: Mapping[str, Array]) -> dict[str, int]:
     env: dict[str, int] = {}
     for value in graph.inputs:
-        extents = given[value.name].shape if value.name in given else shapes.get(value.name)
+        extents = given[value.name].shape if value.name in given else None
         if extents is None or value.type.shape is None:
             continue
         if len(extents) != len(value.type.shape):

@@ -46,6 +46,7 @@ from flowgrad.ir.errors import (
     UnsupportedError,
     ValidationError,
 )
+from flowgrad.ir.fixed_shapes import Shapes, fixed_shapes
 from flowgrad.ir.graph import CONSTANT, DEFAULT, FEEDABLE, INITIALIZER, LITERAL, Array, Graph, Value
 from flowgrad.ir.infer import draft
 from flowgrad.ir.known import known_value
@@ -123,6 +124,7 @@ class Importer:
         self.count = 0
         self.repeats = 0
         self.own_names = False
+        self.shapes: Shapes = {}
         self._bodies: dict[tuple[str, int], Function] = {}
 
     # ---- what cannot be done, all at once -----------------------------------------------------------------------------
@@ -172,9 +174,9 @@ class Importer:
         reserved = {*region.inputs, *region.initializers, *region.outputs, *(o for n in region.nodes for o in n.output)}
         frame = Frame(region, ImportBuilder(graph, reserved), opsets)
         self._skip_fresh_dims(graph, proto)
-        for info in proto.input:
-            if info.name not in region.initializers:
-                frame.values[info.name] = graph.add_input(self._named(info.name), self._type(graph, info))
+        declared = {i.name: self._type(graph, i) for i in proto.input if i.name not in region.initializers}
+        for name, type_ in fixed_shapes(declared, self.shapes).types.items():
+            frame.values[name] = graph.add_input(self._named(name), type_)
         for name, array in region.initializers.items():
             frame.values[name] = self._initializer(graph, name, array, region.declared.get(name, ()))
         for key, array in self.reader.hoisted.items():

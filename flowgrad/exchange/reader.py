@@ -19,6 +19,7 @@ from flowgrad.exchange.precheck import precheck
 from flowgrad.exchange.scopes import Region, RegionReader
 from flowgrad.ir.errors import FlowgradError, LoadError, ResourceError, UnsupportedError, ValidationError
 from flowgrad.ir.files import open_file
+from flowgrad.ir.fixed_shapes import Shapes
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits, limits_or_default
 
@@ -29,24 +30,25 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | ModelProto
 
 
 def read_onnx(
-    source: Source, limits: Limits | None = None, *, strict: bool = False, notes: list[str] | None = None
+    source: Source, limits: Limits | None = None, *, strict: bool = False, notes: list[str] | None = None,
+    shapes: Shapes | None = None,
 ) -> Graph:
     """Return the graph of an ONNX model: a path, the bytes of a file, or a ModelProto.
 
     Weights in other files are read only for a path, from beneath its folder. What the file says and is not true, such as
-    the shape of a value, is added to ``notes``, and refused if ``strict``. Raises LoadError for what is no ONNX
-    file, ValidationError for one that breaks the standard, UnsupportedError (with all operators that are missing),
-    ExternalDataError, LimitError.
+    the shape of a value, is added to ``notes``, and refused if ``strict``. ``shapes`` fixes those of inputs. Raises LoadError
+    for what is no ONNX file, ValidationError for one that breaks the standard, UnsupportedError (with all operators that are
+    missing), ExternalDataError, InputError for wrong ``shapes``, LimitError.
     """
     limits = limits_or_default(limits)
     if isinstance(source, ModelProto):
-        return _graph(source, ExternalFolder(None), limits, strict, notes)
+        return _graph(source, ExternalFolder(None), limits, strict, notes, shapes)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _graph(_parsed(bytes(source), limits), ExternalFolder(None), limits, strict, notes)
+        return _graph(_parsed(bytes(source), limits), ExternalFolder(None), limits, strict, notes, shapes)
     path = Path(source)
     data = _contents(path, limits)
     with ExternalFolder(path.parent) as folder:
-        return _graph(_parsed(data, limits), folder, limits, strict, notes)
+        return _graph(_parsed(data, limits), folder, limits, strict, notes, shapes)
 
 
 def _contents(path: Path, limits: Limits) -> bytes:
@@ -73,7 +75,8 @@ def _parsed(data: bytes, limits: Limits) -> ModelProto:
         raise ResourceError("out of memory", code="memory") from error
 
 
-def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits, strict: bool, notes: list[str] | None) -> Graph:
+def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits, strict: bool, notes: list[str] | None,
+           shapes: Shapes | None) -> Graph:
     if not model.HasField("graph") or not model.ir_version:
         raise LoadError("not an ONNX model: it has no graph or no IR version", code="empty")
     if not 0 < model.ir_version <= onnx.IR_VERSION:
@@ -89,6 +92,7 @@ def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits, strict: bo
     def importer(defaults: Collection[str]) -> Importer:
         made = Importer(regions, functions, folder, limits, strict, defaults)
         made.own_names = model.producer_name == PRODUCER
+        made.shapes = shapes or {}
         return made
 
     importer(()).check_known(main, opsets, reached)

@@ -157,7 +157,7 @@ def check_file(kind: str, data: bytes, watch: Watch, seed: int = 0) -> str:
 
 def made_inputs(model: Model) -> dict[str, Any]:
     """Return small inputs for a model. Raises InputError, LimitError."""
-    return samples.sample_inputs(model.graph, 0, {}, {})[0]
+    return samples.sample_inputs(model.graph, 0, {})[0]
 
 
 def _check_command(command: Sequence[str], path: Path, watch: Watch) -> None:
