@@ -329,7 +329,7 @@ def formals_within_batch(call: ImportedNode) -> list[Type]:
 
 def scan_over_batch(b: ImportBuilder, call: ImportedNode, body: Graph) -> Sequence[Value | None]:
     """A Scan over the batch, in it the Scan over the sequence."""
-    count = int(call.attributes["num_scan_inputs"])
+    count = int(call.required("num_scan_inputs"))
     values = [v for v in call.inputs if v is not None]
     states = len(values) - count
     outer = Graph(f"{call.label}_batch", b.graph.limits)

@@ -54,6 +54,12 @@ class ImportedNode:
         """Return an input, or None where it is absent."""
         return self.inputs[index] if index < len(self.inputs) else None
 
+    def required(self, name: str) -> Any:
+        """Return an attribute that must be given; ValidationError otherwise."""
+        if name not in self.attributes:
+            raise ValidationError(f"{self.op} needs the attribute {name!r}", code="attribute", where=self.label)
+        return self.attributes[name]
+
     def take(self, name: str, default: Any = None) -> Any:
         """Remove an attribute and return it."""
         return self.attributes.pop(name, default)

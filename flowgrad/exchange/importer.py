@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx
 from onnx import AttributeProto, NodeProto
@@ -23,6 +23,7 @@ from flowgrad.exchange.attributes import constant_value, kind_of, value_of
 from flowgrad.exchange.carried_states import read_states, unwrapped_states, widened, wrap_states
 from flowgrad.exchange.declared import refine
 from flowgrad.exchange.external import ExternalFolder
+from flowgrad.exchange.frames import Frame, Function
 from flowgrad.exchange.functions import (
     Key,
     body_for,
@@ -36,6 +37,7 @@ from flowgrad.exchange.functions import (
 )
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.exchange.ml.reading import ML
+from flowgrad.exchange.places import Place, at_place, in_body_of
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
 from flowgrad.exchange.tensors import container_type, element_type
 from flowgrad.ir.errors import (
@@ -70,43 +72,6 @@ _NO_NAME = {"", "?", "None", "-1", "*"}
 _OURS = re.compile(r"_d(\d{1,18})")
 
 
-@dataclass
-class Function:
-    """A function ready to be inlined."""
-
-    region: Region
-    opsets: Mapping[str, int]
-    defaults: Mapping[str, AttributeProto] = field(default_factory=dict)
-
-
-@dataclass
-class Frame:
-    """A region while its nodes are added to the graph of ``b``."""
-
-    region: Region
-    b: ImportBuilder
-    opsets: Mapping[str, int]
-    values: dict[str, Value] = field(default_factory=dict)
-    hoisted: dict[HoistKey, Value] = field(default_factory=dict)
-    attributes: Mapping[str, AttributeProto] | None = None
-    names: dict[str, str] = field(default_factory=dict)
-    prefix: str = ""
-    at: int = 0
-    finish: Callable[[], None] = lambda: None
-
-    def value(self, name: str) -> Value:
-        """Return what a name stands for here; ValidationError if nothing defines it."""
-        if name not in self.values:
-            raise ValidationError(f"nothing defines {name!r}", code="dangling", where=name)
-        return self.values[name]
-
-    def output_name(self, name: str) -> str:
-        """Return what an output of this region is called in the graph."""
-        if not name or not self.prefix:
-            return name
-        return self.names.get(name) or self.b.fresh(self.prefix + name)
-
-
 class Importer:
     """Builds one graph out of regions."""
 
@@ -126,6 +91,7 @@ class Importer:
         self.own_names = False
         self.shapes: Shapes = {}
         self._bodies: dict[tuple[str, int], Function] = {}
+        self._placed: FlowgradError | None = None
 
     # ---- what cannot be done, all at once -----------------------------------------------------------------------------
 
@@ -238,34 +204,46 @@ class Importer:
         stack = [frame]
         while stack:
             frame = stack[-1]
-            if frame.at == len(frame.region.nodes):
-                stack.pop()
-                frame.finish()
-                continue
-            frame.at += 1
-            called = self._step(frame, frame.at - 1)
+            called = None
+            try:
+                if frame.at == len(frame.region.nodes):
+                    stack.pop()
+                    frame.finish()
+                    continue
+                frame.at += 1
+                called = self._step(frame, frame.at - 1)
+            except FlowgradError as error:
+                raise self._at_place(error, stack) from error
             if called is not None:
                 if len(stack) >= FRAME_DEPTH:
                     raise LimitError(f"functions are nested more than {FRAME_DEPTH} deep", code="function_depth")
                 stack.append(called)
+
+    def _at_place(self, error: FlowgradError, stack: Sequence[Frame]) -> FlowgradError:
+        """Return the error with the node of the file that it is at."""
+        shown = list(itertools.takewhile(lambda frame: not frame.is_standard, stack))
+        places = [Place(f.region.nodes[f.at - 1], f.values, f.function) for f in shown]
+        if places:
+            error = in_body_of(error, places) if error is self._placed else at_place(error, places)
+            self._placed = error
+        return error
 
     def _step(self, frame: Frame, index: int) -> Frame | None:
         self.count += 1
         self.limits.check("expanded_nodes", self.count)
         self.limits.check("values", len(frame.b.graph.values))
         node = frame.region.nodes[index]
-        where = node.name or next(iter(node.output), "")
         try:
             return self._node(frame, node, frame.region.subregions.get(index, {}))
         except InputError as error:
-            raise ValidationError(str(error), code=error.code, where=where) from error
+            raise ValidationError(error.message, code=error.code) from error
         except FlowgradError:
             raise
         except MemoryError as error:
-            raise ResourceError(f"out of memory at {node.op_type}", code="memory", where=where) from error
+            raise ResourceError(f"out of memory at {node.op_type}", code="memory") from error
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValidationError(f"{node.op_type} does not fit its inputs ({type(error).__name__}: {error})",
-                                  code="type", where=where) from error
+                                  code="type") from error
 
     def _node(self, frame: Frame, node: NodeProto, subregions: Mapping[str, Region]) -> Frame | None:
         key = key_of(node)
@@ -281,7 +259,7 @@ class Importer:
         )
         if key in self.functions:
             given = dict(self.functions[key].defaults) | {p.name: p for p in protos}
-            return self._enter(frame, call, self.functions[key], given)
+            return self._enter(frame, call, self.functions[key], given, key[1])
         call.attributes = {p.name: value_of(p, self.folder, self.limits) for p in protos if p.name not in subregions}
         if not key[0] and version < 6:
             call.take("consumed_inputs")  # an old hint for runtimes
@@ -409,13 +387,17 @@ class Importer:
             self._bodies[node.op_type, version] = function
         return function
 
-    def _enter(self, frame: Frame, call: ImportedNode, function: Function, attributes: Mapping[str, AttributeProto]) -> Frame:
+    def _enter(
+        self, frame: Frame, call: ImportedNode, function: Function, attributes: Mapping[str, AttributeProto], name: str = "",
+    ) -> Frame:
+        """Return the frame of a function; ``name`` is that of one of the file."""
         region = function.region
         if len(call.inputs) > len(region.inputs) or len(call.outputs) > len(region.outputs):
             raise ValidationError(f"{call.op} takes {len(region.inputs)} inputs and has {len(region.outputs)} outputs",
                                   code="arity", where=call.label)
         prefix = f"{call.name or call.label}/"
-        inner = Frame(region, frame.b, function.opsets, attributes=dict(function.defaults) | dict(attributes), prefix=prefix)
+        inner = Frame(region, frame.b, function.opsets, attributes=dict(function.defaults) | dict(attributes), prefix=prefix,
+                      function=name, is_standard=not name)
         absent = {n for i, n in enumerate(region.inputs) if call.optional(i) is None}
         inner.values = {n: v for n, v in zip(region.inputs, call.inputs, strict=False) if v is not None}
         if absent:
@@ -495,7 +477,8 @@ class Importer:
         graph = Graph(sub.name or f"{call.label}_body", self.limits)
         graph._next_dim = frame.b.graph._next_dim
         reserved = {*sub.inputs, *sub.initializers, *sub.outputs, *(o for n in sub.nodes for o in n.output)}
-        inner = Frame(sub, ImportBuilder(graph, reserved, is_inner=True), frame.opsets, attributes=frame.attributes)
+        inner = Frame(sub, ImportBuilder(graph, reserved, is_inner=True), frame.opsets, attributes=frame.attributes,
+                      function=frame.function, is_standard=frame.is_standard)
         for name, type_ in zip(sub.inputs, formals, strict=True):
             inner.values[name] = graph.add_input(self._named(name), type_)
         inside = {v: graph.add_input(inner.b.fresh(v.name or "captured"), v.type) for v in call.captures}

@@ -206,8 +206,8 @@ def matmul_n_bits(b: ImportBuilder, call: ImportedNode) -> Results:
     packed = call.input(1).constant
     if packed is None:
         raise UnsupportedError("MatMulNBits with weights that are computed is not supported", code="input", where=call.label)
-    rows, columns = int(call.attributes["N"]), int(call.attributes["K"])
-    bits, size = int(call.attributes.get("bits", 4)), int(call.attributes["block_size"])
+    rows, columns = int(call.required("N")), int(call.required("K"))
+    bits, size = int(call.attributes.get("bits", 4)), int(call.required("block_size"))
     if bits not in (4, 8):
         raise UnsupportedError(f"MatMulNBits with bits={bits} is not supported", code="attribute", where=call.label)
     blocks = -(-columns // size)
@@ -317,7 +317,7 @@ def group_norm(b: ImportBuilder, call: ImportedNode) -> Results:
     rank = len(x.shape)
     inner = b.Transpose(x, perm=[0, rank - 1, *range(1, rank - 1)]) if last else x
     scale, shift = (b.cast(call.input(k), x.type.dtype) for k in (1, 2))
-    y = b.GroupNormalization(inner, scale, shift, num_groups=int(call.attributes["groups"]),
+    y = b.GroupNormalization(inner, scale, shift, num_groups=int(call.required("groups")),
                              epsilon=float(call.take("epsilon", 1e-5)))
     y = b.Transpose(y, perm=[0, *range(2, rank), 1]) if last else y
-    return (b.Mul(y, b.Sigmoid(y)) if call.attributes["activation"] else y, total)
+    return (b.Mul(y, b.Sigmoid(y)) if call.required("activation") else y, total)

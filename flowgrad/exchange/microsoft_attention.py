@@ -98,7 +98,7 @@ def attention(b: ImportBuilder, call: ImportedNode) -> Results:
     """Self-attention of x [batch, length, hidden] with weights [hidden, 3 hidden] for query, key and value together."""
     refuse_attributes(call, do_rotary=0, past_present_share_buffer=0)
     refuse_inputs(call, past_sequence_length=6)
-    count, hidden = int(call.attributes["num_heads"]), float(call.take("mask_filter_value", -10000.0))
+    count, hidden = int(call.required("num_heads")), float(call.take("mask_filter_value", -10000.0))
     product = added(b, b.MatMul(call.input(0), call.input(1)), call.optional(2))
     sizes = call.take("qkv_hidden_sizes")
     third = call.input(1).shape[1]
@@ -125,7 +125,7 @@ def attention(b: ImportBuilder, call: ImportedNode) -> Results:
 def multi_head_attention(b: ImportBuilder, call: ImportedNode) -> Results:
     """Attention of query, key and value [batch, length, hidden], plus a bias of all three, with what came before."""
     refuse_inputs(call, past_sequence_length=8, cache_indirection=9)
-    count, hidden = int(call.attributes["num_heads"]), float(call.take("mask_filter_value", -10000.0))
+    count, hidden = int(call.required("num_heads")), float(call.take("mask_filter_value", -10000.0))
     if len(call.input(0).shape) != 3 or call.optional(1) is None or call.optional(2) is None:
         raise UnsupportedError("MultiHeadAttention with packed queries, keys and values is not supported", code="input",
                                where=call.label)
@@ -214,7 +214,7 @@ def group_query_attention(b: ImportBuilder, call: ImportedNode) -> Results:
     """
     refuse_attributes(call, local_window_size=-1, smooth_softmax=0, qk_output=0, kv_cache_bit_width=0)
     refuse_inputs(call, position_ids=9, attention_bias=10, head_sink=11)
-    count, shared = int(call.attributes["num_heads"]), int(call.attributes["kv_num_heads"])
+    count, shared = int(call.required("num_heads")), int(call.required("kv_num_heads"))
     query, key, value = (split_heads(b, x, n) for x, n in zip(_three(b, call, count, shared), (count, shared, shared),
                                                               strict=True))
     length = b.Squeeze(b.extent(query, 2), [0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -114,12 +113,6 @@ def _regularized(b: ImportBuilder, call: ImportedNode, x: Value, g: Value) -> Va
     return b.Add(b.Mul(x, coefficient), g) if coefficient else g
 
 
-def _required(call: ImportedNode, name: str) -> Any:
-    if name not in call.attributes:
-        raise ValidationError(f"{call.op} needs the attribute {name!r}", code="attribute", where=call.label)
-    return call.attributes[name]
-
-
 @before(EVERY_OPSET, "Adam", domain=TRAINING)
 def adam(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:
     """V' = alpha V + (1 - alpha) G; H' = beta H + (1 - beta) G^2; X' = X - R c V' / (sqrt(H') + epsilon).
@@ -163,7 +156,7 @@ def adagrad(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:
 def momentum(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:
     """V' = alpha V + beta G, beta 1 at T = 0; X' = X - R V', or X - R (G + alpha V') after Nesterov."""
     rate, count = call.input(0), call.input(1)
-    alpha, beta, mode = (_required(call, n) for n in ("alpha", "beta", "mode"))
+    alpha, beta, mode = (call.required(n) for n in ("alpha", "beta", "mode"))
     if mode not in ("standard", "nesterov"):
         raise ValidationError(f"Momentum has no mode {mode!r}", code="attribute", where=call.label)
     is_later = b.Greater(count, 0)
@@ -191,7 +184,7 @@ def gradient(b: ImportBuilder, call: ImportedNode) -> Sequence[Value | None]:
     if b.is_inner:
         raise UnsupportedError("Gradient inside a subgraph", code="subgraph", where=call.label)
     xs, zs = (list(call.attributes.get(n, ())) for n in ("xs", "zs"))
-    sources, y = [call.scope(name) for name in (*xs, *zs)], call.scope(_required(call, "y"))
+    sources, y = [call.scope(name) for name in (*xs, *zs)], call.scope(call.required("y"))
     if len(call.inputs) != len(sources) or not xs or len(call.outputs) > len(xs):
         raise ValidationError(f"Gradient names {len(sources)} tensors, takes {len(call.inputs)} and gives {len(call.outputs)}",
                               code="arity", where=call.label)

@@ -13,8 +13,9 @@ from onnx import ModelProto
 from flowgrad import ir
 from flowgrad.exchange.declared import steers_shapes
 from flowgrad.exchange.external import ExternalFolder
+from flowgrad.exchange.frames import Function
 from flowgrad.exchange.functions import Key, check_calls, domain_of
-from flowgrad.exchange.importer import Function, Importer
+from flowgrad.exchange.importer import Importer
 from flowgrad.exchange.precheck import precheck
 from flowgrad.exchange.scopes import Region, RegionReader
 from flowgrad.ir.errors import FlowgradError, LoadError, ResourceError, UnsupportedError, ValidationError

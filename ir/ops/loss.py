@@ -8,7 +8,7 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
-from flowgrad.ir.errors import RunError
+from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import select
 from flowgrad.ir.ops.operands import expand_to
@@ -42,12 +42,15 @@ def _(node: Node) -> Type:
 
 def _loss_type(node: Node) -> Type:
     x, target = node.input(0).type, node.input(1).type
-    if attr(node, "reduction") != "none":
-        return x.with_shape(())
+    is_reduced = attr(node, "reduction") != "none"
     if x.shape is None or target.shape is None:
-        return x.with_shape(target.shape)
-    batch: Shape = (x.shape[0], *x.shape[2:])
-    return x.with_shape([merge_dims(a, t) for a, t in zip(batch, target.shape, strict=True)])
+        return x.with_shape(() if is_reduced else target.shape)
+    batch: Shape = (*x.shape[:1], *x.shape[2:])
+    if len(x.shape) < 2 or len(target.shape) != len(batch):
+        raise ValidationError(f"{node.op} takes [N, C, ...] and labels [N, ...], got {x!r} and {target!r}", code="rank",
+                              where=node.label)
+    made = [merge_dims(a, t) for a, t in zip(batch, target.shape, strict=True)]
+    return x.with_shape(() if is_reduced else made)
 
 
 @negative_log_likelihood_loss.adjoint

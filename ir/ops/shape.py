@@ -361,10 +361,14 @@ def _(node: Node) -> list[Type]:
 def piece_types(node: Node) -> list[Type]:
     """Return the types of all pieces of a Split, those that are no outputs too."""
     x, axis = node.input(0).type, attr(node, "axis")
+    at = None if x.shape is None else normal_axis(axis, len(x.shape))
     sizes = _split_sizes(node)
-    if x.shape is None:
+    if x.shape is None or at is None:
         return [x] * len(sizes)
-    at = normal_axis(axis, len(x.shape))
+    extent = x.shape[at]
+    given = node.optional(1) is not None and all(isinstance(s, int) for s in sizes)
+    if given and isinstance(extent, int) and sum(sizes) != extent:
+        raise ValidationError(f"Split cuts {extent} entries of axis {axis} into pieces of {sizes}", code="shape")
     return [x.with_shape([*x.shape[:at], s, *x.shape[at + 1 :]]) for s in sizes]
 
 

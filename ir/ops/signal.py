@@ -264,6 +264,8 @@ def _(node: Node) -> Type:
 def _frame_length(node: Node, extent: DimLike, window: Value | None) -> DimLike:
     given = node.optional(3)
     known = None if given is None else known_dims(given)
+    if window is not None and window.type.rank not in (None, 1):
+        raise ValidationError(f"STFT takes a window of rank 1, got {window!r}", code="rank", where=node.label)
     width = None if window is None or window.type.shape is None else window.type.shape[0]
     if known is not None and isinstance(width, int) and isinstance(known[0], int) and known[0] != width:
         raise ValidationError(f"a window of {width} for frames of {known[0]}", code="shape", where=node.label)

@@ -22,6 +22,7 @@ from flowgrad.ir.ops.convolution.window import (
     SAME,
     Window,
     check_auto_pad,
+    check_rank,
     output_shape,
     shape_in,
     slide,
@@ -45,9 +46,10 @@ def kernel_of(node: Node, w: Value, rank: int) -> Shape:
     """Return the kernel extents: those of the weights, or the attribute where only that is known."""
     given = node.attributes.get("kernel_shape")
     known = w.type.shape[2:] if w.type.shape is not None else (UNKNOWN,) * rank
+    check_rank(known, rank)
     if given is None:
         return known
-    if any(isinstance(k, int) and k != g for k, g in zip(known, given, strict=True)):
+    if len(given) != rank or any(isinstance(k, int) and k != g for k, g in zip(known, given, strict=True)):
         raise ValidationError(f"kernel_shape {list(given)} does not fit weights {w.type!r}", code="shape", where=node.label)
     return tuple(given)
 

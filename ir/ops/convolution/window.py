@@ -73,6 +73,12 @@ def spatial_tuple(given: Sequence[int] | None, rank: int, default: int, name: st
     return values
 
 
+def check_rank(kernel: Sequence[object], rank: int) -> None:
+    """Raise ValidationError for a kernel that has not one extent per spatial axis."""
+    if len(kernel) != rank:
+        raise ValidationError(f"a kernel of {len(kernel)} spatial axes does not fit an image of {rank}", code="rank")
+
+
 def slide(
     sizes: Sequence[int],
     kernel: Sequence[int],
@@ -84,6 +90,7 @@ def slide(
 ) -> Window:
     """Return the window geometry on an image with the spatial extents ``sizes``."""
     rank = len(sizes)
+    check_rank(kernel, rank)
     steps = spatial_tuple(strides, rank, 1, "strides")
     spread = spatial_tuple(dilations, rank, 1, "dilations")
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
@@ -139,6 +146,7 @@ def check_auto_pad(node: Node) -> str:
 def output_shape(node: Node, sizes: Shape, kernel: Shape) -> Shape:
     """Return the spatial extents of a Conv or pooling node's output."""
     rank = len(sizes)
+    check_rank(kernel, rank)
     strides = spatial_tuple(attr(node, "strides"), rank, 1, "strides")
     dilations = spatial_tuple(attr(node, "dilations"), rank, 1, "dilations")
     mode = check_auto_pad(node)

@@ -86,6 +86,9 @@ def _made(node: Node, x: Value) -> tuple[DimLike, ...]:
     made: list[DimLike] = list(x.shape)
     if scales is not None:
         factors = scales.constant
+        if factors is not None and factors.shape != (len(chosen),):
+            raise ValidationError(f"Resize takes one scale for each of {len(chosen)} axes, got {factors.size}", code="shape",
+                                  where=node.label)
         for i, a in enumerate(chosen):
             made[a] = UNKNOWN if factors is None else scaled_extent(x.shape[a], float(factors[i]))
         return tuple(made)
