@@ -285,16 +285,23 @@ def skip_simplified_layer_normalization(b: ImportBuilder, call: ImportedNode) ->
 @contributed("EmbedLayerNormalization")
 def embed_layer_normalization(b: ImportBuilder, call: ImportedNode) -> Results:
     """y = LayerNormalization(word[ids] + position[places] + segment[segments]); how many entries of the mask are 1."""
-    ids, segments, word, position, segment = (call.optional(k) for k in range(5))
-    assert ids is not None and word is not None and position is not None
-    places = call.optional(8)
+    tables = [call.optional(k) for k in (2, 3, 4)]
+    return embedded(b, call, tables, call.input(5), call.input(6), call.optional(8))
+
+
+def embedded(
+    b: ImportBuilder, call: ImportedNode, tables: Sequence[Value | None], scale: Value | None, shift: Value | None,
+    places: Value | None,
+) -> Results:
+    """Return what EmbedLayerNormalization does of the tables for words, positions and segments."""
+    ids, segments, (word, position, segment) = call.input(0), call.optional(1), tables
     if places is None:
         places = b.Unsqueeze(ramp(b, b.extent(ids, 1)), [0])
     parts = [b.Gather(word, ids), b.Gather(position, places)]
     if segments is not None and segment is not None:
         parts.append(b.Gather(segment, segments))
     total = added(b, *parts)
-    y = b.LayerNormalization(total, call.input(5), call.input(6), axis=-1, epsilon=float(call.take("epsilon", 1e-12)))
+    y = b.LayerNormalization(total, scale, shift, axis=-1, epsilon=float(call.take("epsilon", 1e-12)))
     mask = call.optional(7)
     counts = None
     if call.wants(1):

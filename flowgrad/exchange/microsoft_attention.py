@@ -98,23 +98,28 @@ def attention(b: ImportBuilder, call: ImportedNode) -> Results:
     """Self-attention of x [batch, length, hidden] with weights [hidden, 3 hidden] for query, key and value together."""
     refuse_attributes(call, do_rotary=0, past_present_share_buffer=0)
     refuse_inputs(call, past_sequence_length=6)
-    count, hidden = int(call.required("num_heads")), float(call.take("mask_filter_value", -10000.0))
     product = added(b, b.MatMul(call.input(0), call.input(1)), call.optional(2))
+    return self_attention(b, call, product, mask=call.optional(3), past=call.optional(4), more=call.optional(5))
+
+
+def self_attention(
+    b: ImportBuilder, call: ImportedNode, product: Value, *, mask: Value | None, past: Value | None, more: Value | None
+) -> Results:
+    """Attention of queries, keys and values that lie side by side in ``product``; ``more`` is added to the scores."""
+    count, hidden = int(call.required("num_heads")), float(call.take("mask_filter_value", -10000.0))
     sizes = call.take("qkv_hidden_sizes")
-    third = call.input(1).shape[1]
+    third = product.shape[-1]
     if not sizes:
         if not isinstance(third, int):
-            raise UnsupportedError("Attention with weights of unknown size is not supported", code="shape", where=call.label)
+            raise UnsupportedError(f"{call.op} with weights of unknown size is not supported", code="shape", where=call.label)
         sizes = [third // 3] * 3
     parts = b.add_several("Split", [product, np.asarray(sizes, np.int64)], {"axis": -1}, outputs=3)
     heads = Heads(*(split_heads(b, x, count) for x in parts))
-    past = call.optional(4)
     if past is not None:
         earlier = b.add_several("Split", [past], {"axis": 0, "num_outputs": 2}, outputs=2)
         heads.key = b.Concat(b.Squeeze(earlier[0], [0]), heads.key, axis=2)
         heads.value = b.Concat(b.Squeeze(earlier[1], [0]), heads.value, axis=2)
-    bias = mask_bias(b, call, call.optional(3), heads.key, hidden)
-    more = call.optional(5)
+    bias = mask_bias(b, call, mask, heads.key, hidden)
     bias = more if bias is None else added(b, bias, more)
     y = attended(b, heads, call.take("scale"), bias, bool(call.take("unidirectional", 0)))
     present = b.Concat(b.Unsqueeze(heads.key, [0]), b.Unsqueeze(heads.value, [0]), axis=0) if call.wants(1) else None
@@ -126,10 +131,7 @@ def multi_head_attention(b: ImportBuilder, call: ImportedNode) -> Results:
     """Attention of query, key and value [batch, length, hidden], plus a bias of all three, with what came before."""
     refuse_inputs(call, past_sequence_length=8, cache_indirection=9)
     count, hidden = int(call.required("num_heads")), float(call.take("mask_filter_value", -10000.0))
-    if len(call.input(0).shape) != 3 or call.optional(1) is None or call.optional(2) is None:
-        raise UnsupportedError("MultiHeadAttention with packed queries, keys and values is not supported", code="input",
-                               where=call.label)
-    query, key, value = (call.input(k) for k in range(3))
+    query, key, value = _unpacked(b, call)
     bias = call.optional(3)
     if bias is not None:
         sizes = [x.shape[-1] for x in (query, query, value)]
@@ -155,6 +157,27 @@ def multi_head_attention(b: ImportBuilder, call: ImportedNode) -> Results:
     total = more if shown is None else added(b, shown, more)
     y = attended(b, heads, call.take("scale"), total, causal)
     return joined_heads(b, y), *(x if call.wants(k) else None for k, x in ((1, heads.key), (2, heads.value)))
+
+
+def _unpacked(b: ImportBuilder, call: ImportedNode) -> tuple[Value, Value, Value]:
+    """Return queries, keys and values; packed ones lie beside each other [batch, length, heads, 3, size], or keys and values
+    alone [batch, length, heads, 2, size]."""
+    query, key, value = call.input(0), call.optional(1), call.optional(2)
+    if key is None and value is None and len(query.shape) == 5:
+        query, key, value = _apart(b, query, 3)
+    elif key is not None and value is None and len(key.shape) == 5:
+        key, value = _apart(b, key, 2)
+    if key is None or value is None or len(query.shape) != 3:
+        given = ", ".join("none" if v is None else repr(v.type) for v in (query, key, value))
+        raise UnsupportedError(f"MultiHeadAttention takes queries, keys and values of rank 3, queries with keys and values of rank "
+                               f"5, or keys with values of rank 5; got {given}", code="input", where=call.label)
+    return query, key, value
+
+
+def _apart(b: ImportBuilder, packed: Value, count: int) -> list[Value]:
+    """Return what lies beside each other along axis 3, as [batch, length, heads * size]."""
+    parts = b.add_several("Split", [packed], {"axis": 3, "num_outputs": count}, outputs=count)
+    return [b.Reshape(part, np.asarray([0, 0, -1], np.int64)) for part in parts]
 
 
 @contributed("RotaryEmbedding")

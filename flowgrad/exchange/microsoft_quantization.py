@@ -17,7 +17,12 @@ from flowgrad.ir.types import FLOAT32, UINT8
 
 def _restored(b: ImportBuilder, call: ImportedNode, slot: int) -> Value:
     """Return the reals that the operand in ``slot`` stands for; scale and zero point follow it."""
-    return b.DequantizeLinear(call.input(slot), call.input(slot + 1), call.optional(slot + 2))
+    return restored(b, call, slot, slot + 1, slot + 2)
+
+
+def restored(b: ImportBuilder, call: ImportedNode, slot: int, scale: int, zero: int) -> Value:
+    """Return the reals that the operand in ``slot`` stands for, with its scale and its zero point in other slots."""
+    return b.DequantizeLinear(call.input(slot), call.input(scale), call.optional(zero))
 
 
 def _quantized(b: ImportBuilder, real: Value, scale: Value, zero: Value | None) -> Results:
@@ -149,19 +154,30 @@ def _scaled(b: ImportBuilder, total: Value, scale: Value) -> Value:
 @contributed("MatMulIntegerToFloat")
 def product_as_float(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = a_scale b_scale (A - zero point)(B - zero point) + bias."""
-    total = b.MatMulInteger(call.input(0), call.input(1), call.optional(4), call.optional(5))
-    real = _scaled(b, total, b.Mul(_scalar(b, call.input(2)), call.input(3)))
+    x, w, x_scale, w_scale = (call.input(k) for k in range(4))
+    real = integer_product(b, x, w, x_scale, w_scale, call.optional(4), call.optional(5))
     return (real if call.optional(6) is None else b.Add(real, call.input(6)),)
+
+
+def integer_product(
+    b: ImportBuilder, x: Value, w: Value, x_scale: Value, w_scale: Value, x_zero: Value | None, w_zero: Value | None
+) -> Value:
+    """Return x_scale w_scale (x - zero point)(w - zero point)."""
+    return _scaled(b, b.MatMulInteger(x, w, x_zero, w_zero), b.Mul(_scalar(b, x_scale), w_scale))
 
 
 @contributed("DynamicQuantizeMatMul")
 def dynamic_product(b: ImportBuilder, call: ImportedNode) -> Results:
     """Y = b_scale a_scale (A - zero point)(B - zero point) + bias, with A quantized to uint8 over its range and zero."""
-    x = call.input(0)
+    real = rounded_product(b, call.input(0), call.input(1), call.input(2), call.optional(3))
+    return (real if call.optional(4) is None else b.Add(real, call.input(4)),)
+
+
+def rounded_product(b: ImportBuilder, x: Value, w: Value, w_scale: Value, w_zero: Value | None) -> Value:
+    """Return x (w - zero point) w_scale, with x rounded to 256 numbers over its range and zero."""
     low, high = b.Min(b.ReduceMin(x, keepdims=0), 0.0), b.Max(b.ReduceMax(x, keepdims=0), 0.0)
     extent = b.Div(b.Sub(high, low), 255.0)
     scale = b.Where(b.Equal(extent, 0.0), b.scalar(1, FLOAT32), extent)
     zero = b.cast(b.Round(b.Clip(b.Neg(b.Div(low, scale)), 0.0, 255.0)), UINT8)
-    total = b.MatMulInteger(b.QuantizeLinear(x, scale, zero), call.input(1), zero, call.optional(3))
-    real = _scaled(b, total, b.Mul(scale, call.input(2)))
-    return (real if call.optional(4) is None else b.Add(real, call.input(4)),)
+    total = b.MatMulInteger(b.QuantizeLinear(x, scale, zero), w, zero, w_zero)
+    return _scaled(b, total, b.Mul(scale, w_scale))
