@@ -9,6 +9,7 @@ from flowgrad.ir.graph import CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node,
 from flowgrad.ir.names import LITERAL_NAME
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.reach import dependents
+from flowgrad.passes.untrained import untrained
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,27 @@ def candidates(graph: Graph) -> list[Candidate]:
     too, so that a model without inputs has parameters. Constant nodes hold the numbers of formulas, unless a model has no
     other weights: then those of more than one element are its weights. A frontier value that is computed from named float
     constants stands for those; one computed from none (weights made by ConstantOfShape) stands for itself. Scalars count, unless
-    their name is one that exporters give to literals. Linear in nodes.
+    their name is one that exporters give to literals. Masks, fillings and tables of angles do not count. Linear in nodes.
     """
     order = graph.nodes()
     fed = dependents(order, graph.inputs)
     uses = _uses_of_candidates(graph, order, fed)
-    found = {value: _judge(value, use) for value, use in uses.items()}
+    found = _without_untrained({value: _judge(value, use) for value, use in uses.items()})
     if not any(c.included for c in found.values()):
-        found |= {v: Candidate(v, True, f"a weight of {use.node.op} at {use.node.label!r}, in a Constant node as all are here")
-                  for v, use in uses.items() if _is_literal_weight(v, use)}
+        found |= _without_untrained({
+            v: Candidate(v, True, f"a weight of {use.node.op} at {use.node.label!r}, in a Constant node as all are here")
+            for v, use in uses.items() if _is_literal_weight(v, use)})
     for value in graph.constants:
         if value.name and value.type.dtype.is_float and value not in found:
             found[value] = Candidate(value, value.producer.role == PARAMETER, "no output needs it")
     places = {v: i for i, v in enumerate(graph.constants)}
     return sorted(found.values(), key=lambda c: (places.get(c.value, len(places)), c.value.producer.key))
+
+
+def _without_untrained(found: dict[Value, Candidate]) -> dict[Value, Candidate]:
+    """Return the candidates with those out that no training gives, unless they were named before."""
+    weights = [v for v, c in found.items() if c.included and v.producer.role != PARAMETER]
+    return found | {v: Candidate(v, False, reason) for v, reason in untrained(weights).items()}
 
 
 def parameters(graph: Graph) -> list[Value]:

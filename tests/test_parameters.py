@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
+from flowgrad.ir.graph import INITIALIZER, Array, Graph
+from flowgrad.ir.types import FLOAT32, Type
+from flowgrad.passes.parameters import candidates
 
 BATCH_NORM = """
 graph @g (%x: f32[2,3,4]) -> (%y: f32[])
@@ -140,3 +144,75 @@ def test_what_only_comparisons_take_is_a_setting() -> None:
     """
     assert included(text) == []
     assert reasons(text)["bound"].startswith("a setting of Greater")
+
+
+# ---- what no training gives -------------------------------------------------------------------------------------------------
+
+
+def reasons_of(constants: dict[str, Array], users: str) -> dict[str, str]:
+    """Return which constants are left out of the parameters, and why; ``users`` are nodes on x [2, 8] and on them."""
+    graph = Graph("g")
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT32, (2, 8)))
+    values = {name: graph.add_constant(array, name, INITIALIZER) for name, array in constants.items()}
+    for op in users.split():
+        for value in values.values():
+            graph.add_output(getattr(b, op)(x, value))
+    return {c.value.name: c.reason for c in candidates(graph) if not c.included}
+
+
+ANGLES = np.outer(np.arange(2), 0.3 ** np.arange(8)).astype(np.float32)
+LOW = np.finfo(np.float32).min
+
+
+@pytest.mark.parametrize(("mask", "is_out"), [
+    (np.triu(np.full((8, 8), LOW, np.float32), 1), True),
+    (np.triu(np.full((8, 8), -np.inf, np.float32), 1), True),
+    (np.triu(np.full((8, 8), -1e4, np.float32), 1), True),
+    (np.full((1, 8), -1e9, np.float32), True),
+    (np.full((), LOW, np.float32), True),
+    (np.zeros((8, 8), np.float32), False),
+    (np.eye(8, dtype=np.float32), False),
+    (np.triu(np.full((8, 8), -1.0, np.float32), 1), False),
+    (np.linspace(-2e3, 0, 8, dtype=np.float32), False),
+    (np.full((8,), np.nan, np.float32), False),
+    (np.full((), -2e3, np.float32), False),
+])
+def test_masks_are_no_weights_and_zeros_are(mask: Array, is_out: bool) -> None:
+    found = reasons_of({"layer.bias": mask}, "MatMul" if mask.shape == (8, 8) else "Add")
+    assert found == ({"layer.bias": "a mask or a bound: it holds what hides scores, which no training gives"} if is_out else {})
+
+
+def test_cosines_and_sines_of_the_same_angles_are_no_weights() -> None:
+    cosines, sines = np.cos(ANGLES), np.sin(ANGLES)
+    assert set(reasons_of({"c": cosines, "w": np.random.default_rng(0).random((2, 8), np.float32), "s": sines}, "Mul")) == {"c", "s"}
+    assert reasons_of({"c": cosines, "s": sines * np.float32(0.999)}, "Mul") == {}  # what training has moved
+    assert reasons_of({"c": np.ones((2, 8), np.float32), "s": np.zeros((2, 8), np.float32)}, "Mul") == {}
+    halves = np.concatenate([np.sin(ANGLES[:, ::2]), np.cos(ANGLES[:, ::2])], -1)
+    neighbours = np.stack([np.sin(ANGLES[:, ::2]), np.cos(ANGLES[:, ::2])], -1).reshape(2, 8)
+    for table in (halves, neighbours):
+        assert set(reasons_of({"position": table}, "Add")) == {"position"}
+
+
+def frequencies(numbers: Array, end: str) -> list[str]:
+    text = f"""
+    graph @g (%t: f32[2,1]) -> (%y: f32[2,4], %z: f32[2,4]) initializers (%f: f32[4] = {numbers.tolist()})
+    {{ %a: f32[1,4] = Unsqueeze(%f, [0]) %p: f32[2,4] = MatMul(%t, %a) %y: f32[2,4] = Sin(%p) %z: f32[2,4] = {end}(%p) }}
+    """
+    return included(text)
+
+
+def test_frequencies_of_equal_ratios_are_no_weights_if_only_angles_are_made_of_them() -> None:
+    geometric = np.float32(10.0) ** -np.arange(4, dtype=np.float32)
+    assert frequencies(geometric, "Cos") == []
+    assert frequencies(geometric, "Exp") == ["f"]
+    assert frequencies(geometric * np.array([1, 1, 1.001, 1], np.float32), "Cos") == ["f"]
+    assert frequencies(np.ones(4, np.float32), "Cos") == ["f"]
+
+
+def test_what_was_named_before_or_stands_alone_can_be_named() -> None:
+    text = b"graph @g (%x: f32[2]) -> (%y: f32[2]) initializers (%m: f32[2] = [0.0,-10000.0]) { %y: f32[2] = Add(%x, %m) }"
+    model = fg.load(text)
+    assert [p.included for p in model.params] == [False]
+    gradient = fg.vjp(model, wrt="m")
+    assert [p.included for p in gradient.params if p.name == "m"] == [True]

@@ -1,0 +1,134 @@
+"""Constants that no training gives: masks, tables of angles, and the frequencies that angles are made of.
+
+Exporters write such constants beside weights, under names that do not tell them apart. What is said here rests on nothing that
+a weight can have before, during or after training: a constant that is only likely to be none (zeros, data statistics, windows)
+counts as a weight. Of a weight a few elements are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from flowgrad.ir.graph import ENTRIES, Array, Value
+from flowgrad.ir.ops.registry import Trait, opdef
+
+LOOK = 64
+"""How many elements are looked at first."""
+
+HUGE = 1e30
+"""No weight is larger: fillings of masks are, the least number of a type or minus infinity."""
+
+HIDES = -1e3
+"""What a mask adds to scores that are to vanish is less; the other elements are 0."""
+
+LEAST_TABLE, LEAST_FREQUENCIES = 8, 4
+"""Elements of a table of angles, and of a vector of frequencies, at least."""
+
+MOST_ALIKE = 8
+"""How many tables of one shape are compared with each other."""
+
+MOST_FOLLOWED = 64
+"""How many nodes are followed from frequencies to the angles."""
+
+TOLERANCE = 2e-6
+
+
+def untrained(values: Iterable[Value]) -> dict[Value, str]:
+    """Return those of ``values`` that are constants which no training gives, each with the reason."""
+    found: dict[Value, str] = {}
+    tables: dict[tuple[object, ...], list[tuple[Value, Array]]] = {}
+    for value in values:
+        data = value.producer.data
+        if data is None or data.size == 0 or data.dtype.kind != "f":
+            continue
+        if _is_mask(data):
+            found[value] = "a mask or a bound: it holds what hides scores, which no training gives"
+        elif _is_geometric(data) and _makes_angles(value):
+            found[value] = "frequencies of equal ratios, of which only sines and cosines are taken"
+        elif _may_be_angles(data):
+            tables.setdefault((data.shape, data.dtype), []).append((value, data))
+    for alike in tables.values():
+        found |= _angles(alike[:MOST_ALIKE])
+    return found
+
+
+def _some(data: Array) -> Array:
+    """Return elements from all over the array, in float64."""
+    flat = data.reshape(-1)
+    return flat[:: max(1, flat.size // LOOK)].astype(np.float64)
+
+
+# ---- masks ------------------------------------------------------------------------------------------------------------------
+
+
+def _is_mask(data: Array) -> bool:
+    """Return whether elements are infinite or nearly so, or all of them zero and one number that hides what it is added to."""
+    some = _some(data)
+    if not (np.abs(some) < HUGE).all():
+        return not np.isnan(some).any()
+    low = data.min() if np.isin(some, (0, some.min())).all() else np.float64(0)
+    return data.size > 1 and bool(low <= HIDES) and bool(((data == 0) | (data == low)).all())
+
+
+# ---- frequencies and angles -------------------------------------------------------------------------------------------------
+
+
+def _is_geometric(data: Array) -> bool:
+    """Return whether a vector (other axes have extent 1) has equal ratios other than 1."""
+    if data.size < LEAST_FREQUENCIES or max(data.shape) != data.size or not (_some(data) > 0).all():
+        return False
+    logarithms = np.log(data.reshape(-1).astype(np.float64).clip(np.finfo(data.dtype).tiny))
+    steps = np.diff(logarithms)
+    return abs(steps.mean()) > 1e-3 and bool(np.abs(steps - steps.mean()).max() <= 32 * np.finfo(data.dtype).eps)
+
+
+def _makes_angles(value: Value) -> bool:
+    """Return whether all that is made of a value, by linear operators, are operands of sines and cosines."""
+    pending, seen = [value], {value}
+    while pending:
+        for (_, slot), user in pending.pop().uses.items():
+            if user.op in ("Sin", "Cos"):
+                continue
+            if user.op in ENTRIES or len(seen) > MOST_FOLLOWED or not _is_linear(user.op, slot):
+                return False
+            new = [v for v in user.results if v not in seen]
+            seen.update(new)
+            pending += new
+    return bool(value.uses)
+
+
+def _is_linear(op: str, slot: int) -> bool:
+    traits = opdef(op).traits
+    return Trait.LINEAR in traits or (Trait.BILINEAR in traits and slot < 2)
+
+
+def _may_be_angles(data: Array) -> bool:
+    return data.size >= LEAST_TABLE and bool((np.abs(_some(data)) <= 1 + TOLERANCE).all())
+
+
+def _angles(tables: list[tuple[Value, Array]]) -> dict[Value, str]:
+    """Return the tables of one shape that hold cosines and sines of the same angles."""
+    found: dict[Value, str] = {}
+    for index, (value, data) in enumerate(tables):
+        if _holds_both(data):
+            found[value] = "cosines and sines of the same angles beside each other: computed, not trained"
+        for other, more in tables[:index]:
+            if _are_one(data, more):
+                found |= {v: "cosines or sines of the same angles as in another table: computed, not trained" for v in (value, other)}
+    return found
+
+
+def _holds_both(data: Array) -> bool:
+    half, rest = divmod(data.shape[-1], 2)
+    return not rest and any(_are_one(a, b) for a, b in ((data[..., :half], data[..., half:]), (data[..., ::2], data[..., 1::2])))
+
+
+def _are_one(cosines: Array, sines: Array) -> bool:
+    """Return whether the squares sum to 1 all over, and not because all of them are zeros and ones."""
+    first, second = _some(cosines), _some(sines)
+    if np.abs(first * first + second * second - 1).max() > TOLERANCE:
+        return False
+    squares = cosines.astype(np.float64) ** 2
+    return bool(np.abs(squares + sines.astype(np.float64) ** 2 - 1).max() <= TOLERANCE) and np.unique(squares).size > 2
