@@ -19,6 +19,8 @@ from flowgrad.ir.errors import EngineError, InputError, LimitError, ResourceErro
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import INITIALIZER, PARAMETER, Array, Graph
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.ops.registry import Trait, op
+from flowgrad.ir.registry import scoped
 from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, INT64, Dim, Type
 from flowgrad.passes.differentiate import adjoint
 from flowgrad.runtime import codegen, engines
@@ -257,6 +259,44 @@ def test_runtime_failure_names_the_node() -> None:
     with pytest.raises(RunError, match="Gather") as caught:
         NumpyProgram(graph).run({"x": np.ones(3, np.float32), "rows": np.array([0, 7])})
     assert "Gather" in caught.value.where and "gather" in caught.value.where
+
+
+def test_a_failing_step_is_named_among_steps_of_one_form() -> None:
+    def kernel(x: Array, *, out: Array | None = None) -> Any:
+        if x[0] > codegen.CHUNK:  # in the second of two chunks that have one text
+            raise ValueError("too much")
+        return np.add(x, 1, out=out)
+
+    with scoped():
+        op("Count", traits=(Trait.ELEMENTWISE,))(kernel)
+        graph = Graph()
+        b = Builder(graph)
+        y = graph.add_input("x", Type(FLOAT32, (3,)))
+        for i in range(2 * codegen.CHUNK):
+            y = b.add("Count", [y], name=f"y{i}")
+        graph.add_output(y)
+        with pytest.raises(RunError, match="too much") as caught:
+            NumpyProgram(graph).run({"x": np.zeros(3, np.float32)})
+    at = codegen.CHUNK
+    assert caught.value.where == f"%y{at + 1} = Count(%y{at}: f32[3])"
+
+
+def test_steps_of_one_form_share_what_is_found_out_about_them() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x, n = graph.add_input("x", Type(FLOAT32, (3,))), graph.add_input("n", Type(INT64, (3,)))
+    y = b.Add(b.Mul(x, 2.0), b.Mul(b.Mul(x, x), 3.0))
+    graph.add_output(b.Mul(b.Mul(y, x), 2.0), "y")
+    graph.add_output(b.Mul(b.Mul(n, n), n), "m")
+    program = NumpyProgram(graph)
+    numbers, counts = np.array([1, 2, 3], np.float32), np.array([1, 2, 3])
+    found = program.run({"x": numbers, "n": counts})
+    np.testing.assert_array_equal(found["y"], [10, 64, 198])
+    np.testing.assert_array_equal(found["m"], [1, 8, 27])
+    steps = program._executor.specialisation([numbers, counts]).first.steps
+    forms = [step.form for step in steps if step.record.node.op == "Mul"]
+    # x*2 and (y x)*2; x*x and y*x; apart from them *3, and two products of integers, which may be extents
+    assert len(forms) == 7 and len(set(forms)) == 5
 
 
 def test_shapes_that_do_not_fit_are_a_run_error() -> None:
@@ -551,7 +591,7 @@ def test_convolutions_in_pieces() -> None:
         for name, array in evaluate(graph, feeds).items():
             np.testing.assert_allclose(one[name], array, rtol=2e-4, atol=2e-4 * np.abs(array).max())
     splits = [f for s in [program._executor.specialisation([feeds["x"]]).first]
-              for g in s.code.functions for f in g.__globals__.values() if isinstance(f, SplitKernel)]
+              for bound in s.code.bound for f in bound if isinstance(f, SplitKernel)]
     assert any(f.works[0] for f in splits)  # a convolution, with scratch for each piece
 
 

@@ -1,12 +1,14 @@
 """Straight-line Python for a segment: one statement a step, in chunks, so that compiling stays linear.
 
 Generated text holds nothing from a file: values are ``v7``, everything bound (kernels, attributes, constants, types) is
-``k7``, keyword names are those of kernel parameters. A chunk is ``f(c, b, s, a)``: context of the run, buffers of the
-chunk, slots that outlive chunks, arena.
+``k7``, keyword names are those of kernel parameters. A chunk is ``f(c, b, s, a, k)``: context of the run, buffers of the
+chunk, slots that outlive chunks, arena, what is bound. Both count from 0 in every chunk, so that chunks of one structure
+(the layers of a network, the steps of a chain) have one text, which is compiled once.
 """
 
 from __future__ import annotations
 
+import functools
 import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ from flowgrad.ir.graph import Array
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.runtime.dynamic_calls import OpenCall, SubgraphCalls
 from flowgrad.runtime.flat_graph import ABSENT
-from flowgrad.runtime.kernels import Bound, Several, Single, bind, detached, fill, spread
+from flowgrad.runtime.kernels import Bound, Several, Single, detached, fill, spread
 from flowgrad.runtime.memory import Frame, Layout, Place
 from flowgrad.runtime.specialise import Step
 
@@ -28,16 +30,17 @@ CHUNK = 400
 """Steps of one generated function."""
 
 FILENAME = "<flowgrad segment>"
-_LINE = re.compile(r"[ \w.,:!=()\[\]]*")
+_TEXT = re.compile(r"[ \w.,:!=()\[\]\n]*")
 
-Chunk = Callable[[Any, Any, list[Any], Array], None]
+Chunk = Callable[[Any, Any, list[Any], Array, tuple[Any, ...]], None]
 
 
 @dataclass(slots=True)
 class Code:
-    """The generated functions of a segment, what buffers each wants, and which step each line belongs to."""
+    """The generated functions of a segment, what is bound in each, what buffers each wants, and which step each line is of."""
 
     functions: list[Chunk] = field(default_factory=list)
+    bound: list[tuple[Any, ...]] = field(default_factory=list)
     buffers: list[list[int]] = field(default_factory=list)
     works: list[list[int]] = field(default_factory=list)
     lines: list[list[int]] = field(default_factory=list)
@@ -52,10 +55,10 @@ class Writer:
         self.views = views
         self.calls = calls
         self.threads = threads
-        self.names: dict[str, Any] = {}
+        self.bound: dict[int, tuple[str, Any]] = {}
         self.lines: list[str] = []
         self.owners: list[int] = []
-        self.local: set[int] = set()
+        self.local: dict[int, str] = {}
         self.loads: list[int] = []
         self.buffers: list[int] = []
         self.works: list[int] = []
@@ -70,22 +73,20 @@ class Writer:
     # ---- one chunk ---------------------------------------------------------------------------------------------------
 
     def _chunk(self, start: int, stop: int, code: Code) -> None:
-        self.names = {"kA": np.ndarray, "kD": detached, "kE": np.empty, "kF": fill}
-        self.lines, self.owners, self.local = [], [], set()
+        self.bound, self.lines, self.owners, self.local = {}, [], [], {}
         self.loads, self.buffers, self.works = [], [], []
         for index in range(start, stop):
             self._step(index)
-        head = ["def f(c, b, s, a):"]
-        taken = [f"v{n}" for n in self.buffers] + [f"w{i}" for i in self.works]
+        loads = [f" {self.local[n]} = {self._slot(n)}" for n in self.loads]
+        head = ["def f(c, b, s, a, k):"]
+        if self.bound:
+            head.append(f" ({', '.join(name for name, _ in self.bound.values())},) = k")
+        taken = [self.local[n] for n in self.buffers] + [f"w{i}" for i in range(len(self.works))]
         if taken:
             head.append(f" ({', '.join(taken)},) = b")
-        head += [f" v{n} = s[{self.slots[n]}]" for n in self.loads]
-        text = [*head, *self.lines, " return"]
-        for line in text:
-            if not _LINE.fullmatch(line):
-                raise ValidationError("generated code is not of the expected form", code="codegen")
-        exec(compile("\n".join(text) + "\n", FILENAME, "exec"), self.names)  # noqa: S102 - text checked above
-        code.functions.append(self.names.pop("f"))  # not a global of itself: so it goes at once with its segment
+        head += loads
+        code.functions.append(_compiled("\n".join([*head, *self.lines, " return\n"])))
+        code.bound.append(tuple([thing for _, thing in self.bound.values()]))
         code.buffers.append(self.buffers)
         code.works.append(self.works)
         code.lines.append([-1] * len(head) + self.owners + [-1])
@@ -96,25 +97,36 @@ class Writer:
             self.owners.append(index)
 
     def _bound(self, thing: Any) -> str:
-        name = f"k{len(self.names)}"
-        self.names[name] = thing
+        """Return the name of something that is bound in this chunk, under one name however often it is used."""
+        known = self.bound.get(id(thing))
+        if known is None:
+            known = self.bound[id(thing)] = f"k{len(self.bound)}", thing
+        return known[0]
+
+    def _slot(self, number: int) -> str:
+        return f"s[{self._bound(self.slots[number])}]"
+
+    def _name(self, number: int) -> str:
+        """Return the name of a value that the chunk makes itself, or has seen before."""
+        name = self.local.get(number)
+        if name is None:
+            name = self.local[number] = f"v{len(self.local)}"
         return name
 
     def _use(self, number: int) -> str:
         """Return the expression of an input, loading it at the start of the chunk if it comes from outside."""
+        name = self.local.get(number)
+        if name is not None:
+            return name
         if number == ABSENT:
             return "None"
         if number in self.constants:
-            name = f"v{number}"
-            self.names[name] = self.constants[number]
-            return name
-        if number not in self.local:
-            self.local.add(number)
-            if number in self.layout.offsets or number in self.views:
-                self.buffers.append(number)
-            else:
-                self.loads.append(number)
-        return f"v{number}"
+            return self._bound(self.constants[number])
+        if number in self.layout.offsets or number in self.views:
+            self.buffers.append(number)
+        else:
+            self.loads.append(number)
+        return self._name(number)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -125,11 +137,11 @@ class Writer:
             self._call(index, step, present)
             for number in present:
                 if number in self.slots:
-                    self._emit(index, f"s[{self.slots[number]}] = v{number}")
+                    self._emit(index, f"{self._slot(number)} = {self._name(number)}")
         elif any(n in self.slots for n in present):
             for number in present:
                 if number in self.slots:
-                    self._emit(index, f"s[{self.slots[number]}] = {self._use(number)}")
+                    self._emit(index, f"{self._slot(number)} = {self._use(number)}")
         self._release(index)
 
     def _release(self, index: int) -> None:
@@ -137,9 +149,9 @@ class Writer:
             if number in self.views:
                 continue
             if number in self.local:
-                self._emit(index, f"v{number} = None")
+                self._emit(index, f"{self.local[number]} = None")
             if number in self.slots:
-                self._emit(index, f"s[{self.slots[number]}] = None")
+                self._emit(index, f"{self._slot(number)} = None")
 
     def _call(self, index: int, step: Step, present: list[int]) -> None:
         record = step.record
@@ -150,7 +162,7 @@ class Writer:
             self._emit(index, f"r = {call}(c, ({''.join(a + ', ' for a in arguments)}), ({captures}))")
             self._unpack(index, step, present)
             return
-        bound = bind(step.twin, record.definition, self.threads)
+        bound = step.form.bound(self.threads)
         if bound.positional_out and Trait.BROADCASTS in record.definition.traits:
             arguments = [self._spread(step, n, a) for n, a in zip(record.inputs, arguments, strict=True)]
         arguments += self._keywords(index, step, bound)
@@ -159,14 +171,17 @@ class Writer:
         if place is Place.OBJECT:
             self._object(index, step, f"{function}({', '.join(arguments)})", present)
             return
-        target = present[0]
         if place is Place.OUTPUT:
-            type_ = step.twin.output().type
-            self.local.add(target)
-            self._emit(index, f"v{target} = kE({self._bound(type_.static_shape)}, {self._bound(type_.dtype.numpy)})")
+            type_, target = step.twin.output().type, self._name(present[0])
+            empty, shape, dtype = map(self._bound, (np.empty, type_.static_shape, type_.dtype.numpy))
+            self._emit(index, f"{target} = {empty}({shape}, {dtype})")
         else:
-            self._use(target)
-        self._emit(index, *_into(function, arguments, f"v{target}", bound))
+            target = self._use(present[0])
+        if bound.positional_out:
+            self._emit(index, f"{function}({', '.join([*arguments, target])})")
+            return
+        self._emit(index, f"r = {function}({', '.join([*arguments, f'out={target}'])})",
+                   f"if r is not {target}: {self._bound(fill)}({target}, r)")
 
     def _spread(self, step: Step, number: int, argument: str) -> str:
         constant = self.constants.get(number)
@@ -178,14 +193,13 @@ class Writer:
     def _object(self, index: int, step: Step, call: str, present: list[int]) -> None:
         if len(step.twin.outputs) == 1 and present:
             type_ = step.twin.output().type
-            name = f"v{present[0]}"
-            self.local.add(present[0])
-            check = f"{name}.__class__ is not kA or {name}.dtype is not {self._bound(type_.dtype.numpy)}"
+            name = self._name(present[0])
+            check = f"{name}.__class__ is not {self._bound(np.ndarray)} or {name}.dtype is not {self._bound(type_.dtype.numpy)}"
             self._emit(index, f"{name} = {call}",
                        f"if {check} or {name}.shape != {self._bound(type_.static_shape)}: "
                        f"{name} = {self._bound(Single(step.twin))}({name})")
             if self._may_alias(step):
-                self._emit(index, f"if {name}.base is not None: {name} = kD({name}, a)")
+                self._detach(index, name)
             return
         self._emit(index, f"r = {self._bound(Several(step.twin))}({call})")
         self._unpack(index, step, present)
@@ -193,11 +207,14 @@ class Writer:
     def _unpack(self, index: int, step: Step, present: list[int]) -> None:
         if not present:
             return
-        self.local.update(present)
-        self._emit(index, f"({''.join(f'v{n}, ' for n in present)}) = r", "r = None")
+        names = [self._name(n) for n in present]
+        self._emit(index, f"({', '.join(names)},) = r", "r = None")
         if self._may_alias(step):
-            for number in present:
-                self._emit(index, f"if v{number}.base is not None: v{number} = kD(v{number}, a)")
+            for name in names:
+                self._detach(index, name)
+
+    def _detach(self, index: int, name: str) -> None:
+        self._emit(index, f"if {name}.base is not None: {name} = {self._bound(detached)}({name}, a)")
 
     def _may_alias(self, step: Step) -> bool:
         """True if a result could look at the arena without the plan knowing."""
@@ -211,8 +228,8 @@ class Writer:
         given = [f"{_checked(name)}={self._bound(value)}" for name, value in bound.keywords.items()]
         special = step.record.definition.special
         if "work" in special and index in self.layout.work:
+            given.append(f"work=w{len(self.works)}")
             self.works.append(index)
-            given.append(f"work=w{index}")
         if "rng" in special:
             given.append("rng=c.rng")
         if "subgraphs" in special:
@@ -221,11 +238,15 @@ class Writer:
         return given
 
 
-def _into(function: str, arguments: list[str], target: str, bound: Bound) -> list[str]:
-    if bound.positional_out:
-        return [f"{function}({', '.join([*arguments, target])})"]
-    call = f"r = {function}({', '.join([*arguments, f'out={target}'])})"
-    return [call, f"if r is not {target}: kF({target}, r)"]
+@functools.lru_cache(maxsize=128)
+def _compiled(text: str) -> Chunk:
+    """Return the function of a text. It holds nothing: what is bound is given with every call."""
+    if not _TEXT.fullmatch(text):
+        raise ValidationError("generated code is not of the expected form", code="codegen")
+    names: dict[str, Any] = {}
+    exec(compile(text, FILENAME, "exec"), names)  # noqa: S102 - text checked above
+    function: Chunk = names.pop("f")
+    return function
 
 
 def _checked(name: str) -> str:

@@ -14,18 +14,17 @@ import numpy as np
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import FlowgradError, ResourceError, RunError, ValidationError
 from flowgrad.ir.evaluate import fitted
-from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import Limits
-from flowgrad.ir.ops.registry import Trait
 from flowgrad.ir.process_state import quiet
 from flowgrad.ir.types import Type
 from flowgrad.runtime.codegen import CHUNK, FILENAME, Code, Writer, frame_chunks
 from flowgrad.runtime.dynamic_calls import Context, SubgraphCalls
 from flowgrad.runtime.flat_graph import ABSENT, KEYED_ELEMENTS, FlatGraph, constant_twin, input_twin, shape_inputs
-from flowgrad.runtime.kernels import Several, bind
-from flowgrad.runtime.memory import Frame, Layout, Place, is_view, plan
-from flowgrad.runtime.specialise import Knowledge, Step
+from flowgrad.runtime.kernels import Several
+from flowgrad.runtime.memory import Frame, Layout, Place, plan
+from flowgrad.runtime.specialise import Knowledge, Step, named_twin
 from flowgrad.runtime.threads import ProcessLock, available_threads, single_threaded_blas
 
 KEPT_KEYS = 16
@@ -36,9 +35,6 @@ MOST_VALUES = 64
 
 RETAINED_BYTES = 1 << 29
 """Arenas that specialisations keep for their next run, in all; beyond this the least recently used give theirs up."""
-
-BLAS_ELEMENTS = 4096
-"""BLAS may use threads of its own from operands of about this size on."""
 
 Key = tuple[Any, ...]
 
@@ -55,7 +51,7 @@ class Segment:
         later = frozenset((made & wanted) | set(self.open))
         self.outputs = [n for _, n in executor.flat.outputs if n in made]
         self.layout = plan(self.steps, self.outputs, later)
-        self.needs_blas = any(_may_use_blas(step) for step in self.steps)
+        self.needs_blas = any(step.form.needs_blas for step in self.steps)
         self._assign_slots(later)
         constants = {n: v.constant for n, v in enumerate(knowledge.twins) if v is not None and v.constant is not None}
         self._types = {n: v.type for n in self.layout.offsets if (v := knowledge.twins[n]) is not None}
@@ -89,7 +85,7 @@ class Segment:
             source = found.get(base, frame.buffers.get(base))
             if source is None:
                 continue
-            bound = bind(step.twin, step.record.definition, 1)
+            bound = step.form.bound(1)
             results = Several(step.twin)(bound.function(source, *inputs[1:], **bound.keywords))
             if all(r.base is frame.arena for r in results):
                 found.update(zip((n for n in step.record.outputs if n != ABSENT), results, strict=True))
@@ -98,8 +94,8 @@ class Segment:
     def run(self, context: Context, frame: Frame, slots: list[Any]) -> None:
         """Run the generated code on the memory of ``frame``, from slots and into slots."""
         arena, timed = frame.arena, context.meter.deadline != math.inf
-        for function, buffers in zip(self.code.functions, frame.chunks, strict=True):
-            function(context, buffers, slots, arena)
+        for function, bound, buffers in zip(self.code.functions, self.code.bound, frame.chunks, strict=True):
+            function(context, buffers, slots, arena, bound)
             if timed:
                 context.meter.check_time()
 
@@ -153,7 +149,7 @@ class Segment:
         if isinstance(error, FlowgradError):
             return None
         step = self._failing(error.__traceback__)
-        where = describe(step.twin) if step is not None else ""
+        where = describe(named_twin(step, self.executor.flat.names)) if step is not None else ""
         if isinstance(error, MemoryError):
             return ResourceError(f"out of memory: {error}", code="memory", where=where)
         if step is None:
@@ -161,26 +157,15 @@ class Segment:
         return RunError(f"{step.twin.op} failed ({type(error).__name__}): {error}", code="kernel", where=where)
 
     def _failing(self, trace: TracebackType | None) -> Step | None:
-        codes = {f.__code__: lines for f, lines in zip(self.code.functions, self.code.lines, strict=True)}
+        chunks = {id(bound): lines for bound, lines in zip(self.code.bound, self.code.lines, strict=True)}
         while trace is not None:
-            code = trace.tb_frame.f_code
-            if code.co_filename == FILENAME and code in codes:
-                owner = codes[code][trace.tb_lineno - 1]
-                return self.steps[owner] if owner >= 0 else None
+            if trace.tb_frame.f_code.co_filename == FILENAME:
+                lines = chunks.get(id(trace.tb_frame.f_locals["k"]))
+                if lines is not None:
+                    owner = lines[trace.tb_lineno - 1]
+                    return self.steps[owner] if owner >= 0 else None
             trace = trace.tb_next
         return None
-
-
-def _may_use_blas(step: Step) -> bool:
-    traits = step.record.definition.traits
-    if step.open or Trait.ELEMENTWISE in traits or Trait.VIEW in traits:
-        return False
-    return any(_elements(v) >= BLAS_ELEMENTS for v in (*step.twin.operands, *step.twin.results))
-
-
-def _elements(value: Value) -> int:
-    size = value.type.size
-    return size if isinstance(size, int) else 0
 
 
 def _fixed_views(steps: Sequence[Step], layout: Layout, constants: Mapping[int, Array]
@@ -188,7 +173,7 @@ def _fixed_views(steps: Sequence[Step], layout: Layout, constants: Mapping[int, 
     found = []
     for step in steps:
         record = step.record
-        if not is_view(step) or step.open or record.captures or "rng" in record.definition.special:
+        if not step.form.is_view or step.open or record.captures or "rng" in record.definition.special:
             continue
         if not layout.in_arena(record.inputs[0]):
             continue

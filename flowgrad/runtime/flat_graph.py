@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from flowgrad.ir.graph import CONSTANT, INPUT, LITERAL, Array, Graph, Node, Value, symbolic_of
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
@@ -17,7 +19,10 @@ KEYED_ELEMENTS = 64
 
 @dataclass(slots=True, frozen=True)
 class Record:
-    """One node: its op, attributes, and the numbers of its values (ABSENT for one left out)."""
+    """One node: its op, attributes, and the numbers of its values (ABSENT for one left out).
+
+    ``key`` is what nodes share that have one form if their operands do; None for one that has a form of its own.
+    """
 
     node: Node
     definition: OpDef
@@ -26,6 +31,10 @@ class Record:
     captures: tuple[int, ...]
     outputs: tuple[int, ...]
     subgraphs: Mapping[str, Graph]
+    key: Hashable | None
+
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class FlatGraph:
@@ -55,15 +64,35 @@ class FlatGraph:
             if data is not None and value.uses:
                 self.constants[number(value)] = data
         for node in kept:
+            definition = opdef(node.op)
             self.records.append(Record(
-                node, opdef(node.op), dict(node.attributes), tuple(number(v) for v in node.inputs),
-                tuple(number(v) for v in node.captures), tuple(number(v) for v in node.outputs), dict(node.subgraphs),
+                node, definition, dict(node.attributes) if node.attributes else _NONE,
+                tuple([number(v) for v in node.inputs]), tuple([number(v) for v in node.captures]),
+                tuple([number(v) for v in node.outputs]), dict(node.subgraphs) if node.subgraphs else _NONE,
+                _key(node, definition),
             ))
         self.outputs = tuple((entry.name, number(entry.input(0))) for entry in graph.output_entries)
         self.constant_twins = {n: constant_twin(self.names[n], data) for n, data in self.constants.items()}
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def _key(node: Node, definition: OpDef) -> Hashable | None:
+    if node.subgraphs or len(node.outputs) != 1 or None in node.inputs or node.outputs[0] is None:
+        return None
+    attributes = attributes_key(node.attributes)
+    return None if attributes is None else (definition, attributes)
+
+
+def attributes_key(attributes: Mapping[str, Any]) -> Hashable | None:
+    """Return what equal attributes share; None for floats, of which different ones may be equal, and arrays."""
+    if not attributes:
+        return ()
+    for value in attributes.values():
+        if not all(type(item) in (int, str) for item in (value if isinstance(value, tuple) else (value,))):
+            return None
+    return tuple(attributes.items())
 
 
 def constant_twin(name: str, data: Array) -> Value:

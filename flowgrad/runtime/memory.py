@@ -13,14 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flowgrad.ir.boundary import boundary
-from flowgrad.ir.errors import RunError
-from flowgrad.ir.graph import Array, Value
-from flowgrad.ir.ops.registry import Trait
+from flowgrad.ir.graph import Array
 from flowgrad.ir.types import Type
 from flowgrad.runtime.flat_graph import ABSENT
-from flowgrad.runtime.kernels import may_overwrite, pieces_of, takes_out
-from flowgrad.runtime.specialise import Step, nbytes
+from flowgrad.runtime.forms import nbytes
+from flowgrad.runtime.specialise import Step
 
 ALIGNMENT = 64
 
@@ -117,25 +114,19 @@ def plan(steps: Sequence[Step], outputs: Sequence[int], later: frozenset[int]) -
     return layout
 
 
-def _present(numbers: Iterable[int]) -> list[int]:
-    return [n for n in numbers if n != ABSENT]
-
-
 def _last_uses(steps: Sequence[Step], outputs: Iterable[int], later: frozenset[int], layout: Layout) -> dict[int, int]:
     last: dict[int, int] = {}
+    roots = layout.roots
     for index, step in enumerate(steps):
         record = step.record
-        if is_view(step):
+        if step.form.is_view:
             base = layout.root(record.inputs[0])
-            for number in _present(record.outputs):
-                layout.roots[number] = base
-        for number in _present((*record.inputs, *record.captures)):
-            last[number] = last[layout.root(number)] = index
-        for number in _present(record.outputs):
-            last[number] = index
-            last[layout.root(number)] = index
+            roots.update((number, base) for number in record.outputs if number != ABSENT)
+        for number in (*record.inputs, *record.captures, *record.outputs):
+            last[number] = last[roots.get(number, number)] = index
     for number in (*outputs, *later):
         last[number] = last[layout.root(number)] = len(steps)
+    last.pop(ABSENT, None)
     return last
 
 
@@ -143,31 +134,19 @@ def _choose_places(steps: Sequence[Step], outputs: Sequence[int], layout: Layout
     claims: dict[int, list[int]] = {}
     for number in outputs:
         claims.setdefault(layout.root(number), []).append(number)
-    sizes = {n: nbytes(v.type) for step in steps if not step.open
-             for n, v in zip(step.record.outputs, step.twin.outputs, strict=True) if v is not None}
+    claimed = {n for group in claims.values() for n in group}
+    sizes = {n: size for step in steps if not step.open and not claimed.isdisjoint(step.record.outputs)
+             for n, size in zip(step.record.outputs, step.form.sizes, strict=True)}
+    places = layout.places
     for step in steps:
-        for number, value in zip(step.record.outputs, step.twin.outputs, strict=True):
-            if number == ABSENT:
+        for number in step.record.outputs:
+            if not step.form.fills:
+                places[number] = Place.OBJECT
                 continue
-            if not has_buffer(step, value):
-                layout.places[number] = Place.OBJECT
-                continue
-            claimed = claims.get(number, [])
-            alone = len(claimed) == 1 and sizes.get(claimed[0]) == sizes[number]
-            layout.places[number] = Place.OUTPUT if alone else Place.ARENA
-
-
-def is_view(step: Step) -> bool:
-    """True if the result of ``step`` may look at its first input: a kernel that fills a buffer of its own does not."""
-    record = step.record
-    if Trait.VIEW not in record.definition.traits or not record.inputs or record.inputs[0] == ABSENT:
-        return False
-    return not any(has_buffer(step, value) for value in step.twin.outputs)
-
-
-def has_buffer(step: Step, value: Value | None) -> bool:
-    """True if the kernel of ``step`` writes into a buffer that it is given."""
-    return value is not None and not step.open and takes_out(step.twin, step.record.definition)
+            group = claims.get(number, ())
+            alone = len(group) == 1 and sizes.get(group[0]) == step.form.sizes[0]
+            places[number] = Place.OUTPUT if alone else Place.ARENA
+    places.pop(ABSENT, None)
 
 
 def _sweep(steps: Sequence[Step], last: Mapping[int, int], layout: Layout) -> None:
@@ -179,12 +158,12 @@ def _sweep(steps: Sequence[Step], last: Mapping[int, int], layout: Layout) -> No
     handed_out = live = peak = 0
     blocks: dict[int, tuple[int, int]] = {}
     for index, step in enumerate(steps):
-        taken = _in_place(step, index, last, layout, blocks)
-        for number, value in zip(step.record.outputs, step.twin.outputs, strict=True):
-            if number == ABSENT or value is None:
+        form, places = step.form, layout.places
+        taken = _in_place(step, index, last, layout, blocks) if form.overwrites else None
+        for number, size in zip(step.record.outputs, form.sizes, strict=True):
+            if number == ABSENT:
                 continue
-            place = layout.places[number]
-            size = 0 if step.open else nbytes(value.type)
+            place = places[number]
             if place is Place.ARENA:
                 if taken is None:
                     blocks[number] = (allocator.take(rounded(size)), rounded(size))
@@ -196,41 +175,32 @@ def _sweep(steps: Sequence[Step], last: Mapping[int, int], layout: Layout) -> No
             elif layout.root(number) == number:
                 objects[number] = size
                 live += size
-        scratch = _work_types(step)
-        spots = [(allocator.take(rounded(nbytes(t))), t) for t in scratch]
-        if spots:
+        if form.work:
+            spots = [(allocator.take(rounded(nbytes(t))), t) for t in form.work]
             layout.work[index] = spots
+            for offset, type_ in spots:
+                allocator.give(offset, rounded(nbytes(type_)))
         peak = max(peak, live)
-        for offset, type_ in spots:
-            allocator.give(offset, rounded(nbytes(type_)))
         for number in dying[index]:
-            if number in blocks and last[number] == index:
+            if number in blocks:
                 allocator.give(*blocks.pop(number))
             live -= objects.pop(number, 0)
-        layout.releases.append([n for n in dying[index] if layout.places.get(n) is Place.OBJECT])
+        layout.releases.append([n for n in dying[index] if places.get(n) is Place.OBJECT])
     layout.arena_bytes = allocator.high
     layout.peak_bytes = allocator.high + handed_out + peak
-
-
-def _work_types(step: Step) -> list[Type]:
-    rule = step.record.definition.work_rule
-    if rule is None or step.open or "work" not in step.record.definition.special:
-        return []
-    with boundary(step.twin, "the work rule of", RunError, "kernel"):
-        return [] if pieces_of(step.twin, step.record.definition) else list(rule(step.twin))
 
 
 def _in_place(step: Step, index: int, last: Mapping[int, int], layout: Layout,
               blocks: Mapping[int, tuple[int, int]]) -> int | None:
     """Return the operand whose block the output of ``step`` may take over."""
-    record = step.record
-    if not may_overwrite(step.twin, record.definition) or layout.places.get(record.outputs[0]) is not Place.ARENA:
+    inputs = step.record.inputs
+    if layout.places[step.record.outputs[0]] is not Place.ARENA:
         return None
-    result = step.twin.output().type
-    for number, value in zip(record.inputs, step.twin.inputs, strict=True):
-        if value is None or number not in blocks or last[number] != index or value.type != result:
+    for slot in step.form.overwrites:
+        number = inputs[slot]
+        if number not in blocks or last[number] != index:
             continue
-        if not any(other != number and other != ABSENT and layout.root(other) == number for other in record.inputs):
+        if not any(other != number and other != ABSENT and layout.root(other) == number for other in inputs):
             return number
     return None
 

@@ -1,12 +1,13 @@
 """Specialisation: concrete types for every value that the extents of the inputs decide, and integers folded.
 
-Type rules are run again on twins of the nodes: nodes that belong to no graph, with static types. A node whose
-extents only the run can tell is *open*: it ends what can be known, and its users wait for the next segment.
+Type rules are run again on twins of the nodes: nodes that belong to no graph, with static types. One twin serves all steps
+of one form. A node whose extents only the run can tell is *open*: it ends what can be known, and its users wait for the
+next segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import Trait
 from flowgrad.ir.types import Type
 from flowgrad.runtime.flat_graph import ABSENT, FlatGraph, Record, constant_twin
+from flowgrad.runtime.forms import Form, nbytes, operand_key
 
 FOLDED_BYTES = 1 << 16
 """Results of at most this many bytes, of constants alone, are computed once per key."""
@@ -27,11 +29,16 @@ _NO_RANDOM = np.random.default_rng(0)
 
 @dataclass(slots=True, frozen=True)
 class Step:
-    """One node to run: its record and its twin. ``open`` marks one whose extents the run has to tell."""
+    """One node to run: its record and its form. ``open`` marks one whose extents the run has to tell."""
 
     record: Record
-    twin: Node
+    form: Form
     open: bool
+
+    @property
+    def twin(self) -> Node:
+        """The twin of the form: the names of its values may be those of another step."""
+        return self.form.twin
 
 
 class Knowledge:
@@ -44,12 +51,13 @@ class Knowledge:
         for number, twin in flat.constant_twins.items():
             self.twins[number] = twin
         self.pending: Sequence[Record] = flat.records
+        self._forms: dict[Hashable, Form] = {}
 
     def copy(self) -> Knowledge:
         """Return an independent copy, to go on with other extents."""
         other = Knowledge.__new__(Knowledge)
         other.flat, other.limits = self.flat, self.limits
-        other.twins, other.pending = list(self.twins), self.pending
+        other.twins, other.pending, other._forms = list(self.twins), self.pending, self._forms
         return other
 
     def advance(self) -> list[Step]:
@@ -68,6 +76,19 @@ class Knowledge:
         return steps
 
     def _step(self, record: Record) -> Step | None:
+        if record.key is None:
+            return self._new_step(record, None)
+        twins = self.twins
+        key = record.key, tuple([operand_key(twins[n]) for n in record.inputs])  # type: ignore[arg-type]
+        form = self._forms.get(key)
+        if form is None:
+            return self._new_step(record, key)
+        number, twin = record.outputs[0], form.twin
+        twins[number] = Value(self.flat.names[number], twin.outputs[0].type, twin, 0)  # type: ignore[union-attr]
+        return Step(record, form, False)
+
+    def _new_step(self, record: Record, key: Hashable | None) -> Step | None:
+        """Return a step of a form of its own, which later ones of the same ``key`` share if it is one of floats alone."""
         node = self.twin(record)
         types = infer(node)
         is_open = False
@@ -91,11 +112,14 @@ class Knowledge:
             declared = self.flat.types
             node.outputs = tuple(None if n == ABSENT else Value(self.flat.names[n], declared[n], node, i)
                                  for i, n in enumerate(record.outputs))
-            return Step(record, node, True)
+            return Step(record, Form(node, record.definition, True), True)
         for number, value in zip(record.outputs, outputs, strict=True):
             if number != ABSENT:
                 self.twins[number] = value
-        return Step(record, node, False)
+        form = Form(node, record.definition, False)
+        if key is not None and form.fills and node.output().type.dtype.is_float:
+            self._forms[key] = form
+        return Step(record, form, False)
 
     def twin(self, record: Record) -> Node:
         """Return a node like that of ``record``, on the twins of its inputs."""
@@ -131,16 +155,20 @@ def _integers(symbolic: Array, type_: Type) -> Array:
     return np.array(symbolic.tolist(), dtype=np.int64).astype(type_.dtype.numpy).reshape(type_.static_shape)
 
 
-def nbytes(type_: Type) -> int:
-    """Return the bytes of a tensor of a static type, as a Python integer that cannot overflow."""
-    total = type_.dtype.itemsize
-    for extent in type_.static_shape:
-        total *= extent
-    return total
-
-
 def check_tensor(type_: Type, limits: Limits, node: Node) -> None:
     """Raise LimitError if a tensor of this type is larger than ``limits`` allow."""
     size = nbytes(type_)
     if size > limits.tensor_bytes:
         limits.check("tensor_bytes", size, describe(node))
+
+
+def named_twin(step: Step, names: Sequence[str]) -> Node:
+    """Return the twin of a step with the names of the step's own values, for messages."""
+    record, twin = step.record, step.twin
+    node = Node(record.node.key, record.node.op)
+    node.name = record.node.name
+    node.inputs = tuple([v and Value(names[n], v.type, v.producer, v.index)
+                         for v, n in zip(twin.inputs, record.inputs, strict=True)])
+    node.outputs = tuple([v and Value(names[n], v.type, node, v.index)
+                          for v, n in zip(twin.outputs, record.outputs, strict=True)])
+    return node
