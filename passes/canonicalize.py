@@ -53,6 +53,12 @@ def drop_unit(b: Builder, node: Node, x: Value) -> Any:
     return unchanged(node, x, "broadcasting")
 
 
+@rewrite("Mul(%x, -1)", "Div(%x, -1)")
+def negate(b: Builder, node: Node, x: Value) -> Any:
+    """x * -1 = x / -1 = -x."""
+    return b.Neg(x) if x.type == node.output().type else no_match("broadcasting changes the shape")
+
+
 @rewrite("Add(%x, -0.0)", "Sub(%x, 0.0)")
 def drop_zero_term(b: Builder, node: Node, x: Value) -> Any:
     """x + -0.0 = x - 0.0 = x; the other two zeros would turn -0.0 into 0.0."""

@@ -144,7 +144,7 @@ MOST_TRIED = 16
 def drop_redundant_expand(b: RewriteBuilder, node: Node, operands: Sequence[Value | None]) -> Any:
     """An operand need not be broadcast beforehand where the op broadcasts it to the same shape."""
     shape = node.output().type.shape
-    bare = {index: expand.input(0) for index, v in enumerate(operands) if (expand := b.made_by(v, "Expand")) is not None}
+    bare = {index: narrow for index, v in enumerate(operands) if (narrow := _before_expand(b, v)) is not None}
     if shape is None or not bare:
         return no_match("no operand is an Expand")
     listed = list(bare.items())
@@ -154,6 +154,36 @@ def drop_redundant_expand(b: RewriteBuilder, node: Node, operands: Sequence[Valu
         if _shape_of(node.op, inputs, node) == shape:
             return b.add(node.op, inputs, node.attributes)
     return no_match("no operand is an Expand that the op makes needless")
+
+
+def _before_expand(b: RewriteBuilder, value: Value | None) -> Value | None:
+    """Return what ``value`` is a broadcast of: the operand of an Expand, a single number also behind a regrouping."""
+    expand = b.made_by(value, "Expand")
+    if expand is not None:
+        return expand.input(0)
+    regrouped = b.made_with(value, Trait.REGROUPS)
+    expand = b.made_by(regrouped.input(0), "Expand") if regrouped is not None else None
+    return expand.input(0) if expand is not None and expand.input(0).type.rank == 0 else None
+
+
+@rewrite("Expand(Unsqueeze|Squeeze|Reshape(Expand(%x, %a), %c?), %s)", shared=True)
+def join_expands_of_number(b: Builder, node: Node, x: Value, s: Value) -> Any:
+    """A single number that is broadcast, regrouped and broadcast again is broadcast once."""
+    if x.type.rank != 0 or _shape_of("Expand", [x, s], node) != node.output().type.shape:
+        return no_match("it is no single number, or only the run can tell the shape")
+    return b.Expand(x, s)
+
+
+@rewrite("Neg(Expand(%x, %s))")
+def negate_before_expand(b: Builder, x: Value, s: Value) -> Any:
+    """A single number is negated before it is broadcast."""
+    return b.Expand(b.Neg(x), s) if x.type.rank == 0 else no_match("it is no single number")
+
+
+@rewrite("Mul(Expand(%x, %s), %y)")
+def multiply_before_expand(b: Builder, x: Value, s: Value, y: Value) -> Any:
+    """Of a single number that is broadcast, a multiple is computed before."""
+    return b.Expand(b.Mul(x, y), s) if x.type.rank == y.type.rank == 0 else no_match("these are no single numbers")
 
 
 def _shape_of(op: str, inputs: Sequence[Value | None], node: Node) -> Shape | None:

@@ -12,7 +12,8 @@ from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import select
 from flowgrad.ir.ops.operands import expand_to
-from flowgrad.ir.ops.registry import NO_GRADIENT, attr, op
+from flowgrad.ir.ops.reduction import reduce_log_sum_exp
+from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, attr, op
 from flowgrad.ir.ops.softmax import log_softmax
 from flowgrad.ir.types import DType, Shape, Type, merge_dims
 
@@ -137,3 +138,45 @@ def _(b: DerivativeBuilder, node: Node, loss_bar: Value, log_prob_bar: Value) ->
     spread = b.Mul(b.ReduceSum(total, [1], keepdims=1), shares)
     scores_bar = b.Sub(total, spread if kept is None else select(b, b.Unsqueeze(kept, [1]), spread))
     return [b.cast_like(scores_bar, scores), NO_GRADIENT, weight_bar][: len(node.inputs)]
+
+
+@op("SoftmaxCrossEntropy", domain=FLOWGRAD, outputs=("loss",))
+def softmax_cross_entropy(logits: Array, target: Array) -> Array:
+    """log(sum(exp(logits))) - sum(target logits) along the last axis: the cross-entropy of softmax(logits) where target sums to
+    1. In plain operators its derivative is many nodes; here it is softmax(logits) - target, that of a canonical link."""
+    likelihood = log_softmax.kernel(logits, axis=-1)
+    expected = np.where(target == 0, 0, target * likelihood).sum(axis=-1, dtype=logits.dtype)
+    rest = 1 - target.sum(axis=-1, dtype=logits.dtype)
+    return np.asarray(rest * reduce_log_sum_exp.kernel(logits, np.array([-1]), keepdims=0) - expected, logits.dtype)
+
+
+@softmax_cross_entropy.types
+def _(node: Node) -> Type:
+    logits, target = node.input(0).type, node.input(1).type
+    if logits.dtype != target.dtype:
+        raise ValidationError(f"the target is {target.dtype.name}, the logits are {logits.dtype.name}", code="type")
+    if logits.shape is None or target.shape is None:
+        return logits.with_shape(None)
+    if not logits.shape or len(logits.shape) != len(target.shape):
+        raise ValidationError(f"the target {target!r} has not the shape of the logits {logits!r}", code="shape")
+    merged = [merge_dims(n, t) for n, t in zip(logits.shape, target.shape, strict=True)]
+    return logits.with_shape(merged[:-1])
+
+
+@softmax_cross_entropy.adjoint
+def _(b: DerivativeBuilder, node: Node, loss_bar: Value) -> Any:
+    """logits_bar = (softmax(logits) - target) loss_bar, target_bar = -logits loss_bar."""
+    logits, target = (b.cast(v, v.type.dtype.wide) for v in node.operands)
+    unit = b.Unsqueeze(b.cast(loss_bar, logits.type.dtype), [-1])
+    logits_bar = b.Mul(b.Sub(b.Softmax(logits, axis=-1), target), unit)
+    return b.cast_like(logits_bar, node.input(0)), b.cast_like(b.Neg(b.Mul(logits, unit)), node.input(1))
+
+
+@softmax_cross_entropy.expansion
+def _(b: Builder, node: Node) -> Any:
+    """(1 - sum(target)) log(sum(exp(logits))) - sum(target log(softmax(logits))), in which 0 log(0) is 0."""
+    logits, target = node.input(0), node.input(1)
+    zero = b.scalar(0, target.type.dtype)
+    product = b.Where(b.Equal(target, zero), zero, b.Mul(target, b.LogSoftmax(logits, axis=-1)))
+    rest = b.Sub(b.scalar(1, target.type.dtype), b.ReduceSum(target, [-1], keepdims=0))
+    return b.Sub(b.Mul(rest, b.ReduceLogSumExp(logits, [-1], keepdims=0)), b.ReduceSum(product, [-1], keepdims=0))

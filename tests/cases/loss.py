@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.graph import Array
 from tests.op_cases import Case, In, fixed, normal, positive
 
 LABELS = fixed([2, 0, 1, 2], "int64")
 MAPS = fixed([[[0, 2], [1, 1]], [[2, 2], [0, 1]]], "int64")
 WITH_IGNORED = fixed([2, 7, 1, 0], "int64")
-NLL, SCE = "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"
+NLL, SCE, SOFT = "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss", "SoftmaxCrossEntropy"
+
+
+def cross_entropy(logits: Array, target: Array) -> Array:
+    """log(sum(exp(logits))) - sum(target logits), by extended precision."""
+    wide = logits.astype(np.longdouble)
+    return np.asarray(np.log(np.exp(wide).sum(-1)) - (target * wide).sum(-1), logits.dtype)
 
 
 def rows(op: str, name: str, inputs: list[In], **attributes: Any) -> list[Case]:
@@ -38,4 +45,14 @@ CASES: list[Case] = [
 ] + [
     Case(SCE, [fixed([[1e4, 0.0, -1e4], [0.0, 1e4, 1e4]]), fixed([1, 0], "int64")], name="far-apart", smooth=False,
          expected=lambda scores, labels: np.array(1e4 + math.log(2) / 2), note="rounding of large numbers"),
+] + [
+    Case(SOFT, [normal(4, 3), positive(4, 3)], expected=cross_entropy),
+    Case(SOFT, [normal(2, 2, 3), fixed([[[0.0, 1.0, 0.0], [0.2, 0.3, 0.5]], [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]])],
+         expected=cross_entropy, name="shares"),
+    Case(SOFT, [normal(3), fixed([0.25, 0.5, 0.25])], expected=cross_entropy, name="vector"),
+    Case(SOFT, [normal(0, 3), positive(0, 3)], expected=cross_entropy, name="empty"),
+    Case(SOFT, [normal(4, 3, dtype="float32"), positive(4, 3, dtype="float32")], expected=cross_entropy, name="float32"),
+    Case(SOFT, [fixed([[-math.inf, 0.0, 0.0], [1e4, 0.0, -1e4]]), fixed([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])],
+         expected=lambda logits, target: np.array([math.log(2), 2e4]), name="far-apart", smooth=False,
+         note="an infinite logit, and rounding of large numbers"),
 ]
