@@ -153,6 +153,7 @@ class OpDef:
         self.combine_rule: Callable[[DerivativeBuilder, Sequence[Node]], Value] | None = None
         self.kink_rule: Callable[[Builder, Node], Value] | None = None
         self.unrounded_rule: Callable[[Builder, Node, Sequence[Value | None]], Value | None] | None = None
+        self.batch_rule: Callable[..., Any] | None = None
         self.work_rule: Callable[[Node], Sequence[Type]] | None = None
         self.value_rule: Callable[[Node], Any] | None = None
         self.residual_rules: Mapping[str, Callable[[Builder, Node], Value]] = {}
@@ -246,6 +247,17 @@ class OpDef:
         returned where nothing is rounded. ``through_quantization`` differentiates these.
         """
         return self._register("unrounded_rule", rule)
+
+    # ---- many examples at once ---------------------------------------------------------------------------------------
+
+    def batch(self, rule: Callable[..., Any]) -> OpDef:
+        """Register ``rule(b, node, *xs)``: one value per output (or refusal), for many examples at once.
+
+        ``xs`` stand for the inputs, then the captures; those that ``b.holds`` have one array per example along a new
+        first axis, and so has what is returned, unless ``b.same`` marks it. Elementwise ops need no rule; without one, the
+        examples are run one after the other.
+        """
+        return self._register("batch_rule", rule)
 
     # ---- how it runs -------------------------------------------------------------------------------------------------
 

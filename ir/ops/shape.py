@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, looped
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -65,6 +66,16 @@ def _(node: Node) -> Array | None:
     return None if dims is None else _objects(dims)
 
 
+@shape.batch
+def _(b: BatchBuilder, node: Node, xs: Value) -> Any:
+    """The shape that every example has."""
+    rank = node.input(0).type.rank
+    if rank is None:
+        return looped(b, node, xs)
+    start, end, _ = slice(attr(node, "start"), attr(node, "end")).indices(rank)
+    return b.same(b.Shape(xs, start=1 + start, end=1 + max(start, end)))
+
+
 def _shape_dims(node: Node) -> Sequence[DimLike] | None:
     found = node.input(0).type.shape
     return None if found is None else found[attr(node, "start") : attr(node, "end")]
@@ -90,6 +101,12 @@ def _(node: Node) -> Type:
 def _(node: Node) -> Array | None:
     total = node.input(0).type.size
     return None if total is None else _objects([total]).reshape(())
+
+
+@size.batch
+def _(b: BatchBuilder, node: Node, xs: Value) -> Any:
+    """The number of elements that every example has."""
+    return b.same(b.ReduceProd(b.Shape(xs, start=1), keepdims=0))
 
 
 # ---- Reshape, Flatten, Squeeze, Unsqueeze -------------------------------------------------------------------------------

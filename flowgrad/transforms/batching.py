@@ -1,0 +1,144 @@
+"""The transform vmap: a model of one example becomes one of many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from flowgrad.ir.batching import Randomness
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.graph import ENTRIES, Graph, Value
+from flowgrad.ir.ops.operands import inverse_of, moved_first, permuted
+from flowgrad.ir.reach import dependents
+from flowgrad.ir.types import Dim, Type
+from flowgrad.model import Model
+from flowgrad.passes.batch import Examples, batch
+from flowgrad.passes.edits import remove_dead
+from flowgrad.transforms.derivatives import stage
+
+Axes = int | None | Mapping[str, int | None]
+"""An axis for all, None for no axis, or one of both by name."""
+
+
+@stage
+def vmap(model: Model, in_axes: Axes = 0, out_axes: int | Mapping[str, int] = 0, *,
+         randomness: Randomness = "error") -> Model:
+    """Return a model that computes for many examples what ``model`` computes for one.
+
+    ``in_axes`` says where each input gets the axis of the examples: a number for all inputs, or a mapping from names, in
+    which inputs that are not named, or have None, are shared by all examples. Weights can be named too: they become inputs
+    then. ``out_axes`` says where the outputs have it; what is the same for all examples is repeated. Negative axes count
+    from the end. The axis has one extent for all, a dim called ``examples``. ``randomness`` says whether examples share
+    ("same") the random numbers that are drawn, or not ("different").
+
+    Raises InputError for unknown names and axes, UnsupportedError, naming the nodes, where examples would have results of
+    different extents, and where random numbers are drawn and nothing is said about them.
+    """
+    if randomness not in get_args(Randomness):
+        raise InputError(f"randomness is 'error', 'same' or 'different', got {randomness!r}", code="option")
+    graph = model.graph.copy()
+    order, names = [v.name for v in graph.inputs], {v: v.name for v in graph.values.values()}
+    pairs = _split_inputs(graph, in_axes)
+    entries = graph.output_entries
+    places = _output_axes(graph, out_axes)
+    examples = batch(graph, pairs, [e.input(0) for e in entries], randomness=randomness)
+    b = Builder(graph)
+    made = [(e.name, _moved(b, examples.of(e.input(0)), places[e.name])) for e in entries]
+    for entry in entries:
+        graph.remove(entry)
+    for name, value in made:
+        graph.add_output(value, name)
+    _replace(graph, [x for x, _ in pairs], examples, names)
+    added = [v for v in graph.inputs if v.name not in order]
+    graph.reorder_inputs([*(graph.value(name) for name in order), *added])
+    return model.with_graph(graph)
+
+
+def _split_inputs(graph: Graph, in_axes: Axes) -> list[tuple[Value, Value]]:
+    """Add an input for many examples beside each that is to be split, under its name; returns the pairs."""
+    chosen = _input_axes(graph, in_axes)
+    if not chosen:
+        raise InputError("in_axes splits no input, so there are no examples: name one, or give an axis for all", code="axis")
+    b = Builder(graph)
+    dim = _new_dim(graph)
+    pairs = []
+    for x, axis in chosen.items():
+        shape = x.type.shape
+        if shape is None:
+            raise InputError(f"the rank of {x.name!r} is not known, so it cannot be split into examples", code="rank")
+        at = _axis(axis, len(shape) + 1, x.name)
+        name = x.name
+        graph.rename(x, graph.unique_name(f"{name}_one"))
+        many = graph.add_input(name, Type(x.type.dtype, (*shape[:at], dim, *shape[at:])))
+        b.prefix = name
+        pairs.append((x, permuted(b, many, moved_first([at], len(shape) + 1))))
+    return pairs
+
+
+def _input_axes(graph: Graph, in_axes: Axes) -> dict[Value, int]:
+    if in_axes is None:
+        return {}
+    if not isinstance(in_axes, Mapping):
+        return dict.fromkeys(graph.inputs, in_axes)
+    known = {v.name: v for v in (*graph.inputs, *graph.constants) if v.name}
+    for name in in_axes:
+        if name not in known:
+            raise InputError(f"no input or weight {name!r} to split{suggestion(name, known)}", code="name")
+    return {known[name]: axis for name, axis in in_axes.items() if axis is not None}
+
+
+def _output_axes(graph: Graph, out_axes: int | Mapping[str, int]) -> dict[str, int]:
+    names = [e.name for e in graph.output_entries]
+    if not isinstance(out_axes, Mapping):
+        return dict.fromkeys(names, out_axes)
+    for name in out_axes:
+        if name not in names:
+            raise InputError(f"no output {name!r}{suggestion(name, names)}", code="name")
+    return {name: out_axes.get(name, 0) for name in names}
+
+
+def _axis(axis: int, rank: int, name: str) -> int:
+    if isinstance(axis, bool) or not isinstance(axis, int) or not -rank <= axis < rank:
+        raise InputError(f"{name!r} has no axis {axis!r} among its {rank} with that of the examples", code="axis")
+    return axis % rank
+
+
+def _new_dim(graph: Graph) -> Dim:
+    """Return the named dim ``examples``, or ``examples_1``, ... if the graph has one of that name."""
+    dims = {d for v in graph.values.values() for d in v.type.shape or () if isinstance(d, Dim)}
+    used = {name for dim in dims for name in dim.names()}
+    count, name = 0, "examples"
+    while name in used:
+        count += 1
+        name = f"examples_{count}"
+    return Dim.named(name)
+
+
+def _moved(b: Builder, y: Value, axis: int) -> Value:
+    """Return ``y`` with its first axis moved to ``axis``."""
+    rank = y.type.rank
+    if rank is None:
+        if axis == 0:
+            return y
+        raise InputError(f"the rank of {y.name!r} is not known, so its axes cannot be moved", code="rank")
+    b.prefix = y.name
+    return permuted(b, y, inverse_of(moved_first([_axis(axis, rank, y.name)], rank)))
+
+
+def _replace(graph: Graph, olds: Sequence[Value], examples: Examples, names: Mapping[Value, str]) -> None:
+    """Remove what is computed from ``olds``, the inputs of one example, and give the names to what stands for it."""
+    stale = dependents(graph.nodes(), olds)
+    pinned = [y.name for y in stale if y.name in graph.pinned]
+    for name in pinned:
+        del graph.pinned[name]
+    remove_dead(graph, [y.producer for y in stale])
+    for x in olds:
+        graph.remove(x.producer)
+    for y, many in examples.known.items():
+        name = names.get(y, "")
+        if name and name not in graph.values and graph.values.get(many.name) is many and many.producer.op not in ENTRIES:
+            graph.rename(many, name)
+    for name in pinned:
+        if name in graph.values:
+            graph.pin(graph.value(name))
