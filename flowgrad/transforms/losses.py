@@ -10,9 +10,10 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
-from flowgrad.ir.graph import INITIALIZER, Array, Graph, Value
+from flowgrad.ir.graph import ENTRIES, INITIALIZER, Array, Graph, Value
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.operands import permuted
+from flowgrad.ir.ops.registry import OpDef, Trait, opdef
 from flowgrad.ir.types import INT64, Type, merge_types
 from flowgrad.model import Model
 from flowgrad.passes.selection import find_value
@@ -136,11 +137,16 @@ def _check_options(name: str, options: Options, takes: Sequence[str]) -> None:
 def _check_logits(name: str, y: Value, inverse: Sequence[str]) -> None:
     """Raise InputError if ``y`` went through the function that the loss applies itself."""
     node = y.producer
-    while node.op in ("Identity", "Reshape", "Transpose", "Cast", "Squeeze", "Unsqueeze", "Flatten"):
+    while node.op not in ENTRIES and _only_moves(opdef(node.op)):
         node = node.input(0).producer
     if node.op in inverse:
         raise InputError(f"{y.name!r} is the {node.op} of {node.input(0).name!r}, and {name!r} applies one itself: give it the "
                          f"logits, output={node.input(0).name!r}", code="logits")
+
+
+def _only_moves(definition: OpDef) -> bool:
+    """Return whether an op gives the elements it is given, perhaps in another type."""
+    return Trait.VIEW in definition.traits or (Trait.LINEAR in definition.traits and bool(definition.dtype_attributes))
 
 
 def input_of(graph: Graph, name: str, type_: Type) -> Value:

@@ -81,7 +81,7 @@ def convolve(
     placed, columns, product = _scratch(shapes, work, x.dtype)
     if placed is not None:
         placed.fill(0)
-    matrix = np.ascontiguousarray(w).reshape(group, outputs // group, -1)
+    matrix = np.ascontiguousarray(w).reshape(group, outputs // group, w.shape[1] * window.taps)
     for images, groups, block in _blocks(x, window, group, columns, placed):
         y = result[images]
         if y.shape[0] == 1:
@@ -140,11 +140,12 @@ def _blocks(
         block = x[start : start + count]
         seen = patches(place(block, window, placed), window).transpose(order)
         for first in range(0, group, step):
-            part = seen[first * inner : (first + step) * inner]
+            groups = every if step == group else slice(first, min(first + step, group))
+            part = seen[groups.start * inner : groups.stop * inner]
             room = _room(columns, part.shape, x.dtype)
             np.copyto(room, part)
-            yield (slice(start, start + len(block)), every if step == group else slice(first, first + step),
-                   room.reshape(-1, rows, len(block) * window.positions))
+            yield (slice(start, start + len(block)), groups,
+                   room.reshape(groups.stop - groups.start, rows, len(block) * window.positions))
 
 
 # ---- the two derivatives ------------------------------------------------------------------------------------------------
