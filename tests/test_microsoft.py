@@ -159,7 +159,6 @@ REFUSED: list[tuple[Row, str]] = [
     (Row("MatMulNBits", floats(3, 64), ints(5, 2, 16, below=256, dtype="uint8"), positive(10), N=5, K=64, bits=4,
          block_size=32), "weights that are computed"),
     (Row("Attention", X, floats(8, 24), floats(24), ints(3, below=3), num_heads=2), "a mask of 3 entries"),
-    (Row("MultiHeadAttention", floats(2, 3, 2, 3, 4), num_heads=2), "packed queries"),
     (Row("MultiHeadAttention", X, floats(2, 5, 8), floats(2, 5, 8), num_heads=2, unidirectional=1), "3 queries for 5 keys"),
 ]
 

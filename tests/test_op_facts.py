@@ -496,6 +496,7 @@ ELSEWHERE = {
     ("flowgrad/exchange/microsoft.py", "table"): "activations that another domain fuses into its operators, by name",
     ("ir/derivative_builder.py", "question"): "adding a symbolic zero is no addition",
     ("passes/stabilize.py", "question"): "a rewrite asks which of the alternatives of its own pattern it has met",
+    ("passes/untrained.py", "question"): "what makes a table one of angles is that sines and cosines are taken of it",
 }
 """Where files outside operator blocks may tell operators apart by name, and why."""
 
