@@ -24,6 +24,7 @@ from flowgrad.ir.ops.registry import find_op
 from flowgrad.ir.types import FLOAT16, FLOAT32, FLOAT64, INT64, Dim, Type, dtype_of
 from flowgrad.ir.verify import verify
 from flowgrad.model import Model
+from flowgrad.transforms.derivatives import vjp
 from tests.exchange_sweep import Case, close, file_cases, node_cases, run_case
 from tests.onnx_models import info, model, onnxruntime_outputs
 
@@ -504,6 +505,36 @@ def test_a_turned_matrix_times_a_vector_is_a_product_of_matrices(shape: tuple[in
     got = session.run(None, {"x": given, "v": weights})[0]
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_operators_that_runtimes_lack_are_written_in_others() -> None:
+    """A remainder of floats with the sign of the divisor, SwiGLU, and Range of vectors of one element."""
+    graph = Graph()
+    x, y = graph.add_input("x", Type(FLOAT32, (2, 4))), graph.add_input("y", Type(FLOAT32, (4,)))
+    count = graph.add_input("count", Type(INT64, (1,)))
+    b = Builder(graph)
+    for name, made in {"rest": b.Mod(x, y), "gated": b.SwiGLU(x, x, alpha=1.5), "steps": b.Range(0, count, 1)}.items():
+        graph.add_output(made, name)
+    proto = write_onnx(graph)
+    assert proto.opset_import[0].version == 18
+    feeds = {"x": f32(2, 4), "y": np.array([0.5, -0.5, 2.0, -3.0], np.float32), "count": np.array([3])}
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for got, expected in zip(session.run(None, feeds), evaluate(graph, feeds).values(), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
+@pytest.mark.parametrize("axes", [None, (2, 3), (3,)])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_gradients_of_a_kept_aspect_ratio_are_exported_for_any_sizes(policy: str, axes: Any, mode: str) -> None:
+    graph = Graph()
+    x, sizes = graph.add_input("x", Type(FLOAT32, (1, 2, 3, 5))), graph.add_input("sizes", Type(INT64, (len(axes or "1234"),)))
+    graph.add_output(Builder(graph).Resize(x, None, None, sizes, axes=axes, mode=mode, keep_aspect_ratio_policy=policy), "y")
+    joint = vjp(Model(graph), of="y", wrt="x")
+    feeds = {"x": f32(1, 2, 3, 5), "sizes": np.array([1, 2, 7, 8] if axes is None else [7, 8][-len(axes):])}
+    feeds["y_grad"] = f32(*evaluate(graph, feeds)["y"].shape)
+    again = read_onnx(joint.to_onnx())
+    np.testing.assert_allclose(evaluate(again, feeds)["x_grad"], joint(feeds)["x_grad"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("names", [["a", "", "c"], ["", "b"], ["a"]], ids=["inside", "first and last", "last two"])

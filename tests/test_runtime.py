@@ -21,7 +21,7 @@ from flowgrad.ir.graph import INITIALIZER, PARAMETER, Array, Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import Trait, op
 from flowgrad.ir.registry import scoped
-from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, INT64, Dim, Type
+from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, INT64, Dim, Type, dtype_of
 from flowgrad.passes.differentiate import adjoint
 from flowgrad.runtime import codegen, engines
 from flowgrad.runtime import executor as executor_module
@@ -714,6 +714,18 @@ def test_programs_of_all_engines_offer_the_same(engine: str) -> None:
     results = program.run(feed(3))
     assert list(results) == program.output_names
     assert_bitwise(pickle.loads(pickle.dumps(program)).run(feed(3)), results)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("extent", [0, 3])
+def test_onnxruntime_takes_and_gives_types_that_numpy_has_not(name: str, extent: int) -> None:
+    graph = Graph()
+    x, y = graph.add_input("x", Type(dtype_of(name), (Dim.named("N"),))), graph.add_input("y", Type(FLOAT64, (Dim.named("N"),)))
+    b = Builder(graph)
+    graph.add_output(b.Add(b.cast(x, FLOAT64), y), "sum")
+    graph.add_output(b.Identity(x), "same")
+    feeds = {"x": np.arange(extent).astype(dtype_of(name).numpy), "y": np.ones(extent)}
+    assert_bitwise(compiled(graph, "ort").run(feeds), compiled(graph, "numpy").run(feeds))
 
 
 def test_parameters_are_fed_where_the_engine_can() -> None:

@@ -11,6 +11,7 @@ from flowgrad.ir.errors import EngineError, InputError, RunError
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import DEFAULT, Array, Graph
 from flowgrad.ir.limits import Limits
+from flowgrad.runtime.ort_arrays import is_foreign, run_on_memory
 from flowgrad.runtime.program import packed, unpacked
 
 
@@ -35,6 +36,9 @@ class OrtProgram:
         self._graph, self._version = graph, graph.version
         self._signature = Signature(graph)
         self._output_names = [entry.name for entry in graph.output_entries]
+        self._output_dtypes = [value.type.dtype for value in graph.outputs]
+        dtypes = [*self._output_dtypes, *(t.dtype for t in self._signature.inputs.values())]
+        self._on_memory = any(map(is_foreign, dtypes)) and all(t.element is None for t in dtypes)
         model = write_onnx(graph)
         # Inputs keep their order and outputs theirs in the export; only names may have been made valid for ONNX. Those with a
         # default value stand last.
@@ -71,7 +75,11 @@ class OrtProgram:
         given = {name: given_back(array) if self._signature.types[name].dtype.element is not None else array
                  for name, array in arrays.items()}
         try:
-            results = self._session.run(None, {self._exported[name]: array for name, array in given.items()})
+            if self._on_memory:
+                fed = {self._exported[name]: (self._signature.types[name].dtype, array) for name, array in given.items()}
+                results = run_on_memory(self._session, fed, self._output_dtypes)
+            else:
+                results = self._session.run(None, {self._exported[name]: array for name, array in given.items()})
         except Exception as error:
             raise RunError(f"onnxruntime: {error}", code="ort") from error
         return dict(zip(self._output_names, results, strict=True))

@@ -72,6 +72,19 @@ def _(node: Node) -> Type:
     return Type(dtype, (UNKNOWN,))
 
 
+@range_.expands_on_export
+def _(node: Node) -> bool:
+    """True for vectors of one element, which runtimes take and onnx.checker does not."""
+    return any(v.type.rank for v in node.operands)
+
+
+@range_.expansion
+def _(b: Builder, node: Node) -> Value:
+    """The same of scalars."""
+    bounds = [b.Reshape(v, b.ints([])) if v.type.rank else v for v in node.operands]
+    return b.Range(*bounds, **node.attributes)
+
+
 def _is_nonnegative(dim: DimLike) -> bool:
     return dim.is_nonnegative if isinstance(dim, Dim) else dim >= 0
 

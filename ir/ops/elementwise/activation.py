@@ -421,6 +421,12 @@ def _(b: DerivativeBuilder, node: Node) -> Any:
     return b.Mul(_swish_slope(b, node), factor), b.Mul(gated, _gate(b, gated, float(attr(node, "alpha"))))
 
 
+@swiglu.expands_on_export
+def _(node: Node) -> bool:
+    """onnxruntime has no kernel for it, nor for the Swish that it finds in its function body."""
+    return True
+
+
 @swiglu.expansion
 def _(b: Builder, node: Node) -> Any:
     """y = a sigmoid(alpha a) b."""

@@ -14,7 +14,7 @@ from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import into, sum_of
-from flowgrad.ir.ops.registry import NO_GRADIENT, Kernel, OpDef, Trait, broadcasted, like_first, op
+from flowgrad.ir.ops.registry import NO_GRADIENT, Kernel, OpDef, Trait, attr, broadcasted, like_first, op, refuse
 from flowgrad.ir.support import intersection, is_zero, negation, union
 from flowgrad.ir.types import BOOL, Dim, DimLike, Type
 
@@ -193,6 +193,23 @@ def _(b: DerivativeBuilder, node: Node, a_dot: Value | None, b_dot: Value | None
         return a_dot
     second = b.Mul(b_dot, _whole(b, node))
     return b.Neg(second) if a_dot is None else b.Sub(a_dot, second)
+
+
+@mod.expands_on_export
+def _(node: Node) -> bool:
+    """True for floats with the sign of the divisor, which no opset before 28 has."""
+    return node.output().type.dtype.is_float and not attr(node, "fmod")
+
+
+@mod.expansion
+def _(b: Builder, node: Node) -> Any:
+    """With r = fmod(x, y): r, or r + y where r has another sign than y."""
+    x, y = node.operands
+    if not node.output().type.dtype.is_float or attr(node, "fmod"):
+        return refuse("it takes integers, or has the sign of the dividend")
+    rest = b.Mod(x, y, fmod=1)
+    turned = b.And(b.Not(b.Equal(rest, 0.0)), b.Xor(b.Less(rest, 0.0), b.Less(y, 0.0)))
+    return b.Where(turned, b.Add(rest, y), rest)
 
 
 def _whole(b: Builder, node: Node) -> Value:

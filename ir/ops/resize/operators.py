@@ -236,9 +236,11 @@ def _(b: Builder, node: Node) -> Any:
             if not axis.is_unchanged:
                 total = _along(b, total, b.value(_constant_matrix(node, axis)), axis.axis)
         return total
-    if attr(node, "keep_aspect_ratio_policy") != "stretch":
-        return refuse("a kept aspect ratio needs extents known before the run")
-    return _run_time_product(b, node)
+    if sizes is None or attr(node, "keep_aspect_ratio_policy") == "stretch":
+        return _run_time_product(b, node)
+    if attr(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+        return refuse("a kept aspect ratio of a crop needs extents known before the run")
+    return _kept_aspect_product(b, node, sizes)
 
 
 def _constant_matrix(node: Node, axis: Axis) -> Array:
@@ -279,6 +281,24 @@ def _run_time_product(b: Builder, node: Node) -> Value:
             rows = b.Resize(identity, part, b.Concat(b.value(np.ones(1, np.float32)), factor, axis=0), None, **how)
         else:
             rows = b.Resize(identity, part, None, b.Concat(size, b.Slice(sizes, [i], [i + 1]), axis=0), **how)
+        total = _along(b, total, b.Transpose(rows, perm=[1, 0]), axis)
+    return total
+
+
+def _kept_aspect_product(b: Builder, node: Node, sizes: Value) -> Value:
+    """The matrix of an axis is the same Resize of all its unit vectors, spread over the other axes that share the scale."""
+    total, x_shape = node.input(0), node.input(1)
+    rank, axes = len(total.shape), attr(node, "axes")
+    chosen = [a % rank for a in axes] if axes is not None else list(range(rank))
+    how = {**linear_part(node), "axes": tuple(c + 1 for c in chosen)}
+    for axis in chosen:
+        size = b.Slice(x_shape, [axis], [axis + 1])
+        units = b.EyeLike(b.Expand(b.scalar(0, total.type.dtype), b.Concat(size, size, axis=0)))
+        extents = [b.Slice(x_shape, [c], [c + 1]) if c in chosen else b.ints([1]) for c in range(rank)]
+        others = [c + 1 for c in range(rank) if c != axis]
+        spread = b.Expand(b.Unsqueeze(units, others), b.Concat(size, *extents, axis=0))
+        made = b.Resize(spread, None, None, sizes, **how)
+        rows = b.Squeeze(b.Slice(made, [0] * len(others), [1] * len(others), others), others)
         total = _along(b, total, b.Transpose(rows, perm=[1, 0]), axis)
     return total
 
