@@ -146,11 +146,36 @@ def in_time(limits: Limits, function: Callable[P, R], *arguments: P.args, **keyw
     return context.run(function, *arguments, **keywords)
 
 
+def metered(meter: Meter, function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
+    """Call ``function``, a run, whose kernels keep to the limits and the time of ``meter``."""
+    if meter.limits is Limits.default() or _METER.get() is meter:
+        return function(*arguments, **keywords)
+    token = _METER.set(meter)
+    try:
+        return function(*arguments, **keywords)
+    finally:
+        _METER.reset(token)
+
+
 def check_time() -> None:
-    """Raise LimitError if the stage that runs has used up its ``wall_seconds``; called for every node that is worked on."""
+    """Raise LimitError if what goes on has used up its ``wall_seconds``: called for every node that is worked on, and in
+    kernels with loops of their own."""
     meter = _METER.get()
     if meter is not None:
         meter.check_time()
+
+
+OPERATIONS_A_SECOND = 1e10
+"""More than NumPy does in one thread: what takes too long by this number takes too long everywhere."""
+
+
+def check_work(operations: float, what: str) -> None:
+    """Raise LimitError if a kernel that is about to start cannot end within what is left of ``wall_seconds``."""
+    meter = _METER.get()
+    if meter is None or meter.deadline == math.inf:
+        return
+    seconds = meter.limits.wall_seconds + time.monotonic() - meter.deadline + operations / OPERATIONS_A_SECOND
+    meter.limits.check("wall_seconds", seconds, what)
 
 
 def check_empty(shape: Sequence[int], itemsize: int, where: str) -> None:
@@ -161,9 +186,11 @@ def check_empty(shape: Sequence[int], itemsize: int, where: str) -> None:
 
 
 def check_scratch(nbytes: int, what: str) -> None:
-    """Raise LimitError if a kernel is about to take more memory of its own than a tensor may have by default."""
-    if nbytes > Limits.default().tensor_bytes:
-        Limits.default().check("tensor_bytes", nbytes, what)
+    """Raise LimitError if a kernel is about to take more memory of its own than a tensor may have."""
+    meter = _METER.get()
+    limits = Limits.default() if meter is None else meter.limits
+    if nbytes > limits.tensor_bytes:
+        limits.check("tensor_bytes", nbytes, what)
 
 
 def limits_or_default(limits: Limits | None) -> Limits:

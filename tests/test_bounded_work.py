@@ -441,3 +441,39 @@ def test_stages_within_a_stage_share_its_time() -> None:
     with pytest.raises(LimitError, match="wall_seconds"):
         in_time(limits, stage, 100)
     check_time()
+
+
+ROI = "graph @g (%x: f32[1,3,64,64], %r: f32[1,4], %i: i64[1]) -> (%y: f32[1,3,H,H]) {{ %y: f32[1,3,H,H] = RoiAlign(%x, %r, %i) {{{}}} }}"
+IMAGE, FAR = np.ones((1, 3, 64, 64), np.float32), np.array([[0, 0, 1e6, 1e6]], np.float32)
+REGION = {"x": IMAGE, "r": FAR, "i": np.zeros(1, np.int64)}
+
+
+@pytest.mark.parametrize(("text", "feeds", "limit"), [
+    (ROI.format("output_height = 100, output_width = 100"), REGION, "wall_seconds"),
+    (ROI.format("output_height = 1, output_width = 1, sampling_ratio = 1000000"), REGION, "wall_seconds"),
+    (ROI.format('output_height = 9, output_width = 9, sampling_ratio = 10000, mode = "max"'), REGION, "tensor_bytes"),
+    ("graph @g (%x: f32[1,1,64,64], %r: f32[1,5]) -> (%y: f32[1,1,H,W]) {"
+     " %y: f32[1,1,H,W] = MaxRoiPool(%x, %r) {pooled_shape = [10000, 1000]} }",
+     {"x": IMAGE[:, :1], "r": np.array([[0, 0, 0, 64, 64]], np.float32)}, "wall_seconds"),
+    ("graph @g (%x: f32[1,10,1], %n: i64[]) -> (%y: f32[1,M,2]) { %y: f32[1,M,2] = DFT(%x, %n) }",
+     {"x": np.ones((1, 10, 1), np.float32), "n": np.array(10**8)}, "wall_seconds"),
+    ("graph @g (%b: f32[1,N,4], %s: f32[1,1,N]) -> (%y: i64[M,3]) {"
+     " %y: i64[M,3] = NonMaxSuppression(%b, %s, i64(1000000000), f32(0.5)) }",
+     {"b": np.repeat(np.arange(30_000, dtype=np.float32), 4).reshape(1, -1, 4), "s": np.ones((1, 1, 30_000), np.float32)},
+     "wall_seconds"),
+], ids=["regions", "cells", "products", "bins", "points", "boxes"])
+def test_one_kernel_ends_when_its_time_is_over(text: str, feeds: dict[str, Any], limit: str) -> None:
+    model = read(text, Limits(wall_seconds=0.2))
+    program = model.compile()
+    started = time.process_time()
+    with pytest.raises(LimitError, match=limit):
+        program.run(feeds)
+    assert time.process_time() - started < 2.0
+
+
+def test_a_pool_of_no_channels_has_no_bins_to_fill() -> None:
+    model = read("graph @g (%x: f32[1,0,6,6], %r: f32[1,5]) -> (%y: f32[1,0,H,W]) {"
+                 " %y: f32[1,0,H,W] = MaxRoiPool(%x, %r) {pooled_shape = [100000, 100000]} }")
+    with cheap():
+        y = model(x=np.ones((1, 0, 6, 6), np.float32), r=np.array([[0, 0, 0, 6, 6]], np.float32))["y"]
+    assert y.shape == (1, 0, 100_000, 100_000)

@@ -13,7 +13,7 @@ from flowgrad.ir.dtypes import given_back
 from flowgrad.ir.errors import InputError, ResourceError, suggestion
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array, Graph
-from flowgrad.ir.limits import Limits
+from flowgrad.ir.limits import Limits, metered
 from flowgrad.ir.ops.registry import Borrowed
 from flowgrad.runtime.dynamic_calls import Context
 from flowgrad.runtime.executor import Executor
@@ -87,7 +87,7 @@ class NumpyProgram:
         try:
             self._borrowed.check()
             context = Context(self.seed if seed is None else seed, self.limits)
-            results = self._executor.run(context, self._arrays(feeds))
+            results = metered(context.meter, self._executor.run, context, self._arrays(feeds))
             outputs: dict[str, Any] = dict(zip(self._output_names, results, strict=True))
             for name in self._containers:
                 outputs[name] = given_back(outputs[name])

@@ -8,6 +8,7 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node
+from flowgrad.ir.limits import check_time
 from flowgrad.ir.ops.registry import Trait, attr, op
 from flowgrad.ir.types import INT64, UNKNOWN, Type, merge_dims
 
@@ -35,6 +36,7 @@ def non_max_suppression(
             order = order[ranked[order] > _number(score_threshold, 0)]
         chosen: list[int] = []
         while len(order) and len(chosen) < most:
+            check_time()
             best, order = int(order[0]), order[1:]
             chosen.append(best)
             order = order[~(_shared(low[image], high[image], best, order) > overlap)]

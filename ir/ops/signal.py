@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.limits import check_scratch
+from flowgrad.ir.limits import check_scratch, check_work
 from flowgrad.ir.ops.operands import known_dims, known_ints, normal_axis, ramp
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type, dtype_of
@@ -34,7 +35,9 @@ def dft(
         raise ValueError(f"a transform of {count} points")
     if onesided and (input.shape[-1] == 2) != bool(inverse):
         raise ValueError(_WHICH_PARTS)
-    check_scratch(16 * count * (input.size // max(input.shape[at], 1)), f"a transform of {count} points")
+    others = input.size // max(input.shape[at], 1)
+    check_scratch(16 * count * others, f"a transform of {count} points")
+    check_work(4 * count * math.log2(count) * others, f"a transform of {count} points")
     signal = _complex(input)
     if is_real:
         return np.asarray(np.fft.irfft(signal, count, at)[..., None], input.dtype)

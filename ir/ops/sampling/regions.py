@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,18 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.limits import check_scratch
+from flowgrad.ir.limits import check_scratch, check_time, check_work
 from flowgrad.ir.ops.operands import ramp
 from flowgrad.ir.ops.registry import attr, op
 from flowgrad.ir.ops.sampling.taps import Taps, extent, near, on_pixels, rows_of
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type, merge_dims
 
 CHOICES = {"mode": ("avg", "max"), "coordinate_transformation_mode": ("half_pixel", "output_half_pixel")}
+
+
+PIXELS_AT_A_TIME = 2**24
+OPERATIONS_A_PIXEL = 20
+"""At least: each is read twice, selected, weighed and added, one whole array after the other."""
 
 
 def _check_images(images: Array, count: int) -> None:
@@ -56,9 +61,11 @@ def roi_align(
     half_pixel = coordinate_transformation_mode == "half_pixel"
     corners = rois * rois.dtype.type(spatial_scale) - rois.dtype.type(0.5 if half_pixel else 0.0)
     for r, ((left, top, right, bottom), image) in enumerate(zip(corners, batch_indices, strict=True)):
+        check_time()
         rows = _cells(top, bottom, output_height, sampling_ratio, half_pixel)
         columns = _cells(left, right, output_width, sampling_ratio, half_pixel)
-        if rows.size and columns.size:
+        if rows.size and columns.size and X.shape[1]:
+            _check_room(X, rows, columns, mode)
             y[r] = (_average if mode == "avg" else _largest)(X[image], rows, columns)
     return y
 
@@ -70,6 +77,15 @@ def _cells(low: Any, high: Any, bins: int, ratio: int, half_pixel: bool) -> Arra
     check_scratch(count * bins * low.itemsize, f"{bins} bins of {count} cells")
     return np.asarray(low + np.arange(bins, dtype=low.dtype)[:, None] * size
                       + (np.arange(count, dtype=low.dtype) + low.dtype.type(0.5)) * size / max(count, 1))
+
+
+def _check_room(x: Array, rows: Array, columns: Array, mode: str) -> None:
+    """Raise LimitError for cells that take too much memory or time: an average goes along one axis after the other."""
+    width = columns.size if mode == "max" else min(x.shape[3], int(np.ptp(columns)) + 2)
+    pixels, what = x.shape[1] * max(rows.size * width, len(rows) * columns.size), f"{rows.size} x {columns.size} cells of a region"
+    if mode == "max":
+        check_scratch(pixels * x.itemsize, what)
+    check_work(OPERATIONS_A_PIXEL * pixels, what)
 
 
 def _near_cells(at: Array, size: int) -> Taps:
@@ -85,16 +101,27 @@ def _average(image: Array, rows: Array, columns: Array) -> Array:
     down, across = _near_cells(rows, image.shape[1]), _near_cells(columns, image.shape[2])
     first = across.at.min()
     image = image[:, :, first : across.at.max() + 1]
-    for axis, at, taps in ((1, rows, down), (2, columns, Taps(across.at - first, across.weight, across.seen))):
-        assert taps.weight is not None and taps.seen is not None
-        column, total = (-1, *(1,) * (2 - axis)), 0.0
-        for place, weight, seen in zip(taps.at, taps.weight, taps.seen, strict=True):
+    image = _mean(image, down, 1)
+    return _mean(image, Taps(across.at - first, across.weight, across.seen), 2)
+
+
+def _mean(image: Array, taps: Taps, axis: int) -> Array:
+    """Return the mean over the cells of each bin of what is read along ``axis``, so many cells at a time as memory likes."""
+    assert taps.weight is not None and taps.seen is not None
+    _, bins, cells = taps.at.shape
+    step = max(1, PIXELS_AT_A_TIME * image.shape[axis] // max(1, image.size * bins))
+    column, mean = (-1, *(1,) * (2 - axis)), None
+    for start in range(0, cells, step):
+        check_time()
+        part, total = slice(start, start + step), 0.0
+        for place, weight, seen in zip(taps.at[..., part], taps.weight[..., part], taps.seen[..., part], strict=True):
             pixels = np.take(image, place.reshape(-1), axis)
             if not seen.all():
                 pixels = np.where(seen.reshape(column), pixels, image.dtype.type(0))
             total = total + pixels * weight.reshape(column)
-        image = np.mean(np.reshape(total, (*image.shape[:axis], *at.shape, *image.shape[axis + 1 :])), axis=axis + 1)
-    return image
+        found = np.sum(np.reshape(total, (*image.shape[:axis], bins, -1, *image.shape[axis + 1 :])), axis=axis + 1)
+        mean = found if mean is None else mean + found
+    return np.asarray(mean / image.dtype.type(cells))
 
 
 def _largest(image: Array, rows: Array, columns: Array) -> Array:
@@ -213,16 +240,18 @@ def max_roi_pool(X: Array, rois: Array, *, pooled_shape: Sequence[int], spatial_
 
     Corners are rounded to pixels and belong to the region; bins are rounded outward.
     """
+    if not np.isfinite(rois).all():
+        raise ValueError("a region has corners that are no numbers")
     images = rois[:, 0].astype(np.int64)
     _check_images(images, len(X))
     y = np.zeros((len(rois), X.shape[1], *pooled_shape), X.dtype)
-    for r, (image, corners) in enumerate(zip(images, rois[:, 1:], strict=True)):
+    for r, (image, corners) in enumerate(zip(images if X.shape[1] else (), rois[:, 1:], strict=False)):
         left, top, right, bottom = _rounded(corners * rois.dtype.type(spatial_scale))
-        across = list(_bins(left, right, pooled_shape[1], X.shape[3]))
-        for i, rows in enumerate(_bins(top, bottom, pooled_shape[0], X.shape[2])):
-            for j, columns in enumerate(across):
-                if rows.start < rows.stop and columns.start < columns.stop:
-                    y[r, :, i, j] = X[image, :, rows, columns].max((1, 2))
+        across = _bins(left, right, pooled_shape[1], X.shape[3])
+        for i, above, below in zip(*_bins(top, bottom, pooled_shape[0], X.shape[2]), strict=True):
+            for j, first, last in zip(*across, strict=True):
+                check_time()
+                y[r, :, i, j] = X[image, :, above:below, first:last].max((1, 2))
     return y
 
 
@@ -231,10 +260,13 @@ def _rounded(at: Array) -> Array:
     return np.asarray(np.sign(at) * np.floor(np.abs(at) + at.dtype.type(0.5)))
 
 
-def _bins(low: Any, high: Any, bins: int, size: int) -> Iterator[slice]:
-    step = max(high - low + 1, low.dtype.type(1)) / bins
-    for i in range(bins):
-        yield slice(*(int(np.clip(edge + low, 0, size)) for edge in (np.floor(i * step), np.ceil((i + 1) * step))))
+def _bins(low: Any, high: Any, bins: int, size: int) -> tuple[Array, Array, Array]:
+    """Return which bins hold pixels, where each of those begins, and where it ends."""
+    check_scratch(8 * bins, f"{bins} bins of a region")
+    step, number = max(high - low + 1, low.dtype.type(1)) / bins, np.arange(bins, dtype=low.dtype)
+    first, last = (np.clip(edge + low, 0, size).astype(np.int64) for edge in (np.floor(number * step), np.ceil((number + 1) * step)))
+    filled = np.flatnonzero(first < last)
+    return filled, first[filled], last[filled]
 
 
 @max_roi_pool.types
