@@ -133,27 +133,33 @@ class Graph:
     def _sorted(self) -> list[Node]:
         """Return the op nodes so that the one with the least key comes first of all that can come next."""
         entries = self.entries
-        order = [entries[key] for key in sorted(entries)]
-        if not all(value.producer.key < node.key for node in order for value in node.operands):
-            order = self._untangled()
-        return [node for node in order if node.op not in ENTRIES]
-
-    def _untangled(self) -> list[Node]:
-        entries = self.entries
-        degree = {key: len(node.operands) for key, node in entries.items()}
-        ready = [key for key, count in degree.items() if count == 0]
-        heapq.heapify(ready)
         order: list[Node] = []
-        while ready:
-            node = entries[heapq.heappop(ready)]
-            order.append(node)
-            for value in node.results:
-                for user, _ in value.uses:
-                    degree[user] -= 1
-                    if degree[user] == 0:
-                        heapq.heappush(ready, user)
-        if len(order) != len(degree):
-            stuck = next(entries[k] for k, count in degree.items() if count)
+        missing: dict[int, int] = {}  # how many operands are not there yet, of nodes passed over
+        waiting: dict[int, list[int]] = {}  # who waits for a node
+        ready: list[int] = []
+
+        def place(node: Node) -> None:
+            if node.op not in ENTRIES:
+                order.append(node)
+            for key in waiting.pop(node.key, ()):
+                missing[key] -= 1
+                if not missing[key]:
+                    del missing[key]
+                    heapq.heappush(ready, key)
+
+        for key in sorted(entries):
+            node = entries[key]
+            lacking = [source for v in node.operands if (source := v.producer.key) >= key or source in missing]
+            if lacking:
+                missing[key] = len(lacking)
+                for source in lacking:
+                    waiting.setdefault(source, []).append(key)
+                continue
+            place(node)
+            while ready:
+                place(entries[heapq.heappop(ready)])
+        if missing:
+            stuck = next(entries[key] for key in entries if key in missing)
             raise ValidationError(f"the graph {self.name!r} has a cycle", code="cycle", where=stuck.label)
         return order
 

@@ -105,9 +105,10 @@ def _key(node: Node, numbers: Mapping[Value, int], digests: Mapping[int, tuple[i
     inputs = [0 if v is None else numbers[v] for v in node.inputs]
     if Trait.COMMUTATIVE in definition.traits and len(inputs) == 2:
         inputs.sort()
-    bodies = tuple((name, digests[id(g)][0]) for name, g in sorted(node.subgraphs.items()))
-    captures = tuple(numbers[v] for v in node.captures)
-    return node.op, tuple(inputs), captures, _attributes(node, definition), bodies, tuple(v is None for v in node.outputs)
+    bodies = tuple([(name, digests[id(g)][0]) for name, g in sorted(node.subgraphs.items())] if node.subgraphs else ())
+    captures = tuple([numbers[v] for v in node.captures])
+    absent = tuple([v is None for v in node.outputs])
+    return node.op, tuple(inputs), captures, _attributes(node, definition), bodies, absent
 
 
 def _attributes(node: Node, definition: OpDef) -> Hashable:

@@ -59,6 +59,11 @@ class Application:
         return [frozenset(ops) for _, ops in self.makers]
 
     @kept
+    def numbers(self) -> list[float]:
+        """The numbers that must be among the operands."""
+        return [a.value for a in self.arguments if isinstance(a, Number)]
+
+    @kept
     def twins(self) -> list[tuple[int, int]]:
         """The places that must hold the same value, in pairs."""
         names = [a.name if isinstance(a, Variable) and not a.rest else None for a in self.arguments]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from typing import Any
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import PassError, ValidationError
-from flowgrad.ir.graph import ENTRIES, INITIALIZER, INPUT, OUTPUT, Graph, Node, Value
+from flowgrad.ir.graph import CONSTANT, ENTRIES, INITIALIZER, INPUT, OUTPUT, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import check_time
 from flowgrad.ir.ops.registry import Trait, opdef
@@ -61,6 +61,7 @@ class Rule:
     kind: Kind
     wanted: tuple[str, ...]
     shared: bool = False
+    behind: frozenset[str] = frozenset()
 
     def __call__(self, b: Builder, match: Match) -> Any:
         """Return the replacement of the root's outputs, or a NoMatch."""
@@ -68,11 +69,13 @@ class Rule:
         return self.function(b, **given)
 
 
-def rewrite(*patterns: str, kind: Kind = "exact", shared: bool = False) -> Callable[[Callable[..., Any]], Rule]:
+def rewrite(*patterns: str, kind: Kind = "exact", shared: bool = False, behind: Collection[str] = ()
+            ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a rule of ``function(b, x, ...)``, whose parameters are variables of the patterns; ``node`` is the root.
 
     It returns a value, a tuple of values (one per output of the root, None for an absent one) or ``no_match(reason)``.
-    Inner nodes of a match may have other users, and then stay, if ``shared``.
+    Inner nodes of a match may have other users, and then stay, if ``shared``. Where the function itself looks behind the
+    operands, ``behind`` names the ops of which one must be there: it is not called in vain.
     Raises ValidationError or UnsupportedError for a pattern that does not fit the op table.
     """
 
@@ -84,7 +87,7 @@ def rewrite(*patterns: str, kind: Kind = "exact", shared: bool = False) -> Calla
             unbound = sorted(set(wanted) - set(pattern.variables()) - {"node"})
             if unbound:
                 raise ValidationError(f"rule {name}: {text!r} does not bind {', '.join(unbound)}", code="pattern")
-        return Rule(name, parsed, function, kind, wanted, shared)
+        return Rule(name, parsed, function, kind, wanted, shared, frozenset(behind))
 
     return make
 
@@ -222,21 +225,59 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20) -> None:
     Linear in nodes for rules that converge. Raises PassError, naming the rules that still fire, after ``cap``
     applications per node.
     """
-    table: dict[str, list[tuple[Rule, Application]]] = {}
-    for rule in rules:
-        for pattern in rule.patterns:
-            for op in pattern.ops:
-                table.setdefault(op, []).append((rule, pattern))
-    depth = max((p.depth for r in rules for p in r.patterns), default=1)
+    table = _Table(rules)
     for inner in all_graphs(graph):
-        _Driver(inner, table, depth, cap).run()
+        _Driver(inner, table, cap).run()
+
+
+_NONE: frozenset[float | None] = frozenset()
+
+
+class _Table:
+    """The rules with the patterns that a node may be the root of."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.depth = max((p.depth for r in rules for p in r.patterns), default=1)
+        self.by_op: dict[str, list[tuple[Rule, Application]]] = {}
+        for rule in rules:
+            for pattern in rule.patterns:
+                for op in pattern.ops:
+                    self.by_op.setdefault(op, []).append((rule, pattern))
+        self._asked = {n for r in rules for p in r.patterns for n in p.numbers}
+        self._fitting: dict[Hashable, list[tuple[Rule, Application]]] = {}
+        self._numbers: dict[Value, float | None] = {}
+
+    def fitting(self, node: Node) -> list[tuple[Rule, Application]]:
+        """Return the patterns that a look at a node and at what is behind its operands allows: mostly none."""
+        inputs = node.inputs
+        makers = frozenset([v.producer.op for v in inputs if v is not None])
+        numbers = frozenset([self._number(v) for v in inputs if v is not None and v.producer.op == CONSTANT]
+                            ) if CONSTANT in makers else _NONE
+        repeats = len(inputs) > 1 and len(set(inputs)) < len(inputs)
+        key = node.op, makers, numbers, repeats
+        found = self._fitting.get(key)
+        if found is None:
+            found = self._fitting[key] = [
+                (rule, pattern) for rule, pattern in self.by_op[node.op]
+                if not any(map(makers.isdisjoint, pattern.needs)) and (repeats or not pattern.twins)
+                and numbers.issuperset(pattern.numbers)
+                and not (rule.behind and makers.isdisjoint(rule.behind))]
+        return found
+
+    def _number(self, value: Value) -> float | None:
+        """Return the number that a constant begins with, if any pattern asks for it."""
+        if value not in self._numbers:
+            array, dtype = value.constant, value.type.dtype
+            is_number = array is not None and array.size > 0 and (dtype.is_float or dtype.is_integer)
+            first = array.flat[0] if array is not None and is_number else None
+            self._numbers[value] = next((n for n in self._asked if first == n), None)
+        return self._numbers[value]
 
 
 class _Driver:
-    def __init__(self, graph: Graph, table: dict[str, list[tuple[Rule, Application]]], depth: int, cap: int) -> None:
+    def __init__(self, graph: Graph, table: _Table, cap: int) -> None:
         self.graph = graph
         self.table = table
-        self.depth = depth
         self.queue: deque[Node] = deque()
         self.queued: set[int] = set()
         self.left = 1000 + cap * len(graph)
@@ -252,17 +293,15 @@ class _Driver:
                 self.visit(node)
 
     def push(self, node: Node) -> None:
-        if node.op in self.table and node.adjoint_rule is None and node.key not in self.queued:
+        if node.op in self.table.by_op and node.adjoint_rule is None and node.key not in self.queued:
             self.queued.add(node.key)
             self.queue.append(node)
 
     def visit(self, node: Node) -> None:
         check_time()
-        recorder = _RECORDER.get()
-        makers = {v.producer.op for v in node.inputs if v is not None}
-        for rule, pattern in self.table[node.op]:
-            if any(map(makers.isdisjoint, pattern.needs)):
-                continue
+        fitting = self.table.fitting(node)
+        recorder = _RECORDER.get() if fitting else None
+        for rule, pattern in fitting:
             for match in matches(pattern, node, shared=rule.shared, pinned=self.graph.pinned):
                 if recorder is not None and not recorder.permits():
                     return
@@ -351,7 +390,7 @@ class _Driver:
 
     def push_above(self, level: Iterable[Node]) -> None:
         """Queue nodes that may match now, and those above them as deep as patterns go (inner values have one user)."""
-        for _ in range(self.depth):
+        for _ in range(self.table.depth):
             level = [n for n in level if n.key in self.graph.entries]
             for node in level:
                 self.push(node)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
 from flowgrad.ir.ops.registry import attr
 from flowgrad.ir.process_state import quiet
 from flowgrad.passes.canonicalize import unchanged
@@ -35,7 +35,7 @@ def turn_difference(b: Builder, x: Value, y: Value) -> Any:
     return b.Sub(y, x)
 
 
-@rewrite("Mul(Mul(%x, %c), %d)", kind="rounding")
+@rewrite("Mul(Mul(%x, %c), %d)", kind="rounding", behind=(CONSTANT,))
 def join_factors(b: Builder, x: Value, c: Value, d: Value) -> Any:
     """(x c) d = x (c d) for literals of one element."""
     if not all(is_literal(v) and v.type.size == 1 and v.type.dtype.is_float for v in (c, d)):

@@ -20,6 +20,10 @@ from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import Recorder, RewriteBuilder, apply_rules, no_match, recording, rewrite, rules_in
 
 
+SCALES = ("Mul", "Div", "Neg")
+"""What a rule looks past where it asks for a multiple of something."""
+
+
 @pass_("stabilize", kind="repairs")
 def stabilize(graph: Graph) -> None:
     """Spell log(softmax), log(sigmoid), log(sum(exp)), sqrt(x*x) and their kin as the operators that are safe."""
@@ -148,7 +152,7 @@ def tanh(b: RewriteBuilder, node: Node) -> Any:
 # ---- kinks that cancel ------------------------------------------------------------------------------------------------------
 
 
-@rewrite("Add(%first, %second)", kind="repairs", shared=True)
+@rewrite("Add(%first, %second)", kind="repairs", shared=True, behind=("Softplus", "Log"))
 def softplus_in_parts(b: RewriteBuilder, node: Node, first: Value, second: Value) -> Any:
     """max(z, 0) + ... + log(1 + exp(-|z|)) = softplus(z) + ...: each part has a kink at 0, their sum has none."""
     for rest, logarithm in ((first, second), (second, first)):
@@ -158,7 +162,7 @@ def softplus_in_parts(b: RewriteBuilder, node: Node, first: Value, second: Value
     return no_match("these are not the parts of a softplus")
 
 
-@rewrite("Sub(%first, %second)", kind="repairs", shared=True)
+@rewrite("Sub(%first, %second)", kind="repairs", shared=True, behind=("Min",))
 def log_sigmoid_in_parts(b: RewriteBuilder, node: Node, first: Value, second: Value) -> Any:
     """min(x, 0) - log(1 + exp(-|x|)) = -softplus(-x)."""
     bound = b.made_by(first, "Min")
@@ -269,7 +273,8 @@ def root_of_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
     return b.Abs(x)
 
 
-@rewrite("Mul(%r, %r)", "Pow(%r, %q)", "Mul(Sqrt(%x), Sqrt(%x))", "Mul(Pow(%x, %p), Pow(%x, %p))", kind="repairs", shared=True)
+@rewrite("Mul(%r, %r)", "Pow(%r, %q)", "Mul(Sqrt(%x), Sqrt(%x))", "Mul(Pow(%x, %p), Pow(%x, %p))", kind="repairs", shared=True,
+         behind=("Sqrt", "Pow", *SCALES))
 def power_of_root(b: RewriteBuilder, node: Node) -> Any:
     """(x^p)^q = x^(p q), also of a multiple of the root that is squared: no infinite slope at 0 times zero; NaN below."""
     outer = 2.0 if node.op == "Mul" else _number(node.input(1))
@@ -321,7 +326,7 @@ def euclidean_norm(b: RewriteBuilder, node: Node, x: Value, axes: Value | None) 
     return b.ReduceL2(x, axes, keepdims=attr(reduction, "keepdims"))
 
 
-@rewrite("Mul(%r, %r)", "Pow(%r, 2)", kind="repairs", shared=True)
+@rewrite("Mul(%r, %r)", "Pow(%r, 2)", kind="repairs", shared=True, behind=("ReduceL2", "Cast", *SCALES))
 def square_of_norm(b: RewriteBuilder, node: Node, r: Value) -> Any:
     """(c ||x||)^2 = sum(c x c x), which is smooth at 0 and overflows no sooner."""
     factors, root = _unscaled(b, r, is_rounded=True)
@@ -366,7 +371,7 @@ def _unscaled(b: RewriteBuilder, value: Value, is_rounded: bool = False) -> tupl
     That may be of a wider type if ``is_rounded``: scaled norms are computed there.
     """
     factors: list[tuple[str, Value]] = []
-    while (node := b.made_by(value, "Mul", "Div", "Neg", "Cast")) is not None:
+    while (node := b.made_by(value, "Cast", *SCALES)) is not None:
         x = node.input(0)
         if node.op == "Neg":
             factors.append(("Mul", b.scalar(-1, x.type.dtype)))
