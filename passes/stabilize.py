@@ -19,7 +19,6 @@ from flowgrad.passes.canonicalize import unchanged
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import Recorder, RewriteBuilder, apply_rules, no_match, recording, rewrite, rules_in
 
-
 SCALES = ("Mul", "Div", "Neg")
 """What a rule looks past where it asks for a multiple of something."""
 
