@@ -140,7 +140,7 @@ MOST_TRIED = 16
 """Where an op needs more than one Expand of its operands, so many are tried one by one: each costs as much as the op is wide."""
 
 
-@rewrite("<BROADCASTS>(*%operands)", behind=("Expand",))
+@rewrite("<BROADCASTS>(*%operands)", behind=("Expand", "Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 def drop_redundant_expand(b: RewriteBuilder, node: Node, operands: Sequence[Value | None]) -> Any:
     """An operand need not be broadcast beforehand where the op broadcasts it to the same shape."""
     shape = node.output().type.shape

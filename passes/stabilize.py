@@ -19,9 +19,6 @@ from flowgrad.passes.canonicalize import unchanged
 from flowgrad.passes.registry import pass_
 from flowgrad.passes.rewrite import Recorder, RewriteBuilder, apply_rules, no_match, recording, rewrite, rules_in
 
-SCALES = ("Mul", "Div", "Neg")
-"""What a rule looks past where it asks for a multiple of something."""
-
 
 @pass_("stabilize", kind="repairs")
 def stabilize(graph: Graph) -> None:
@@ -273,7 +270,7 @@ def root_of_square(b: RewriteBuilder, node: Node, x: Value) -> Any:
 
 
 @rewrite("Mul(%r, %r)", "Pow(%r, %q)", "Mul(Sqrt(%x), Sqrt(%x))", "Mul(Pow(%x, %p), Pow(%x, %p))", kind="repairs", shared=True,
-         behind=("Sqrt", "Pow", *SCALES))
+         behind=("Sqrt", "Pow", "Mul", "Div", "Neg"))
 def power_of_root(b: RewriteBuilder, node: Node) -> Any:
     """(x^p)^q = x^(p q), also of a multiple of the root that is squared: no infinite slope at 0 times zero; NaN below."""
     outer = 2.0 if node.op == "Mul" else _number(node.input(1))
@@ -325,7 +322,7 @@ def euclidean_norm(b: RewriteBuilder, node: Node, x: Value, axes: Value | None) 
     return b.ReduceL2(x, axes, keepdims=attr(reduction, "keepdims"))
 
 
-@rewrite("Mul(%r, %r)", "Pow(%r, 2)", kind="repairs", shared=True, behind=("ReduceL2", "Cast", *SCALES))
+@rewrite("Mul(%r, %r)", "Pow(%r, 2)", kind="repairs", shared=True, behind=("ReduceL2", "Cast", "Mul", "Div", "Neg"))
 def square_of_norm(b: RewriteBuilder, node: Node, r: Value) -> Any:
     """(c ||x||)^2 = sum(c x c x), which is smooth at 0 and overflows no sooner."""
     factors, root = _unscaled(b, r, is_rounded=True)
@@ -370,7 +367,7 @@ def _unscaled(b: RewriteBuilder, value: Value, is_rounded: bool = False) -> tupl
     That may be of a wider type if ``is_rounded``: scaled norms are computed there.
     """
     factors: list[tuple[str, Value]] = []
-    while (node := b.made_by(value, "Cast", *SCALES)) is not None:
+    while (node := b.made_by(value, "Cast", "Mul", "Div", "Neg")) is not None:
         x = node.input(0)
         if node.op == "Neg":
             factors.append(("Mul", b.scalar(-1, x.type.dtype)))
