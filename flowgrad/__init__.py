@@ -1,6 +1,8 @@
 """Exact derivatives of ONNX models, of any order, as graphs."""
 
 from flowgrad import _checkout as _checkout  # isort: skip
+from flowgrad import attack as attack
+from flowgrad import explain as explain
 from flowgrad import passes as passes
 from flowgrad.ir.errors import FlowgradError as FlowgradError
 from flowgrad.ir.limits import Limits as Limits
