@@ -228,6 +228,13 @@ def test_start_up_loads_no_heavy_library(code: str) -> None:
     assert result.stdout.splitlines()[-1] == "loaded []"
 
 
+def test_an_import_loads_no_operators() -> None:
+    """They take longer than all else, and a program that only loads and prints needs a few of them."""
+    code = "import flowgrad, sys; print([m for m in sys.modules if m.startswith('flowgrad.ir.ops.elementwise')])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_files_tell_one_story() -> None:
     long = {str(p.relative_to(ROOT)): n for p in sources().values() if (n := len(p.read_text().splitlines())) > 640}
     assert not long

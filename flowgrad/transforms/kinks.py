@@ -14,7 +14,6 @@ from flowgrad.ir.names import quote
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.reach import path_nodes
 from flowgrad.model import Model
-from flowgrad.passes.stabilize import repair
 
 
 class Kink(NamedTuple):
@@ -44,6 +43,8 @@ def kinks(model: Model, feeds: Mapping[str, Any] | None = None, *, stabilize: bo
     """
     graph = model.graph.copy()
     if stabilize:
+        from flowgrad.passes.stabilize import repair  # loads all operators: not before they are needed
+
         repair(graph)
     found = _masked(graph)
     results = model.with_graph(graph)(feeds, **more)
