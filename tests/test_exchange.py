@@ -523,6 +523,20 @@ def test_operators_that_runtimes_lack_are_written_in_others() -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_corners_of_fractional_extents_are_written_out(mode: str) -> None:
+    """onnxruntime aligns them by the extent rounded down, the cases of the standard by the extent times the scale."""
+    graph = Graph()
+    x = graph.add_input("x", Type(FLOAT32, (Dim.named("N"), 2, 4, 3)))
+    scales = np.array([1, 1, 0.7, 1.5], np.float32)
+    graph.add_output(Builder(graph).Resize(x, None, scales, coordinate_transformation_mode="align_corners", mode=mode), "y")
+    joint = vjp(Model(graph), of="y")
+    feeds = {"x": f32(2, 2, 4, 3), "y_grad": f32(2, 2, 2, 4)}
+    session = onnxruntime.InferenceSession(joint.to_onnx().SerializeToString(), providers=["CPUExecutionProvider"])
+    for got, expected in zip(session.run(None, feeds), joint(feeds).values(), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
 @pytest.mark.parametrize("axes", [None, (2, 3), (3,)])
 @pytest.mark.parametrize("mode", ["nearest", "linear"])

@@ -22,6 +22,7 @@ from flowgrad.ir.errors import NotDifferentiableError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import PARAMETER, Array, Graph, Node, Value
 from flowgrad.ir.ops.convolution.automatic_pads import is_misread
+from flowgrad.ir.ops.resize import operators as resize
 from flowgrad.ir.types import FLOAT32, FLOAT64
 from flowgrad.model import Model
 from flowgrad.tools.maintenance import random_graphs as _random_graphs  # noqa: F401  declares ways to add nodes
@@ -64,9 +65,10 @@ EXPORTED = ("onnx", "gradient onnx")
 
 
 def _by_fractions(node: Node) -> bool:
+    """Corners aligned by fractions of extents that export cannot write out, for want of them."""
     scales = node.optional(2)
     return (node.attributes.get("coordinate_transformation_mode") == "align_corners" and scales is not None
-            and scales.constant is not None and bool((scales.constant % 1).any()))
+            and scales.constant is not None and bool((scales.constant % 1).any()) and not resize.is_misread(node))
 
 
 def _dilated(node: Node) -> bool:

@@ -15,7 +15,7 @@ from flowgrad.ir.ops.convolution.window import shape_in
 from flowgrad.ir.ops.operands import known_dims, known_ints, sum_of
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, attr, op, refuse
 from flowgrad.ir.ops.resize.interpolation import Axis, Sampling, interpolate, matrix, plan, spread, taps
-from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, floor_div
+from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Shape, Type, floor_div
 
 ATTRIBUTES = ("antialias", "axes", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside",
               "keep_aspect_ratio_policy", "mode", "nearest_mode")
@@ -179,6 +179,62 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, *others: Value | No
     return None if x_dot is None else b.Resize(x_dot, *_operands(node), **linear_part(node))
 
 
+# ---- corners of fractional extents ----------------------------------------------------------------------------------------
+
+
+def is_misread(node: Node) -> bool:
+    """True where corners are aligned by an extent that is no whole number, which onnxruntime rounds down before."""
+    return _misread_axes(node) is not None
+
+
+def _misread_axes(node: Node) -> list[Axis] | None:
+    """Return the axes of such a node, of floats and of known scales and extents."""
+    x, (_, scales, _) = node.input(0), _operands(node)
+    if attr(node, "coordinate_transformation_mode") != "align_corners" or scales is None or scales.constant is None:
+        return None
+    found = _known_axes(node, x.type.shape, None, scales, None) if x.type.dtype.is_float else None
+    return found if found and any(axis.made > 1 and axis.scale * axis.size != axis.made for axis in found) else None
+
+
+def _known_axes(node: Node, shape: Shape | None, roi: Value | None, scales: Value | None, sizes: Value | None
+                ) -> list[Axis] | None:
+    """Return the axes that change, if everything about them is known before the run."""
+    given = [None if v is None else v.constant for v in (roi, scales, sizes)]
+    if shape is None or any(v is not None and c is None for v, c in zip((roi, scales, sizes), given, strict=True)):
+        return None
+    axes, factors = attr(node, "axes"), given[1]
+    chosen = [a % len(shape) for a in axes] if axes is not None else list(range(len(shape)))
+    changed = [a for i, a in enumerate(chosen) if roi is not None or factors is None or factors[i] != 1]
+    extents = [n if isinstance(n, int) else 1 for n in shape]
+    if not all(isinstance(shape[a], int) for a in changed):
+        return None
+    made = plan(extents, given[0], factors, given[2], axes, attr(node, "keep_aspect_ratio_policy"),
+                attr(node, "coordinate_transformation_mode"))
+    return [axis for axis in made if axis.axis in changed and not axis.is_unchanged]
+
+
+resize.expands_on_export(is_misread)
+
+
+@resize.expansion
+def _(b: Builder, node: Node) -> Any:
+    """Along each axis, the sum of the elements that a position takes times their weights."""
+    axes = _misread_axes(node)
+    if axes is None:
+        return refuse("runtimes have it as it is, or its extents are known only at run time")
+    y, dtype = node.input(0), node.output().type.dtype.numpy
+    for axis in axes:
+        at, weights, _ = taps(axis, _sampling(node))
+        column = (axis.made, *(1,) * (len(y.shape) - 1 - axis.axis))
+        taken = [b.Mul(b.Gather(y, b.ints(at[:, k].tolist()), axis=axis.axis), b.value(weights[:, k].astype(dtype).reshape(column)))
+                 for k in range(at.shape[1])]
+        y = sum_of(b, taken)
+    return y
+
+
+# ---- the derivative -------------------------------------------------------------------------------------------------------
+
+
 @op("ResizeGrad", domain=FLOWGRAD, outputs=("x_bar",), extents=("x_shape",), float32_inputs=("scales",))
 def resize_grad(
     y_bar: Array, x_shape: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None, *,
@@ -224,18 +280,12 @@ def _(b: Builder, node: Node) -> Any:
     The matrix is a constant where all extents are known, else the same Resize of an identity matrix.
     """
     y_bar = node.input(0)
-    shape = known_ints(node.input(1))
     roi, scales, sizes = _grad_operands(node)
-    present = [v for v in (roi, scales, sizes) if v is not None]
-    if shape is not None and all(v.constant is not None for v in present):
-        given = [None if v is None else v.constant for v in (roi, scales, sizes)]
-        axes = plan(shape, given[0], given[1], given[2], attr(node, "axes"), attr(node, "keep_aspect_ratio_policy"),
-                    attr(node, "coordinate_transformation_mode"))
-        total = y_bar
+    axes = _known_axes(node, shape_in(node.input(1)), roi, scales, sizes)
+    if axes is not None:
         for axis in axes:
-            if not axis.is_unchanged:
-                total = _along(b, total, b.value(_constant_matrix(node, axis)), axis.axis)
-        return total
+            y_bar = _along(b, y_bar, b.value(_constant_matrix(node, axis)), axis.axis)
+        return y_bar
     if sizes is None or attr(node, "keep_aspect_ratio_policy") == "stretch":
         return _run_time_product(b, node)
     if attr(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
