@@ -43,13 +43,13 @@ def log_softmax(b: RewriteBuilder, node: Node, x: Value) -> Any:
     return b.LogSoftmax(x, axis=attr(node.input(0).producer, "axis"))
 
 
-@rewrite("Log(Sigmoid(%x))", kind="repairs", shared=True)
+@rewrite("Log(Sigmoid(%x))", "Log(Logistic(%x))", kind="repairs", shared=True)
 def log_sigmoid(b: RewriteBuilder, x: Value) -> Any:
     """log(sigmoid(x)) = -softplus(-x)."""
     return b.Neg(b.Softplus(b.Neg(x)))
 
 
-@rewrite("Log(Sub(1, Sigmoid(%x)))", kind="repairs", shared=True)
+@rewrite("Log(Sub(1, Sigmoid(%x)))", "Log(Sub(1, Logistic(%x)))", kind="repairs", shared=True)
 def log_complement(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """log(1 - sigmoid(x)) = -softplus(x)."""
     if x.type != node.output().type:
@@ -112,7 +112,7 @@ def sigmoid(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """1 / (1 + exp(-x)) = sigmoid(x)."""
     if x.type != node.output().type:
         return no_match("a 1 broadcasts")
-    return b.Sigmoid(x)
+    return b.Logistic(x)
 
 
 @rewrite("Div(1, Add(Exp(%x), 1))", "Reciprocal(Add(Exp(%x), 1))", kind="repairs", shared=True)
@@ -120,7 +120,7 @@ def sigmoid_of_negated(b: RewriteBuilder, node: Node, x: Value) -> Any:
     """1 / (1 + exp(x)) = sigmoid(-x)."""
     if x.type != node.output().type or b.made_by(x, "Neg") is not None:
         return no_match("a 1 broadcasts, or x is negated itself")
-    return b.Sigmoid(b.Neg(x))
+    return b.Logistic(b.Neg(x))
 
 
 @rewrite("Div(Exp(%x), Add(Exp(%x), 1))", "Div(%e, Add(%e, 1))", kind="repairs", shared=True)
@@ -129,7 +129,7 @@ def sigmoid_of_positive(b: RewriteBuilder, node: Node) -> Any:
     exponential = b.made_by(node.input(0), "Exp")
     if exponential is None or exponential.input(0).type != node.output().type:
         return no_match("it is no exponential, or the 1 broadcasts")
-    return b.Sigmoid(exponential.input(0))
+    return b.Logistic(exponential.input(0))
 
 
 @rewrite("Div(Sub(Exp(%x), Exp(Neg(%x))), Add(Exp(%x), Exp(Neg(%x))))", "Div(Sub(%p, %q), Add(%p, %q))",

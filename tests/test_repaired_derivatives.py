@@ -12,7 +12,7 @@ import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Graph, Value
-from flowgrad.ir.types import FLOAT64, Dim, DimLike, Type, dtype_of
+from flowgrad.ir.types import FLOAT32, FLOAT64, Dim, DimLike, Type, dtype_of
 from flowgrad.passes.manager import PassManager
 
 Formula = Callable[[Builder, Value], Value]
@@ -253,3 +253,25 @@ def test_a_root_that_a_power_no_longer_goes_through_is_refused(form: Formula) ->
     after = fg.Model(PassManager("stabilize").run(graph).model)
     with pytest.raises(InputError, match="another way"):
         fg.grad(after, wrt=name)
+
+
+@pytest.mark.parametrize("spelled", [
+    lambda b, x: b.Div(1.0, b.Add(b.Exp(b.Neg(x)), 1.0)), lambda b, x: b.Reciprocal(b.Add(b.Exp(x), 1.0)),
+    lambda b, x: b.Div(b.Exp(x), b.Add(b.Exp(x), 1.0)),
+], ids=["negative", "of-negated", "positive"])
+def test_a_sigmoid_that_is_spelled_out_keeps_its_digits_in_onnxruntime(spelled: Any) -> None:
+    """The Sigmoid of onnxruntime is 0 below -18, and y (1 - y) is 0 above."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    graph = Graph("sigmoid")
+    x = graph.add_input("x", Type(FLOAT32, (8,)))
+    graph.add_output(spelled(Builder(graph), x), "y")
+    array = np.array([-80, -50, -19, -2, 2, 19, 50, 80], np.float32)
+    gradient = fg.vjp(fg.Model(graph))
+    session = onnxruntime.InferenceSession(gradient.to_onnx().SerializeToString())
+    feeds = {"x": array, "y_grad": np.ones(8, np.float32)}
+    exact = np.exp(array.astype(np.float64))
+    slope, mine = exact / (1 + exact) ** 2, gradient(feeds)
+    y, x_grad = session.run(["y", "x_grad"], feeds)
+    np.testing.assert_allclose(y, fg.Model(graph).compile(engine="numpy").run({"x": array})["y"], rtol=2e-5)
+    np.testing.assert_allclose(np.abs(x_grad), slope, rtol=2e-5)
+    np.testing.assert_allclose(mine["x_grad"], x_grad, rtol=2e-5)

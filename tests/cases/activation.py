@@ -13,6 +13,10 @@ from tests.op_cases import Case, away, distinct, fixed, normal
 EDGE = [-800.0, -50.0, -1.0, -1e-9, -0.0, 0.0, 1.0, 50.0, 800.0, float("nan")]
 
 
+def logistic(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
 def edge(op: str, **attributes: Any) -> Case:
     return Case(op, [fixed(EDGE)], attributes, name="edges", smooth=False, note="kinks and large arguments")
 
@@ -75,6 +79,8 @@ SMOOTH = [
     Case("Sigmoid", [normal(3, 4)]),
     edge("Sigmoid"),
     Case("Sigmoid", [normal()], name="rank0"),
+    Case("Logistic", [fixed([-700.0, -40.0, -1.5, 0.0, 2.0, 40.0])], expected=logistic),
+    Case("Logistic", [normal()], expected=logistic, name="rank0"),
     Case("Sigmoid", [normal(3, dtype="float32")], name="float32"),
     Case("Tanh", [normal(3, 4)]),
     edge("Tanh"),

@@ -14,7 +14,7 @@ from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import BROADCASTS, at, computed, select, slope, zero
 from flowgrad.ir.ops.elementwise.error_function import BLOCK, ROWS, erf_into
 from flowgrad.ir.ops.operands import sum_of
-from flowgrad.ir.ops.registry import Trait, attr, like_first, op
+from flowgrad.ir.ops.registry import FLOWGRAD, Trait, attr, like_first, op
 from flowgrad.ir.types import BOOL, FLOAT64, Type
 
 UNARY = (Trait.ELEMENTWISE,)
@@ -208,6 +208,10 @@ def _(b: Builder, node: Node) -> Value:
 
 @op("Sigmoid", since=6, traits=UNARY, in_place=True)
 def sigmoid(x: Array, *, out: Array | None = None) -> Array:
+    return _logistic(x, out)
+
+
+def _logistic(x: Array, out: Array | None) -> Array:
     """1 / (1 + exp(-x)); where exp overflows the quotient is exactly 0."""
     result = np.negative(x, out=_buffer(x, out))
     np.exp(result, out=result)
@@ -220,6 +224,24 @@ def _(b: DerivativeBuilder, node: Node) -> Any:
     """dy/dx = y (1 - y)."""
     y = node.output()
     return (b.Mul(y, b.Sub(b.scalar(1, y.type.dtype), y)),)
+
+
+@op("Logistic", domain=FLOWGRAD, traits=UNARY, in_place=True)
+def logistic(x: Array, *, out: Array | None = None) -> Array:
+    """1 / (1 + exp(-x)) that was spelled so; runtimes give that its digits, where their Sigmoid is 0 below about -18."""
+    return _logistic(x, out)
+
+
+@logistic.partials
+def _(b: DerivativeBuilder, node: Node) -> Any:
+    """dy/dx = y / (1 + exp(x))."""
+    return (b.Mul(node.output(), b.Logistic(b.Neg(node.input(0)))),)
+
+
+@logistic.expansion
+def _(b: Builder, node: Node) -> Any:
+    """y = 1 / (1 + exp(-x)); read again, it is repaired again."""
+    return b.Reciprocal(b.Add(b.Exp(b.Neg(node.input(0))), 1.0))
 
 
 @op("Tanh", since=6, outputs=("output",), traits=UNARY, ufunc=np.tanh, in_place=True)
