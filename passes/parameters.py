@@ -67,7 +67,7 @@ def parameters(graph: Graph) -> list[Value]:
 def _uses_of_candidates(graph: Graph, order: Sequence[Node], fed: set[Value]) -> dict[Value, _Use]:
     """Return the candidates that outputs need, each with the use that speaks most for it."""
     named = [v for v in graph.constants if v.name and v.type.dtype.is_float]
-    computed = dependents(order, [v for v in named if v.producer.role != LITERAL], keeps=lambda v: v.type.dtype.is_float)
+    computed = dependents(order, [v for v in named if v.producer.role != LITERAL], keeps=lambda v: v.type.dtype.carries)
     uses: dict[Value, _Use] = {}
     for value, use in _frontier(graph, order, fed):
         _note(uses, value, use)
@@ -80,7 +80,7 @@ def _uses_of_candidates(graph: Graph, order: Sequence[Node], fed: set[Value]) ->
             for value, use in _uses(node):
                 if value in computed:
                     _note(uses, value, use if use.is_setting else whole)
-    return {v: use for v, use in uses.items() if v.name}
+    return {v: use for v, use in uses.items() if v.name and v.type.dtype.is_float}
 
 
 def _note(uses: dict[Value, _Use], value: Value, use: _Use) -> None:
@@ -90,22 +90,22 @@ def _note(uses: dict[Value, _Use], value: Value, use: _Use) -> None:
 
 
 def _frontier(graph: Graph, order: Sequence[Node], fed: set[Value]) -> Iterable[tuple[Value, _Use]]:
-    """Return the float values that depend on no input, each with what uses it that does, or is an output."""
+    """Return the floats, and sequences of them, that depend on no input, each with what uses it that does, or is an output."""
     for node in order:
         if any(v in fed for v in node.results):
             yield from ((v, use) for v, use in _uses(node) if v not in fed)
     for entry in graph.output_entries:
-        if entry.input(0) not in fed and entry.input(0).type.dtype.is_float:
+        if entry.input(0) not in fed and entry.input(0).type.dtype.carries:
             yield entry.input(0), _Use(entry, is_setting=False)
 
 
 def _uses(node: Node) -> list[tuple[Value, _Use]]:
-    """Return the float operands of a node; what only comparisons and steps take is a setting too."""
+    """Return the operands of a node that carry floats; what only comparisons and steps take is a setting too."""
     definition = opdef(node.op)
     steps = Trait.ZERO in definition.traits
     operands = [*enumerate(node.inputs), *((-1, v) for v in node.captures)]
     return [(v, _Use(node, steps or slot in definition.settings))
-            for slot, v in operands if v is not None and v.type.dtype.is_float]
+            for slot, v in operands if v is not None and v.type.dtype.carries]
 
 
 def _is_literal_weight(value: Value, use: _Use) -> bool:

@@ -61,6 +61,12 @@ MASK = np.array([[1, 1, 0], [1, 1, 1]], np.int32)
 TABLES = [np.cos(floats(9, 8)), np.sin(floats(9, 8))]
 TABLE = [np.cos(floats(7, 2)), np.sin(floats(7, 2))]
 
+FUSED: dict[str, dict[str, Any]] = {
+    "Elu": {"activation_alpha": 0.3}, "Celu": {"activation_alpha": 0.3}, "ThresholdedRelu": {"activation_alpha": 0.3},
+    "Selu": {"activation_alpha": 0.3, "activation_gamma": 1.2}, "Softplus": {}, "Softsign": {},
+    "HardSigmoid": {"activation_alpha": 0.3, "activation_beta": 0.7},
+}
+
 ROWS = [
     Row("Gelu", X), Row("BiasGelu", X, floats(8)), Row("FastGelu", X), Row("FastGelu", X, floats(8), name="bias"),
     Row("QuickGelu", X), Row("QuickGelu", X, alpha=0.7, name="alpha"),
@@ -118,6 +124,8 @@ ROWS = [
     Row("RotaryEmbedding", floats(2, 2, 3, 4), np.array([2], np.int64), *TABLE, interleaved=1, name="interleaved"),
     Row("RotaryEmbedding", floats(2, 3, 12), ints(2, 3, below=7, dtype="int64"), *TABLE, num_heads=2, rotary_embedding_dim=4,
         name="part"),
+    *(Row("FusedGemm", floats(3, 4), floats(4, 5), activation=op, name=op, **numbers) for op, numbers in FUSED.items()),
+    Row("RotaryEmbedding", floats(2, 3, 8), ints(2, 3, below=7, dtype="int64"), *TABLE, scale=0.5, name="scale"),
 ]
 IDS = [row.id for row in ROWS]
 
@@ -154,7 +162,7 @@ def test_derivatives_fit_differences(row: Row) -> None:
 
 REFUSED: list[tuple[Row, str]] = [
     (Row("BiasSoftmax", X, floats(2, 1, 8), axis=2, is_inner_broadcast=0), "is_inner_broadcast"),
-    (Row("FusedConv", floats(1, 2, 5, 5), floats(3, 2, 3, 3), activation="Selu"), "activation 'Selu'"),
+    (Row("FusedConv", floats(1, 2, 5, 5), floats(3, 2, 3, 3), activation="Mish"), "activation 'Mish'"),
     (Row("CDist", floats(4, 3), floats(5, 3), metric="cityblock"), "metric='cityblock'"),
     (Row("MatMulNBits", floats(3, 64), ints(5, 2, 16, below=256, dtype="uint8"), positive(10), N=5, K=64, bits=4,
          block_size=32), "weights that are computed"),

@@ -216,3 +216,13 @@ def test_what_was_named_before_or_stands_alone_can_be_named() -> None:
     assert [p.included for p in model.params] == [False]
     gradient = fg.vjp(model, wrt="m")
     assert [p.included for p in gradient.params if p.name == "m"] == [True]
+
+
+@pytest.mark.parametrize("text", [
+    "graph @g (%x: f32[2]) -> (%s: sequence.f32[], %y: f32[2]) initializers (%w: f32[2] = [1.0,2.0])"
+    " { %s: sequence.f32[] = SequenceConstruct(%w) %y: f32[2] = Neg(%x) }",
+    "graph @g (%i: i64[]) -> (%y: f32[2]) initializers (%w: f32[2] = [1.0,2.0])"
+    " { %s: sequence.f32[] = SequenceConstruct(%w, %w) %y: f32[2] = SequenceAt(%s, %i) }",
+], ids=["output", "chosen"])
+def test_a_weight_that_goes_into_a_sequence_is_a_parameter(text: str) -> None:
+    assert included(text) == ["w"]

@@ -127,3 +127,18 @@ def test_rows_of_a_cache_are_written_once(mode: str) -> None:
     for way in (fg.vjp, fg.jvp):
         derivative = way(fg.Model(graph)).graph
         assert not {"Equal", "ScatterElements"} & {n.op for n in derivative.nodes()}
+
+
+@pytest.mark.parametrize("channels", [0, 3])
+def test_rows_of_no_elements_are_exported(channels: int) -> None:
+    """onnxruntime expands an extent of 1 to 0 by leaving it as it is."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    graph = Graph("sampled")
+    x = graph.add_input("x", Type(FLOAT32, (1, channels, 4, 4)))
+    graph.add_output(Builder(graph).GridSample(x, graph.add_input("g", Type(FLOAT32, (1, 2, 2, 2)))), "y")
+    gradient = fg.vjp(fg.Model(graph))
+    feeds = {"x": np.ones((1, channels, 4, 4), np.float32), "g": np.full((1, 2, 2, 2), 0.3, np.float32),
+             "y_grad": np.ones((1, channels, 2, 2), np.float32)}
+    session = onnxruntime.InferenceSession(gradient.to_onnx().SerializeToString())
+    for got, wanted in zip(session.run(None, feeds), gradient(feeds).values(), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)

@@ -109,20 +109,34 @@ def bias_softmax(b: ImportBuilder, call: ImportedNode) -> Results:
     return (b.Reshape(b.Softmax(flat, axis=-1), b.shape(x), allowzero=1),)
 
 
-_FUSED: dict[str, Callable[[ImportBuilder, Value, Sequence[float]], Value]] = {
+Parameters = Sequence[float | None]
+
+
+def _number(parameters: Parameters, slot: int, default: float) -> float:
+    found = parameters[slot] if slot < len(parameters) else None
+    return default if found is None else float(found)
+
+
+_FUSED: dict[str, Callable[[ImportBuilder, Value, Parameters], Value]] = {
     "": lambda b, x, _: x,
     "Relu": lambda b, x, _: b.Relu(x),
     "Tanh": lambda b, x, _: b.Tanh(x),
     "Sigmoid": lambda b, x, _: b.Sigmoid(x),
-    "LeakyRelu": lambda b, x, p: b.LeakyRelu(x, alpha=float(p[0]) if p else 0.01),
-    "HardSigmoid": lambda b, x, p: b.HardSigmoid(x, alpha=float(p[0]) if p else 0.2, beta=float(p[1]) if len(p) > 1 else 0.5),
-    "Clip": lambda b, x, p: b.Clip(x, *(b.scalar(float(v), x.type.dtype) for v in p[:2])),
+    "LeakyRelu": lambda b, x, p: b.LeakyRelu(x, alpha=_number(p, 0, 0.01)),
+    "HardSigmoid": lambda b, x, p: b.HardSigmoid(x, alpha=_number(p, 0, 0.2), beta=_number(p, 1, 0.5)),
+    "Clip": lambda b, x, p: b.Clip(x, *(b.scalar(float(v), x.type.dtype) for v in p[:2] if v is not None)),
     "Gelu": lambda b, x, _: b.Gelu(x),
+    "Elu": lambda b, x, p: b.Elu(x, alpha=_number(p, 0, 1.0)),
+    "Celu": lambda b, x, p: b.Celu(x, alpha=_number(p, 0, 1.0)),
+    "Selu": lambda b, x, p: b.Selu(x, alpha=_number(p, 0, 1.6732632), gamma=_number(p, 2, 1.050701)),
+    "Softplus": lambda b, x, _: b.Softplus(x),
+    "Softsign": lambda b, x, _: b.Softsign(x),
+    "ThresholdedRelu": lambda b, x, p: b.ThresholdedRelu(x, alpha=_number(p, 0, 1.0)),
 }
-"""Activations that are fused into products and convolutions, with their parameters."""
+"""Activations that are fused into products and convolutions, with their alpha, beta and gamma."""
 
 
-def activated(b: ImportBuilder, call: ImportedNode, x: Value, parameters: Sequence[float]) -> Value:
+def activated(b: ImportBuilder, call: ImportedNode, x: Value, parameters: Parameters) -> Value:
     """Return the activation that the attribute ``activation`` names."""
     name = str(call.take("activation", ""))
     if name not in _FUSED:
@@ -160,7 +174,7 @@ def _arranged(b: ImportBuilder, call: ImportedNode, x: Value, transposed: int, b
 def fused_gemm(b: ImportBuilder, call: ImportedNode) -> Results:
     """y = activation(alpha A' B' + beta C)."""
     names = ("activation_alpha", "activation_beta", "activation_gamma")
-    parameters = [float(v) for v in (call.take(n) for n in names) if v is not None]
+    parameters = [call.take(n) for n in names]
     product = b.add("Gemm", [call.input(0), call.input(1), call.optional(2)],
                     kept(call, "alpha", "beta", "transA", "transB"))
     return (activated(b, call, product, parameters),)

@@ -182,8 +182,12 @@ def _apart(b: ImportBuilder, packed: Value, count: int) -> list[Value]:
 
 @contributed("RotaryEmbedding")
 def rotary_embedding(b: ImportBuilder, call: ImportedNode) -> Results:
-    """Pairs of entries of each head turned by the angles of their position; the cosines and sines are tables."""
-    refuse_attributes(call, is_packed_batching=0, scale=1.0)
+    """Pairs of entries of each head turned by the angles of their position; the cosines and sines are tables.
+
+    The attribute ``scale`` does nothing, as in onnxruntime.
+    """
+    refuse_attributes(call, is_packed_batching=0)
+    call.take("scale")
     x, places, cosines, sines = (call.input(k) for k in range(4))
     rank, count = len(x.shape), int(call.take("num_heads", 0))
     turned, half = int(call.take("rotary_embedding_dim", 0)), cosines.shape[1]

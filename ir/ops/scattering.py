@@ -183,7 +183,8 @@ def _(b: Builder, node: Node) -> Value:
         numbers = b.Add(ramp(b, b.extent(places, 0)), count)
         source = b.ScatterElements(ramp(b, count), places, numbers, axis=0)
         return reshape_to(b, b.Gather(b.Concat(rows, news, axis=0), source), data)
-    columns = b.Expand(b.Unsqueeze(places, [1]), whole)
+    zeros = b.Expand(np.int64(0), b.Concat([1], row, axis=0))  # onnxruntime expands an extent of 1 to 0 by leaving it as it is
+    columns = b.Add(b.Unsqueeze(places, [1]), zeros)
     return reshape_to(b, b.ScatterElements(rows, columns, news, axis=0, reduction=reduction), data)
 
 
