@@ -268,6 +268,8 @@ REFUSED: list[tuple[str, str, dict[str, Array], dict[str, Any], int, str]] = [
      tree_lists(classlabels_int64s=[0, 1], base_values=[0.1, 0.2], **given_to("class", [0] * 4, floats(4))), 2, "base_values"),
     ("second_class", "TreeEnsembleClassifier", {"x": TREE_ROWS},
      tree_lists(classlabels_int64s=[0, 1], **given_to("class", [1] * 4, floats(4))), 2, "class 1 alone"),
+    ("two_scores", "TreeEnsembleClassifier", {"x": TREE_ROWS},
+     tree_lists(classlabels_int64s=[0, 1], **given_to("class", [0] * 4 + [1] * 4, floats(8))), 2, "weights of both"),
     ("vectors", "FeatureVectorizer", {"a": X[:, 0], "b": X}, {"inputdimensions": [1, 3]}, 1, "no matrix"),
     ("cube", "LinearRegressor", {"x": X[None]}, {"coefficients": floats(3)}, 1, "rank 3"),
 ]
@@ -279,6 +281,26 @@ def test_what_runtimes_and_the_standard_read_differently_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=match):
         read_onnx(ml_model(op, feeds, attributes, outputs))
+
+
+@pytest.mark.parametrize(("ids", "base", "is_read"), [
+    ([0] * 4 + [1] * 4, [], True), ([0] * 4 + [1] * 4, [0.5, 0.5], False), ([0, 1, 1, 0], [], False),
+])
+def test_two_scores_are_read_where_runtimes_read_them_alike(ids: list[int], base: list[float], is_read: bool) -> None:
+    """Of two classes that both have weights onnxruntime compares one score with 0; without the label that does not count."""
+    weights = [float(k) for k in range(len(ids))]
+    more = {"base_values": base} if base else {}
+    proto = ml_model("TreeEnsembleClassifier", {"x": TREE_ROWS},
+                     tree_lists(classlabels_int64s=[0, 1], **given_to("class", ids, weights), **more), 2)
+    proto.graph.node[0].output[0] = ""
+    del proto.graph.output[0]
+    if not is_read:
+        with pytest.raises(UnsupportedError, match="weights of both"):
+            read_onnx(proto)
+        return
+    (scores,) = evaluate(read_onnx(proto), {"x": TREE_ROWS}).values()
+    assert scores.shape == (len(TREE_ROWS), 2)
+    np.testing.assert_allclose(scores[:, 1] - scores[:, 0], 8)  # 4 at the leaf of each of two trees
 
 
 @pytest.mark.parametrize("version", [0, 6])

@@ -105,7 +105,8 @@ def tree_ensemble_classifier(b: ImportBuilder, call: ImportedNode) -> Sequence[V
     """Z = post_transform(sums of class weights + base_values), Y the label of the largest sum.
 
     Where all weights of two classes are of class 0 they speak of the second, and its score is its probability if no
-    weight is negative: above 1/2 it wins, otherwise above 0.
+    weight is negative: above 1/2 it wins, otherwise above 0. Two classes with weights of both have scores, but no label:
+    by the standard the larger sum wins, in onnxruntime the second class wherever its own is above 0.
     """
     forest, transform = forest_of_nodes(call), transform_of(call)
     labels = either(call, "classlabels_int64s", "classlabels_strings")
@@ -120,9 +121,22 @@ def tree_ensemble_classifier(b: ImportBuilder, call: ImportedNode) -> Sequence[V
         score = _float32(b, _based(b, call, _aggregated(b, call, x, forest, leaves, 1, "SUM"), base, 1))
         label = chosen(b, labels, above(b, score, 0.5 if is_probability else 0.0))
         return label, two_columns(b, call, score, transform, of_one=is_probability)
+    if classes == 2 and (call.wants(0) or base.size or not _always_score(forest, leaves)):
+        raise unsupported(call, "with two labels and weights of both, which runtimes read differently: only the scores, where "
+                          "every leaf of a tree has a weight of each class and there are no base_values, are read alike")
     total = _aggregated(b, call, x, forest, leaves, classes, "SUM")
     scores = _float32(b, _based(b, call, total, base, classes))
     return chosen(b, labels, first_largest(b, scores)), transformed(b, call, scores, transform)
+
+
+def _always_score(forest: Forest, leaves: Leaves) -> bool:
+    """Return whether every row gets a weight of each of two classes: there is a tree that has one at all its leaves."""
+    nodes = np.flatnonzero(forest.is_leaf(np.arange(len(forest.left))))
+    for target in range(2):
+        without = forest.trees[nodes[~np.isin(nodes, leaves.nodes[leaves.targets == target])]]
+        if (without < 0).any() or len(np.unique(without)) == len(forest.roots):
+            return False
+    return True
 
 
 def _float32(b: ImportBuilder, scores: Value) -> Value:
