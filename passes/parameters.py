@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowgrad.ir.graph import CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node, Value
@@ -33,19 +33,19 @@ def candidates(graph: Graph) -> list[Candidate]:
     """Return every parameter candidate of ``graph``: its named float constants, then computed frontier values.
 
     The frontier lies between what depends on no graph input and what does; an output that depends on none lies on it
-    too, so that a model without inputs has parameters. Constant nodes hold the numbers of formulas, unless a model has no
-    other weights: then those of more than one element are its weights. A frontier value that is computed from named float
-    constants stands for those; one computed from none (weights made by ConstantOfShape) stands for itself. Scalars count, unless
-    their name is one that exporters give to literals. Masks, fillings and tables of angles do not count. Linear in nodes.
+    too, so that a model without inputs has parameters. Constant nodes hold the numbers of formulas, matrices apart, unless a
+    model has most of its matrices there: then those of more than one element are weights too. A frontier value that is
+    computed from named float constants stands for those; one computed from none (weights made by ConstantOfShape) stands for
+    itself. Scalars count, unless their name is one that exporters give to literals. Masks and tables of angles do not count.
+    Linear in nodes.
     """
     order = graph.nodes()
     fed = dependents(order, graph.inputs)
     uses = _uses_of_candidates(graph, order, fed)
-    found = _without_untrained({value: _judge(value, use) for value, use in uses.items()})
-    if not any(c.included for c in found.values()):
-        found |= _without_untrained({
-            v: Candidate(v, True, f"a weight of {use.node.op} at {use.node.label!r}, in a Constant node as all are here")
-            for v, use in uses.items() if _is_literal_weight(v, use)})
+    judged = {value: _judge(value, use) for value, use in uses.items()}
+    judged |= {v: Candidate(v, True, f"a weight of {use.node.op} at {use.node.label!r}, in a Constant node")
+               for v, use in _literal_weights(uses, judged).items()}
+    found = _without_untrained(judged)
     for value in graph.constants:
         if value.name and value.type.dtype.is_float and value not in found:
             found[value] = Candidate(value, value.producer.role == PARAMETER, "no output needs it")
@@ -67,7 +67,8 @@ def parameters(graph: Graph) -> list[Value]:
 def _uses_of_candidates(graph: Graph, order: Sequence[Node], fed: set[Value]) -> dict[Value, _Use]:
     """Return the candidates that outputs need, each with the use that speaks most for it."""
     named = [v for v in graph.constants if v.name and v.type.dtype.is_float]
-    computed = dependents(order, [v for v in named if v.producer.role != LITERAL], keeps=lambda v: v.type.dtype.carries)
+    sources = [v for v in named if v.producer.role != LITERAL or v.type.size != 1]
+    computed = dependents(order, sources, keeps=lambda v: v.type.dtype.carries)
     uses: dict[Value, _Use] = {}
     for value, use in _frontier(graph, order, fed):
         _note(uses, value, use)
@@ -108,10 +109,27 @@ def _uses(node: Node) -> list[tuple[Value, _Use]]:
             for slot, v in operands if v is not None and v.type.dtype.carries]
 
 
-def _is_literal_weight(value: Value, use: _Use) -> bool:
-    entry = value.producer
-    several = value.type.rank != 0 and entry.data is not None and entry.data.size > 1
-    return entry.op == CONSTANT and entry.role == LITERAL and several and not use.is_setting
+def _literal_weights(uses: Mapping[Value, _Use], judged: Mapping[Value, Candidate]) -> dict[Value, _Use]:
+    """Return the contents of Constant nodes that are weights.
+
+    Those are matrices that something else than an elementwise operator takes. Where a file has more of these in Constant
+    nodes than elsewhere, or no other weights, all that have several elements are.
+    """
+    several = {v: use for v, use in uses.items() if _is_literal(v) and v.type.size != 1 and not use.is_setting}
+    matrices = {v: use for v, use in several.items() if _is_matrix(v, use)}
+    elsewhere = sum(c.included and _is_matrix(v, uses[v]) for v, c in judged.items() if v.producer.op == CONSTANT)
+    others = any(c.included for c in judged.values())
+    return several if len(matrices) > elsewhere or not others else matrices
+
+
+def _is_literal(value: Value) -> bool:
+    return value.producer.op == CONSTANT and value.producer.role == LITERAL
+
+
+def _is_matrix(value: Value, use: _Use) -> bool:
+    """Return whether a value has several axes, and an operator sums or gathers along them."""
+    axes = sum(n != 1 for n in value.type.shape or ())
+    return axes > 1 and use.node.op != OUTPUT and Trait.BROADCASTS not in opdef(use.node.op).traits
 
 
 def sharing(value: Value) -> str:

@@ -72,12 +72,17 @@ def test_what_is_behind_a_setting_is_a_setting() -> None:
     assert included(text) == ["b"]
 
 
-@pytest.mark.parametrize(("more", "expected"), [("", ["w", "v"]), ("initializers (%b: f32[2] = [1.0,2.0])", ["b"])])
-def test_constant_nodes_hold_weights_where_nothing_else_does(more: str, expected: list[str]) -> None:
+@pytest.mark.parametrize(("more", "used", "expected"), [
+    ("", "Add(%h, %v)", ["w", "v"]),
+    ("initializers (%b: f32[2] = [1.0,2.0])", "Add(%h, %b)", ["b", "w", "v"]),
+    ("initializers (%m: f32[2,2] = [[0.0,1.0],[1.0,0.0]])", "MatMul(%h, %m)", ["m", "w"]),
+])
+def test_constant_nodes_hold_weights_where_matrices_lie_in_them(more: str, used: str, expected: list[str]) -> None:
+    """All of several elements if most matrices do, else the matrices."""
     text = f"""
     graph @g (%x: f32[3,2]) -> (%y: f32[3,2]) {more}
         literals (%w: f32[2,2] = [[1.0,2.0],[3.0,4.0]], %v: f32[2] = [1.0,2.0], %one: f32[1] = [1.0], %s: f32[] = 2.0)
-    {{ %h: f32[3,2] = MatMul(%x, %w) %g: f32[3,2] = Add(%h, {"%b" if more else "%v"}) %c: f32[3,2] = Mul(%g, %one)
+    {{ %k: f32[2,2] = Transpose(%w) {{perm=[0,1]}} %h: f32[3,2] = MatMul(%x, %k) %g: f32[3,2] = {used} %c: f32[3,2] = Mul(%g, %one)
       %d: f32[3,2] = Add(%c, %s) %y: f32[3,2] = Add(%d, %v) }}
     """
     assert included(text) == expected

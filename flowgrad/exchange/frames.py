@@ -27,7 +27,8 @@ class Frame:
     """A region while its nodes are added to the graph of ``b``.
 
     ``function`` is the one of the file that the nodes lie in; of the body that the standard gives for an operator, which no
-    file shows, ``is_standard`` is true.
+    file shows, ``is_standard`` is true. A frame ``is_within`` the graph of another one if both add to the same graph; it
+    ``is_branch`` if it stands for an If.
     """
 
     region: Region
@@ -40,6 +41,8 @@ class Frame:
     prefix: str = ""
     function: str = ""
     is_standard: bool = False
+    is_within: bool = False
+    is_branch: bool = False
     at: int = 0
     finish: Callable[[], None] = lambda: None
 
@@ -51,6 +54,6 @@ class Frame:
 
     def output_name(self, name: str) -> str:
         """Return what an output of this region is called in the graph."""
-        if not name or not self.prefix:
+        if not name or not self.is_within:
             return name
         return self.names.get(name) or self.b.fresh(self.prefix + name)

@@ -146,7 +146,8 @@ class Importer:
         for name, array in region.initializers.items():
             frame.values[name] = self._initializer(graph, name, array, region.declared.get(name, ()))
         for key, array in self.reader.hoisted.items():
-            frame.hoisted[key] = graph.add_constant(array, frame.b.fresh(key[1]), INITIALIZER)
+            role = LITERAL if key in self.reader.literals else INITIALIZER
+            frame.hoisted[key] = graph.add_constant(array, frame.b.fresh(key[1]), role)
         self.run(frame)
         if len(set(region.outputs)) != len(region.outputs):
             raise ValidationError("two outputs have the same name", code="name", where=region.name)
@@ -222,7 +223,7 @@ class Importer:
     def _at_place(self, error: FlowgradError, stack: Sequence[Frame]) -> FlowgradError:
         """Return the error with the node of the file that it is at."""
         shown = list(itertools.takewhile(lambda frame: not frame.is_standard, stack))
-        places = [Place(f.region.nodes[f.at - 1], f.values, f.function) for f in shown]
+        places = [Place(f.region.nodes[f.at - 1], f.values, f.function, f.is_branch) for f in shown]
         if places:
             error = in_body_of(error, places) if error is self._placed else at_place(error, places)
             self._placed = error
@@ -264,6 +265,8 @@ class Importer:
         if not key[0] and version < 6:
             call.take("consumed_inputs")  # an old hint for runtimes
         _check_types(call, protos)
+        if taken := _branch_taken(call):
+            return self._enter_branch(frame, call, subregions[taken])
         if not (key[0] or self._is_known("", call.op)):
             return self._enter(frame, call, self._body(call, protos), {p.name: p for p in protos})
         self._bind(frame, call, self._emit(frame, call))
@@ -397,11 +400,32 @@ class Importer:
                                   code="arity", where=call.label)
         prefix = f"{call.name or call.label}/"
         inner = Frame(region, frame.b, function.opsets, attributes=dict(function.defaults) | dict(attributes), prefix=prefix,
-                      function=name, is_standard=not name)
+                      function=name, is_standard=not name, is_within=True)
         absent = {n for i, n in enumerate(region.inputs) if call.optional(i) is None}
         inner.values = {n: v for n, v in zip(region.inputs, call.inputs, strict=False) if v is not None}
         if absent:
             inner.region = _without(region, absent)
+        return self._entered(frame, call, inner)
+
+    def _enter_branch(self, frame: Frame, call: ImportedNode, region: Region) -> Frame:
+        """Return the frame of the only branch of an If that is ever taken: its nodes stand for the If.
+
+        Types behind it are then those of one branch, and what does not fit together in the other does not matter.
+        """
+        inner = Frame(region, frame.b, frame.opsets, attributes=frame.attributes, function=frame.function,
+                      is_standard=frame.is_standard, is_within=True, is_branch=True)
+        inner.hoisted = {key: self._hoisted(frame, key) for key in region.hoisted}
+        inner.values = {name: frame.value(name) for name in region.free}
+        inner.values |= {name: v for (owner, name), v in inner.hoisted.items() if owner == id(region)}
+        for name, array in region.initializers.items():
+            inner.values[name] = frame.b.graph.add_constant(array, frame.b.fresh(self._named(name)), INITIALIZER)
+        return self._entered(frame, call, inner)
+
+    def _entered(self, frame: Frame, call: ImportedNode, inner: Frame) -> Frame:
+        """Let the outputs of ``inner`` become those of ``call`` when its nodes are added."""
+        region = inner.region
+        if len(call.outputs) > len(region.outputs):
+            raise ValidationError(f"{call.op} has {len(region.outputs)} outputs, not {len(call.outputs)}", code="arity")
         wanted = [(n, name) for n, name in zip(region.outputs, call.outputs, strict=False) if name]
         for formal, name in wanted:
             if formal not in inner.values:
@@ -428,24 +452,15 @@ class Importer:
         sources: list[tuple[str | HoistKey, Value]] = [(n, frame.value(n)) for n in names]
         sources += [(k, self._hoisted(frame, k)) for k in keys]
         call.captures = list(dict.fromkeys(v for _, v in sources if not _is_copied(v)))
-        never = _branch_never_taken(call)
         for name, sub in call.subregions.items():
             formals = self._formals(call, sub)
             if call.op == "Loop" and self.repeats > REPEATS:
                 formals[2:] = [t.with_shape(None) for t in formals[2:]]
-            try:
-                graph = self._subgraph(frame, call, sub, formals, sources)
-            except ValidationError as error:
-                if name != never:
-                    raise
-                self.note(f"the {never} of the If that makes %{call.label} does not fit, and is never taken: {error.message}")
-                continue
+            graph = self._subgraph(frame, call, sub, formals, sources)
             if call.op == "Loop":
                 graph = self._stable_body(frame, call, sub, formals, sources, graph)
             outer._next_dim = max(outer._next_dim, graph._next_dim)
             call.subgraphs[name] = graph
-        if never and never not in call.subgraphs:
-            call.subgraphs[never] = next(iter(call.subgraphs.values())).copy()
 
     @staticmethod
     def _hoisted(frame: Frame, key: HoistKey) -> Value:
@@ -545,12 +560,12 @@ def _take_ranks(graph: Graph, definition: OpDef, call: ImportedNode) -> None:
             graph.set_type(value, Type(value.type.dtype, (UNKNOWN,) * rank))
 
 
-def _branch_never_taken(call: ImportedNode) -> str:
-    """Return which branch of an If is never taken, "" if only the run tells."""
+def _branch_taken(call: ImportedNode) -> str:
+    """Return which branch of an If is always taken, "" if only the run tells."""
     condition = known_value(call.input(0)) if call.op == "If" and len(call.subregions) == 2 else None
     if condition is None or condition.size != 1:
         return ""
-    return "else_branch" if bool(condition.reshape(-1)[0]) else "then_branch"
+    return "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
 
 
 def _is_copied(value: Value) -> bool:

@@ -17,11 +17,15 @@ _OPEN_SHAPES = ("rank", "shape")
 
 
 class Place(NamedTuple):
-    """A node that is being read, with the values that its names stand for; ``function`` is the one of the file it lies in."""
+    """A node that is being read, with the values that its names stand for; ``function`` is the one of the file it lies in.
+
+    ``is_branch``: it lies in a branch of the node before it.
+    """
 
     node: NodeProto
     values: Mapping[str, Value]
     function: str
+    is_branch: bool
 
 
 def at_place(error: FlowgradError, places: Sequence[Place]) -> FlowgradError:
@@ -40,13 +44,18 @@ def in_body_of(error: FlowgradError, places: Sequence[Place]) -> FlowgradError:
 
 
 def _shown(places: Sequence[Place]) -> str:
-    node, values, function = places[-1]
+    node, values, function, _ = places[-1]
     named = f"node {node.name!r}" if node.name else ""
     inside = f"in function {function!r}" if function else ""
     head = " ".join(part for part in (named, inside) if part)
-    calls = "".join(f"; called by {_named(p.node)}{f' in function {p.function!r}' if p.function else ''}"
-                    for p in reversed(places[:-1]))
+    calls = "".join(_leading(outer, inner) for outer, inner in zip(reversed(places[:-1]), reversed(places), strict=False))
     return f"{head}: {_picture(node, values)}{calls}" if head else f"{_picture(node, values)}{calls}"
+
+
+def _leading(outer: Place, inner: Place) -> str:
+    if inner.is_branch:
+        return f"; in a subgraph of {_named(outer.node)} ({outer.node.op_type})"
+    return f"; called by {_named(outer.node)}{f' in function {outer.function!r}' if outer.function else ''}"
 
 
 def _named(node: NodeProto) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.tensors import array_of, dense_of
 from flowgrad.ir.errors import LimitError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import INLINE_ELEMENTS, Array
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.ops.registry import Trait, find_op
 
 SUBGRAPH_DEPTH = 32
 """How deep subgraphs may be nested, after functions are inlined; the same as in ONNX Runtime."""
 
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 HoistKey = tuple[int, str]  # the id of a region and the name of one of its initializers
 
@@ -27,7 +32,7 @@ class Region:
 
     ``initializers`` are arrays by name; ``free`` are the names that nodes or outputs use and nothing here defines;
     ``hoisted`` are the initializers, here and further in, that shall lie in the outermost graph; ``subregions`` holds,
-    for the index of a node, its subgraphs by attribute name.
+    for the index of a node, its subgraphs by attribute name; ``weights`` are those of ``free`` that are used as weights only.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Region:
     hoisted: list[HoistKey] = field(default_factory=list)
     subregions: dict[int, dict[str, Region]] = field(default_factory=dict)
     declared: dict[str, list[onnx.TypeProto]] = field(default_factory=dict)
+    weights: set[str] = field(default_factory=set)
 
     def walk(self) -> Iterator[NodeProto]:
         """Yield all nodes, those of subregions too."""
@@ -56,12 +62,14 @@ class RegionReader:
         self.folder = folder
         self.limits = limits
         self.hoisted: dict[HoistKey, Array] = {}
+        self.literals: set[HoistKey] = set()
+        """Those of ``hoisted`` that Constant nodes held."""
 
     def graph(self, proto: GraphProto, depth: int = 0, hoists: bool = True) -> Region:
         """Return the region of a GraphProto and of all graphs inside it.
 
         With ``hoists``, initializers of subgraphs move to ``self.hoisted``, small integers apart: no derivative can
-        ask for those, and shapes depend on them.
+        ask for those, and shapes depend on them. So do weights that Constant nodes hold.
         """
         most = min(SUBGRAPH_DEPTH, self.limits.depth)
         if depth > most:
@@ -79,7 +87,24 @@ class RegionReader:
             for name in [n for n, array in region.initializers.items() if not is_small_integer(array)]:
                 self.hoisted[id(region), name] = region.initializers.pop(name)
                 region.hoisted.append((id(region), name))
+            self._hoist_weights(region)
         return region
+
+    def _hoist_weights(self, region: Region) -> None:
+        """Move the floats of Constant nodes that products, convolutions and cells take as operands to ``self.hoisted``."""
+        others = _used_otherwise(region)
+        region.weights = set(region.free) - others
+        found = {n.output[0]: n.attribute[0].t for n in region.nodes if _holds_floats(n) and n.output[0] not in others}
+        moved = {name: array for name, tensor in found.items()
+                 if not np.isin(array := array_of(tensor, self.folder, self.limits), (0, 1)).all()}  # masks stay known
+        for name, array in moved.items():
+            self.hoisted[id(region), name] = array
+            self.literals.add((id(region), name))
+            region.hoisted.append((id(region), name))
+        if moved:
+            kept = [i for i, n in enumerate(region.nodes) if not (n.op_type == "Constant" and n.output[0] in moved)]
+            region.subregions = {new: region.subregions[old] for new, old in enumerate(kept) if old in region.subregions}
+            region.nodes = [region.nodes[i] for i in kept]
 
     def function(self, proto: onnx.FunctionProto, strict: bool = True) -> Region:
         """Return the region of a function body, which may use nothing from outside.
@@ -112,6 +137,34 @@ class RegionReader:
         _sort(region)
         region.free = _free_names(region)
         region.hoisted = [k for subs in region.subregions.values() for sub in subs.values() for k in sub.hoisted]
+
+
+def _holds_floats(node: NodeProto) -> bool:
+    """Return whether a node is a Constant of several floats."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1 or len(node.output) != 1:
+        return False
+    held = node.attribute[0]
+    return (held.name == "value" and not held.ref_attr_name and held.t.data_type in _FLOATS and len(held.t.dims) > 0
+            and math.prod(held.t.dims) > 1)
+
+
+def _used_otherwise(region: Region) -> set[str]:
+    """Return the names that something in a region uses as what is no weight."""
+    names = set(region.outputs)
+    for index, node in enumerate(region.nodes):
+        names.update(name for slot, name in enumerate(node.input) if name and not _takes_weights(node, slot))
+        for sub in region.subregions.get(index, {}).values():
+            names.update(name for name in sub.free if name not in sub.weights)
+    return names
+
+
+def _takes_weights(node: NodeProto, slot: int) -> bool:
+    """Return whether an operator may take weights in a slot: it sums over products with them, or arranges them anew."""
+    definition = find_op(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if definition is None or "" in node.input[:slot]:
+        return False
+    arranges = Trait.LINEAR in definition.traits
+    return (slot > 0 or arranges) and Trait.BROADCASTS not in definition.traits and slot not in definition.settings
 
 
 def is_small_integer(array: Array) -> bool:
