@@ -298,3 +298,11 @@ def test_a_partial_that_is_no_number_is_that_of_its_own_tensor() -> None:
     found = fg.gradcheck(fg.load(pack(model.graph)), {"x": np.ones(2), "w": np.array([-1.0, 1.0])})
     bad = {c.what for c in found.checks if not c.passed}
     assert bad >= {"reverse w", "forward w"}
+
+
+def test_a_model_that_is_a_derivative_itself_is_checked_by_its_own_inputs() -> None:
+    model = fg.load(b"graph @g (%x: f64[2], %w: f64[2]) -> (%y: f64[]) {\n%p: f64[2] = Mul(%x, %w)\n%s: f64[2] = Sin(%p)\n"
+                    b"%y: f64[] = ReduceSum(%s) {keepdims=0}\n}")
+    product = fg.hvp(model, "y", "x")
+    found = fg.gradcheck(product, {"x": np.array([0.3, 0.7]), "w": np.ones(2), "x_tangent": np.array([1.0, -2.0])}, "x_hvp", "w")
+    assert found and {c.what for c in found.checks} == {"reverse w", "forward w"}
