@@ -29,6 +29,8 @@ from flowgrad.transforms.editing import unbatch as unbatch
 from flowgrad.transforms.gradcheck import gradcheck as gradcheck
 from flowgrad.transforms.kinks import kinks as kinks
 from flowgrad.transforms.losses import with_loss as with_loss
+from flowgrad.transforms.networks import Network as Network
+from flowgrad.transforms.networks import network as network
 from flowgrad.transforms.quantization import through_quantization as through_quantization
 from flowgrad.transforms.training import next_inputs as next_inputs
 from flowgrad.transforms.training import train_step as train_step
