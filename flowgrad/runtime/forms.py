@@ -21,10 +21,12 @@ class Form:
 
     ``fills`` tells whether the kernel writes into a buffer that it is given, ``is_view`` whether the result may look at
     the first input, ``sizes`` the bytes of each output, ``overwrites`` the slots of inputs that are as large as the result
-    and may be written over, ``work`` the scratch buffers, ``needs_blas`` whether BLAS may use threads.
+    and may be written over, ``work`` the scratch buffers, ``scratch`` the bytes that the kernel takes besides, ``needs_blas``
+    whether BLAS may use threads.
     """
 
-    __slots__ = ("_bound", "definition", "fills", "is_view", "needs_blas", "overwrites", "sizes", "twin", "work")
+    __slots__ = ("_bound", "definition", "fills", "is_view", "needs_blas", "overwrites", "scratch", "sizes",
+                 "twin", "work")
 
     def __init__(self, twin: Node, definition: OpDef, is_open: bool) -> None:
         self.twin, self.definition = twin, definition
@@ -33,6 +35,7 @@ class Form:
         self.sizes = tuple([0 if v is None or is_open else nbytes(v.type) for v in twin.outputs])
         self.overwrites = _overwrites(twin, definition) if self.fills else ()
         self.work = () if is_open else _work_types(twin, definition)
+        self.scratch = 0 if is_open else _scratch_bytes(twin, definition)
         self.needs_blas = not is_open and _may_use_blas(twin, definition)
         self._bound: tuple[int, Bound] | None = None
 
@@ -67,6 +70,13 @@ def _work_types(twin: Node, definition: OpDef) -> tuple[Type, ...]:
         return ()
     with boundary(twin, "the work rule of", RunError, "kernel"):
         return () if pieces_of(twin, definition) else tuple(rule(twin))
+
+
+def _scratch_bytes(twin: Node, definition: OpDef) -> int:
+    if definition.scratch_rule is None:
+        return 0
+    with boundary(twin, "the scratch rule of", RunError, "kernel"):
+        return definition.scratch_rule(twin)
 
 
 def _may_use_blas(twin: Node, definition: OpDef) -> bool:

@@ -180,14 +180,14 @@ def _sweep(steps: Sequence[Step], last: Mapping[int, int], layout: Layout) -> No
             layout.work[index] = spots
             for offset, type_ in spots:
                 allocator.give(offset, rounded(nbytes(type_)))
-        peak = max(peak, live)
+        peak = max(peak, handed_out + live + form.scratch)
         for number in dying[index]:
             if number in blocks:
                 allocator.give(*blocks.pop(number))
             live -= objects.pop(number, 0)
         layout.releases.append([n for n in dying[index] if places.get(n) is Place.OBJECT])
     layout.arena_bytes = allocator.high
-    layout.peak_bytes = allocator.high + handed_out + peak
+    layout.peak_bytes = allocator.high + peak
 
 
 def _in_place(step: Step, index: int, last: Mapping[int, int], layout: Layout,

@@ -155,6 +155,7 @@ class OpDef:
         self.unrounded_rule: Callable[[Builder, Node, Sequence[Value | None]], Value | None] | None = None
         self.batch_rule: Callable[..., Any] | None = None
         self.work_rule: Callable[[Node], Sequence[Type]] | None = None
+        self.scratch_rule: Callable[[Node], int] | None = None
         self.value_rule: Callable[[Node], Any] | None = None
         self.residual_rules: Mapping[str, Callable[[Builder, Node], Value]] = {}
         self.specialise_rule: Callable[[Node], Kernel | None] | None = None
@@ -264,6 +265,11 @@ class OpDef:
     def work(self, rule: Callable[[Node], Sequence[Type]]) -> OpDef:
         """Register ``rule(node) -> list[Type]``: scratch buffers the kernel takes as ``work=`` (static types only)."""
         return self._register("work_rule", rule)
+
+    def scratch(self, rule: Callable[[Node], int]) -> OpDef:
+        """Register ``rule(node) -> bytes`` that the kernel takes for itself while it runs (static types only), beyond its
+        results and ``work``: the plan of a run counts them."""
+        return self._register("scratch_rule", rule)
 
     def specialise(self, rule: Callable[[Node], Kernel | None]) -> OpDef:
         """Register ``rule(node) -> kernel or None``: a faster kernel for a node whose types are all static.

@@ -45,6 +45,8 @@ def scratch_shapes(batch: int, channels: int, outputs: int, window: Window, grou
     rows = channels // group * window.taps
     count = images_at_once(batch, rows * group, window.positions)
     placed = (count, channels, *window.span) if needs_place(sizes, window) else (0,)
+    if count == 1 and window.is_pointwise and tuple(sizes) == window.output:  # an image is its own columns
+        return [placed, (0,), (0,)]
     if count == 1:
         return [placed, (rows * groups_at_once(group, rows, window.positions), window.positions), (0,)]
     return [placed, (rows * group, count * window.positions), (outputs, count * window.positions)]
@@ -171,7 +173,7 @@ def input_gradient(
 ) -> Array:
     """Return x_bar[n,c,i]: the sum of w[m,c,k] y_bar[n,m,o] over m and all o, k with o*stride+k*dilation-begin = i."""
     batch, channels = y_bar.shape[0], w.shape[1] * group
-    if all(s == 1 for s in window.strides) and not _scatters(y_bar.shape[1], channels, window, sizes):
+    if all(s == 1 for s in window.strides) and not scatters(y_bar.shape[1], channels, window, sizes):
         return convolve(y_bar, turned(w, group), None, turned_window(window, sizes), group, out, work)
     result = _target(out, (batch, channels, *sizes), y_bar.dtype)
     result.fill(0)
@@ -189,7 +191,7 @@ def input_gradient(
     return into(result, out)
 
 
-def _scatters(outputs: int, channels: int, window: Window, sizes: Sequence[int]) -> bool:
+def scatters(outputs: int, channels: int, window: Window, sizes: Sequence[int]) -> bool:
     """Return whether an image gradient moves far less by adding products to the image than by gathering columns of y_bar."""
     return outputs * int(np.prod(sizes)) >= SCATTER_GAIN * channels * window.positions
 

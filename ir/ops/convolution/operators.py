@@ -144,11 +144,16 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, w_dot: Value | None
 def _(node: Node) -> list[Type]:
     x, w = node.input(0), node.input(1)
     window = window_of(node, x.type.static_shape[2:], w.type.static_shape[2:])
-    if window.is_pointwise and x.type.static_shape[2:] == window.output:
-        return []
     batch, channels, *sizes = x.type.static_shape
-    shapes = kernels.scratch_shapes(batch, channels, w.type.static_shape[0], window, attr(node, "group"), sizes)
-    return scratch_types(node, shapes)
+    return convolution_scratch(node, batch, channels, w.type.static_shape[0], window, attr(node, "group"), sizes)
+
+
+def convolution_scratch(node: Node, batch: int, channels: int, outputs: int, window: Window, group: int,
+                        sizes: Sequence[int]) -> list[Type]:
+    """Return the types of the scratch arrays of ``kernels.convolve``: none where the columns are the images themselves."""
+    if window.is_pointwise and tuple(sizes) == window.output:
+        return []
+    return scratch_types(node, kernels.scratch_shapes(batch, channels, outputs, window, group, sizes))
 
 
 def split_by_image(node: Node, positions: Sequence[int]) -> list[tuple[Cut, ...]]:
@@ -188,11 +193,11 @@ def conv_input_grad(
     y_bar: Array, w: Array, x_shape: Array, *,
     auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
     pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
-    out: Array | None = None,
+    out: Array | None = None, work: Sequence[Array] | None = None,
 ) -> Array:
     sizes = tuple(int(n) for n in x_shape[2:])
     window = slide(sizes, w.shape[2:], strides, dilations, pads, auto_pad)
-    return kernels.input_gradient(y_bar, w, window, group, sizes, out)
+    return kernels.input_gradient(y_bar, w, window, group, sizes, out, work)
 
 
 @conv_input_grad.types
@@ -200,6 +205,17 @@ def _(node: Node) -> Type:
     y_bar, w, x_shape = (node.input(i) for i in range(3))
     shape = shape_in(x_shape)
     return Type(y_bar.type.dtype, shape)
+
+
+@conv_input_grad.work
+def _(node: Node) -> list[Type]:
+    w, group = node.input(1), attr(node, "group")
+    batch, channels, *sizes = node.output().type.static_shape
+    outputs = w.type.static_shape[0]
+    window = window_of(node, tuple(sizes), w.type.static_shape[2:])
+    if any(s != 1 for s in window.strides) or kernels.scatters(outputs, channels, window, sizes):
+        return scratch_types(node, kernels.gradient_scratch_shapes(channels, window))
+    return convolution_scratch(node, batch, outputs, channels, kernels.turned_window(window, sizes), group, window.output)
 
 
 @conv_input_grad.split
@@ -228,16 +244,25 @@ def conv_weight_grad(
     x: Array, y_bar: Array, w_shape: Array, *,
     auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
     pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
-    out: Array | None = None,
+    out: Array | None = None, work: Sequence[Array] | None = None,
 ) -> Array:
     kernel = tuple(int(n) for n in w_shape[2:])
     window = slide(x.shape[2:], kernel, strides, dilations, pads, auto_pad)
-    return kernels.weight_gradient(x, y_bar, window, group, out)
+    return kernels.weight_gradient(x, y_bar, window, group, out, work)
 
 
 @conv_weight_grad.types
 def _(node: Node) -> Type:
     return Type(node.input(0).type.dtype, shape_in(node.input(2)))
+
+
+@conv_weight_grad.work
+def _(node: Node) -> list[Type]:
+    batch, channels, *sizes = node.input(0).type.static_shape
+    outputs, _, *kernel = node.output().type.static_shape
+    window = window_of(node, tuple(sizes), tuple(kernel))
+    shapes = kernels.scratch_shapes(batch, channels, outputs, window, attr(node, "group"), sizes)
+    return scratch_types(node, shapes)
 
 
 @conv_weight_grad.expansion

@@ -18,6 +18,7 @@ from flowgrad.ir.ops.convolution.window import (
     CEIL_MODE_SINCE,
     Window,
     image_part,
+    needs_place,
     output_shape,
     overlap,
     place,
@@ -47,6 +48,12 @@ def pooled_type(node: Node) -> Type:
     if x.type.shape is None:
         return x.type
     return x.type.with_shape((*x.shape[:2], *output_shape(node, x.shape[2:], kernel)))
+
+
+def _window(node: Node, image: Value) -> Window:
+    """Return the geometry of a node that slides over an image of static type."""
+    given = {name: attr(node, name) for name in ("strides", "dilations", "pads", "auto_pad", "ceil_mode")}
+    return slide(image.type.static_shape[2:], _checked_kernel(node), **given)
 
 
 def pooled_rank(node: Node) -> list[int | None]:
@@ -154,6 +161,16 @@ def _inside_masks(window: Window, sizes: Sequence[int]) -> list[Array]:
     return masks
 
 
+@max_pool.scratch
+def _(node: Node) -> int:
+    """The image with its pads; with indices, those of the corners of windows and two masks."""
+    window = _window(node, node.input(0))
+    batch, channels, *sizes = node.input(0).type.static_shape
+    rows, itemsize = batch * channels, node.input(0).type.dtype.itemsize
+    placed = rows * math.prod(window.span) * itemsize if needs_place(sizes, window) else 0
+    return placed + (0 if node.optional_output(1) is None else 11 * rows * math.prod(window.output))
+
+
 @max_pool.types
 def _(node: Node) -> list[Type]:
     y = pooled_type(node)
@@ -198,6 +215,12 @@ def max_pool_grad(y_bar: Array, indices: Array, x_shape: Array, *, out: Array | 
     sums = np.bincount(indices.reshape(-1), weights=y_bar.reshape(-1), minlength=size)
     np.copyto(x_bar, sums.reshape(shape), casting="same_kind")
     return x_bar
+
+
+@max_pool_grad.scratch
+def _(node: Node) -> int:
+    """The sums, and what is summed, in float64."""
+    return 8 * (math.prod(node.output().type.static_shape) + math.prod(node.input(0).type.static_shape))
 
 
 @max_pool_grad.types
@@ -291,6 +314,14 @@ def average_pool_grad(
     inside, source = overlap(shape[2:], window)
     x_bar[image_part(source)] = spread[image_part(inside)]
     return x_bar
+
+
+@average_pool_grad.scratch
+def _(node: Node) -> int:
+    """The shares, and the image with its pads that they are added to."""
+    window = _window(node, node.output())
+    rows = math.prod(node.output().type.static_shape[:2])
+    return rows * (math.prod(window.span) + math.prod(window.output)) * node.output().type.dtype.itemsize
 
 
 @average_pool_grad.types
