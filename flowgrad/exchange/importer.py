@@ -53,6 +53,7 @@ from flowgrad.ir.graph import CONSTANT, DEFAULT, FEEDABLE, INITIALIZER, LITERAL,
 from flowgrad.ir.infer import draft
 from flowgrad.ir.known import known_value
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.ops.derivative.ordering import read_after
 from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, OpDef, find_op
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, parse_dim
 
@@ -336,7 +337,8 @@ class Importer:
         _take_ranks(b.graph, definition, call)
         metadata = {p.key: p.value for p in call.proto.metadata_props}
         op, inputs = _stood_for(call, metadata.pop(STANDS_FOR, ""))
-        node = b.add_node(op, inputs, call.attributes, outputs=names, captures=call.captures, subgraphs=call.subgraphs,
+        attributes = call.attributes if op == call.op else {}  # what marked nodes stand for has none
+        node = b.add_node(op, inputs, attributes, outputs=names, captures=call.captures, subgraphs=call.subgraphs,
                           name=call.name)
         node.metadata = metadata
         if call.proto.doc_string:
@@ -547,6 +549,8 @@ def _stood_for(call: ImportedNode, mark: str) -> tuple[str, Sequence[Value | Non
         always, (x, smooth) = call.input(0).constant, (call.input(1), call.input(2))
         if always is not None and always.all() and always.ndim == 0 and x.type == smooth.type:
             return mark, [x, smooth]
+    if call.op == "Reshape" and mark == "After" and (event := read_after(call.input(0), call.input(1))) is not None:
+        return mark, [call.input(0), event]
     return call.op, call.inputs
 
 

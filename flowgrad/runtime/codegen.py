@@ -218,10 +218,7 @@ class Writer:
 
     def _may_alias(self, step: Step) -> bool:
         """True if a result could look at the arena without the plan knowing."""
-        if Trait.VIEW in step.record.definition.traits:
-            numbers = [*step.record.inputs[1:], *step.record.captures]
-        else:
-            numbers = [*step.record.inputs, *step.record.captures]
+        numbers = () if Trait.VIEW in step.record.definition.traits else step.record.inputs
         return bool(step.record.captures) or any(n != ABSENT and self.layout.in_arena(n) for n in numbers)
 
     def _keywords(self, index: int, step: Step, bound: Bound) -> list[str]:

@@ -33,7 +33,7 @@ class Trait(enum.Enum):
     CHOOSES = "the first input chooses between the others"
     SPREADS = "linear, and puts what it is given among zeros"
     COMMUTATIVE = "the first two inputs may be swapped"
-    VIEW = "the kernel may return a view of its first input"
+    VIEW = "the kernel may return a view of its first input, of no other"
     RANDOM = "never merged, folded or recomputed"
     SHAPE_ARITHMETIC = "the kernel computes on object arrays of dims, so shapes are propagated through it"
     SHAPE_ONLY = "depends on the shape of its input alone"
