@@ -14,6 +14,7 @@ from flowgrad.passes.manager import PassManager as PassManager
 from flowgrad.runtime.engines import engines as engines
 from flowgrad.session import InferenceSession as InferenceSession
 from flowgrad.transforms.batching import vmap as vmap
+from flowgrad.transforms.checkpointing import checkpoint as checkpoint
 from flowgrad.transforms.derivatives import grad as grad
 from flowgrad.transforms.derivatives import hvp as hvp
 from flowgrad.transforms.derivatives import jvp as jvp

@@ -125,14 +125,17 @@ def _converted(chosen: Pass, name: str, given: str | tuple[str, ...]) -> Any:
             raise InputError(f"option {name!r} of {chosen.name!r} is true or false, got {given!r}", code="option")
         return _WORDS[given.lower()]
     if isinstance(default, int):
-        return _size(chosen, name, given)
+        return bytes_from(f"option {name!r} of {chosen.name!r}", given)
     return given
 
 
-def _size(chosen: Pass, name: str, given: str) -> int:
-    match = re.fullmatch(r"(-?\d+)([A-Za-z]*)", given)
+def bytes_from(what: str, given: int | str) -> int:
+    """Return a number of bytes, given as one or as text like ``64`` or ``1MiB``; InputError, naming ``what``, for any other."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    match = re.fullmatch(r"(-?\d+)([A-Za-z]*)", given) if isinstance(given, str) else None
     if match is None or match[2] not in _SIZES:
-        raise InputError(f"option {name!r} of {chosen.name!r} is a number like 64 or 1MiB, got {given!r}", code="option")
+        raise InputError(f"{what} is a number like 64 or 1MiB, got {given!r}", code="option")
     return int(match[1]) * _SIZES[match[2]]
 
 

@@ -40,7 +40,7 @@ class Pass:
 
 
 def _load_passes() -> None:
-    for module in ("canonicalize", "cse", "dce", "differentiate", "fold", "simplify", "stabilize"):
+    for module in ("canonicalize", "checkpoint", "cse", "dce", "differentiate", "fold", "simplify", "stabilize"):
         importlib.import_module(f"flowgrad.passes.{module}")
 
 

@@ -7,6 +7,7 @@ import argparse
 from flowgrad.model import Model
 from flowgrad.tools import files
 from flowgrad.tools.notes import note, progress, say_json
+from flowgrad.transforms.checkpointing import checkpoint
 from flowgrad.transforms.derivatives import grad, value_and_grad, vjp
 
 
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--no-value", action="store_true", help="leave the value itself out")
     how = parser.add_argument_group("how")
     how.add_argument("--passes", metavar="STR", help='pipeline to run on the result ("" for none)')
+    how.add_argument("--checkpoint", metavar="sqrt|BYTES|A,B", default="",
+                     help="compute values of the forward part again instead of keeping them: all but about sqrt(n), as many as "
+                          "fit into 2GiB, or all but those named")
     what.add_argument("--zero", choices=("error", "allow"), default="error",
                       help="a derivative that is zero by piecewise constancy: an error, or zeros")
     how.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
@@ -42,13 +46,16 @@ def run(arguments: argparse.Namespace) -> int:
     with progress("optimising", quiet):
         optimised = result.optimized(arguments.passes)
     note(f"optimised: {len(result.graph)} -> {len(optimised.graph)} nodes", quiet)
-    for text in result.notes:
+    if arguments.checkpoint:
+        with progress("checkpointing", quiet):
+            optimised = _checkpointed(optimised, arguments.checkpoint)
+    for text in optimised.notes:
         note(f"note: {text}", quiet)
     with progress(f"writing {arguments.out}", quiet):
         wrote = files.save_graph(optimised, arguments.out, arguments.opset)
     note(wrote, quiet or not wrote)
     if arguments.json and arguments.out != "-":
-        say_json({"nodes": len(optimised.graph), "gradients": made, "notes": list(result.notes), "out": arguments.out})
+        say_json({"nodes": len(optimised.graph), "gradients": made, "notes": list(optimised.notes), "out": arguments.out})
     return 0
 
 
@@ -58,3 +65,9 @@ def _differentiated(model: Model, arguments: argparse.Namespace) -> Model:
     if arguments.vjp:
         return vjp(model, arguments.of.split(",") if arguments.of else None, wrt, keep, zero=arguments.zero)
     return (grad if arguments.no_value else value_and_grad)(model, arguments.of, wrt, keep, zero=arguments.zero)
+
+
+def _checkpointed(model: Model, asked: str) -> Model:
+    if asked[0].isdigit() and "," not in asked:
+        return checkpoint(model, memory=asked)
+    return checkpoint(model, asked if asked == "sqrt" else asked.split(","))
