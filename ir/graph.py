@@ -505,6 +505,27 @@ class Graph:
         self._outputs = {n.key: n for n in entries}
         self.version += 1
 
+    def reorder(self, nodes: Sequence[Node]) -> None:
+        """Let ``nodes()`` give all op nodes in this order, a topological one: they get new keys."""
+        entries = [*self._inputs.values(), *self._constants.values(), *nodes, *self._outputs.values()]
+        if len(entries) != len(self.entries):
+            raise ValidationError(f"{len(entries)} entries are ordered, the graph has {len(self.entries)}", code="order")
+        owners = {node for node in nodes if node.key in self._owners}
+        for node in entries:
+            for value in node.results:
+                value.uses = {}
+        for node in entries:
+            node.key = self._next_key
+            self._next_key += 1
+            for slot, value in node.slots:
+                value.uses[node.key, slot] = node
+        self.entries = {node.key: node for node in entries}
+        self._inputs, self._constants, self._outputs = (
+            {node.key: node for node in table.values()} for table in (self._inputs, self._constants, self._outputs))
+        self._owners = {node.key for node in owners}
+        self._dag = None
+        self.version += 1
+
     def reorder_inputs(self, values: Sequence[Value]) -> None:
         """Put the inputs (all of them) in the given order."""
         self._inputs = {v.producer.key: v.producer for v in values}

@@ -25,6 +25,7 @@ from flowgrad.passes.segments import (
     nominal_bytes,
     record,
     split,
+    tangents_beside,
 )
 from flowgrad.passes.selection import find_value
 
@@ -50,8 +51,17 @@ def checkpoint_pass(graph: Graph, *, keep: tuple[str, ...] = ()) -> None:
 
 
 def parts_of(graph: Graph, is_backward: Callable[[Node], bool] | None = None) -> Parts:
-    """Return the forward and the backward part of what the outputs need; ``is_backward`` by default by origin."""
-    return split(needed_nodes(graph.nodes(), graph.outputs), is_backward or made_by_adjoint(graph))
+    """Return the forward and the backward part of what the outputs need, and put the graph in their order.
+
+    ``is_backward`` tells nodes of the backward part, by default by their origins.
+    """
+    order = graph.nodes()
+    parts = split(needed_nodes(order, graph.outputs), is_backward or made_by_adjoint(graph))
+    if parts.backward:
+        parts.forward = tangents_beside(graph, parts.forward)
+        ordered = {node.key for node in (*parts.forward, *parts.backward)}
+        graph.reorder([*parts.forward, *parts.backward, *(n for n in order if n.key not in ordered)])
+    return parts
 
 
 def named(graph: Graph, parts: Parts, names: Sequence[str]) -> list[Value]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.ops.registry import Trait, is_random, opdef
+from flowgrad.ir.reach import needed_nodes
 from flowgrad.ir.types import Type
 
 NOMINAL_EXTENT = 32
@@ -69,13 +70,40 @@ def split(order: Sequence[Node], is_backward: Callable[[Node], bool]) -> Parts:
 
 
 def made_by_adjoint(graph: Graph) -> Callable[[Node], bool]:
-    """Return what tells the nodes of the last reverse pass: those in whose origins most adjoints follow each other."""
+    """Return what tells the nodes of the last reverse pass: those in whose origins most adjoints follow each other.
+
+    What tangents of the forward part share with it (partial derivatives, once equal nodes are one) belongs to the forward part.
+    """
+    order = graph.nodes()
+    reverse, forward = _depths(graph, "adjoint"), _depths(graph, "tangent")
+    deepest = max((reverse[n.origin] for n in order), default=0)
+    tangents = [v for n in order if forward[n.origin] and reverse[n.origin] < deepest for v in n.results]
+    shared = {n.key for n in needed_nodes(order, tangents)}
+    made = {n.key for n in order if 0 < deepest == reverse[n.origin]}
+    chosen = made - shared or made
+    return lambda node: node.key in chosen
+
+
+def tangents_beside(graph: Graph, forward: Sequence[Node]) -> list[Node]:
+    """Return the nodes of the forward part so that tangents are computed as soon as what they depend on is.
+
+    Else forward mode would begin where reverse mode has ended, and everything would be held until then.
+    """
+    tangent, adjoint = _depths(graph, "tangent"), _depths(graph, "adjoint")
+    place: dict[int, int] = {}
+    for i, node in enumerate(forward):
+        before = max((place.get(v.producer.key, 0) for v in node.operands), default=0)
+        place[node.key] = before if tangent[node.origin] or adjoint[node.origin] else max(i, before)
+    return sorted(forward, key=lambda node: place[node.key])
+
+
+def _depths(graph: Graph, pass_name: str) -> list[int]:
+    """Return, by origin, how many passes of this name follow each other in it."""
     depth: list[int] = []
     for origin in graph.origins:
         before = max((depth[p] for p in origin.parents if p < len(depth)), default=0)
-        depth.append(before + (origin.pass_name == "adjoint"))
-    deepest = max((depth[n.origin] for n in graph.nodes()), default=0)
-    return lambda node: 0 < deepest == depth[node.origin]
+        depth.append(before + (origin.pass_name == pass_name))
+    return depth
 
 
 # ---- what could be recomputed -------------------------------------------------------------------------------------------

@@ -216,3 +216,22 @@ def test_long_chains_sort_and_copy() -> None:
     graph = ir_graphs.chain(20_000)
     assert len(graph.copy().nodes()) == 20_000
     assert sum(1 for v in graph.constants if v.producer.op == CONSTANT) == 2
+
+
+def test_nodes_come_in_the_order_that_is_asked_for() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT32, (3,)))
+    late, early = b.Exp(x), b.Tanh(x)
+    graph.add_output(b.Add(b.Mul(late, early), graph.add_constant(np.ones(3, np.float32), "one", "initializer")), "y")
+    before = graph.version
+    assert nx.number_of_edges(graph.dag) == 7
+    exp, tanh, *rest = graph.nodes()
+    graph.reorder([tanh, exp, *rest])
+    assert graph.nodes() == [tanh, exp, *rest] and graph.version > before
+    assert [n.key for n in graph.nodes()] == sorted(n.key for n in graph.nodes())
+    assert set(graph.dag.edges) == {(v.producer.key, n.key, s) for n in graph.entries.values() for s, v in n.slots}
+    assert late.users == [rest[0]] and list(late.uses) == [(rest[0].key, 0)]
+    verify(graph)
+    with pytest.raises(ValidationError, match="ordered"):
+        graph.reorder([tanh, exp])

@@ -78,11 +78,11 @@ class _Checkpointing:
                 graph.pin(find_value(graph, name))
             model = model.with_graph(graph)
         self.model = model.optimized()
-        self.graph = self.model.graph
+        self.open = [v.name for v in self.model.graph.inputs if not v.type.is_static and v.name not in shapes]
+        self.shapes = _complete(self.model.graph, shapes)
+        self.before = self.judged(self.model.graph)
+        self.graph = self.model.graph.copy()
         self.parts = _parts(self.graph, model)
-        self.open = [v.name for v in self.graph.inputs if not v.type.is_static and v.name not in shapes]
-        self.shapes = _complete(self.graph, shapes)
-        self.before = self.judged(self.graph)
         types = self.before.types if self.before is not None else {}
         self.bytes = {v: bytes_of(types.get(v.name, v.type)) for v in self.graph.values.values()}
         self.tape = record(self.graph, self.parts, self.size)
@@ -141,7 +141,7 @@ class _Checkpointing:
 
     def unchanged(self, note: str) -> Model:
         """Return the optimised model with a note."""
-        return self._made(self.graph, f"checkpoint: {note}")
+        return self._made(self.model.graph, f"checkpoint: {note}")
 
     def changed(self, graph: Graph, after: Forecast | None) -> Model:
         """Return a model of ``graph`` with a note on what was traded."""
