@@ -65,5 +65,5 @@ def test_the_image_gradient_of_a_tall_kernel_moves_no_more_than_its_products(tap
     """A kernel as tall as the image sees one position: columns of it would be as many as the image has, almost all zeros."""
     window = slide((60,), (taps,), (1,), None, None, "NOTSET")
     moved = min(taps * window.positions, outputs * taps * 60)
-    chosen = taps * window.positions if kernels._scatters(outputs, 1, window, (60,)) else outputs * taps * 60
+    chosen = taps * window.positions if kernels.scatters(outputs, 1, window, (60,)) else outputs * taps * 60
     assert chosen <= kernels.SCATTER_GAIN * moved

@@ -118,39 +118,48 @@ def scaled_extent(size: DimLike, scale: float) -> DimLike:
     return UNKNOWN
 
 
-@resize.expands_on_export
-def _(node: Node) -> bool:
+def is_misread(node: Node) -> bool:
     """Between corners the standard samples the scaled extent, as its tests show; runtimes sample its whole part.
 
     Where that is the extent there was, they do not sample at all.
     """
-    axes = _known_axes(node) if node.input(0).type.dtype.is_float else None
+    x = node.input(0)
+    axes = _known_axes(node, x.type.shape, *_operands(node)) if x.type.dtype.is_float else None
     if axes is None or not any(axis.is_cut for axis in axes):
         return False
     return attr(node, "coordinate_transformation_mode") in BETWEEN_CORNERS or all(axis.made == axis.size for axis in axes)
 
 
+resize.expands_on_export(is_misread)
+
+
 @resize.expansion
 def _(b: Builder, node: Node) -> Any:
     """The weighted sum of what is gathered at each tap, axis by axis."""
-    axes = _known_axes(node)
+    y = node.input(0)
+    axes = _known_axes(node, y.type.shape, *_operands(node))
     if axes is None:
         return refuse("the extents and scales of a Resize in other operators must be known before the run")
-    y = node.input(0)
     for axis in axes:
-        if not axis.is_unchanged:
-            y = _gathered(b, node, y, axis)
+        y = _gathered(b, node, y, axis)
     return y
 
 
-def _known_axes(node: Node) -> list[Axis] | None:
-    """Return what is made of each axis by scales, if that is known before the run."""
-    roi, scales, sizes = _operands(node)
-    x, part = node.input(0), None if roi is None else roi.constant
-    if not x.type.is_static or scales is None or scales.constant is None or sizes is not None or (part is None) != (roi is None):
+def _known_axes(node: Node, shape: Shape | None, roi: Value | None, scales: Value | None, sizes: Value | None
+                ) -> list[Axis] | None:
+    """Return the axes that change, if everything about them is known before the run."""
+    given = [None if v is None else v.constant for v in (roi, scales, sizes)]
+    if shape is None or any(v is not None and c is None for v, c in zip((roi, scales, sizes), given, strict=True)):
         return None
-    return plan(x.type.static_shape, part, scales.constant, None, attr(node, "axes"), "stretch",
+    axes, factors = attr(node, "axes"), given[1]
+    chosen = [a % len(shape) for a in axes] if axes is not None else list(range(len(shape)))
+    changed = [a for i, a in enumerate(chosen) if roi is not None or factors is None or factors[i] != 1]
+    extents = [n if isinstance(n, int) else 1 for n in shape]
+    if not all(isinstance(shape[a], int) for a in changed):
+        return None
+    made = plan(extents, given[0], factors, given[2], axes, attr(node, "keep_aspect_ratio_policy"),
                 attr(node, "coordinate_transformation_mode"))
+    return [axis for axis in made if axis.axis in changed and not axis.is_unchanged]
 
 
 def _gathered(b: Builder, node: Node, x: Value, axis: Axis) -> Value:
@@ -177,59 +186,6 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, *others: Value | None) -> Any:
     """y_dot = the interpolation of x_dot, with 0 beyond the input."""
     return None if x_dot is None else b.Resize(x_dot, *_operands(node), **linear_part(node))
-
-
-# ---- corners of fractional extents ----------------------------------------------------------------------------------------
-
-
-def is_misread(node: Node) -> bool:
-    """True where corners are aligned by an extent that is no whole number, which onnxruntime rounds down before."""
-    return _misread_axes(node) is not None
-
-
-def _misread_axes(node: Node) -> list[Axis] | None:
-    """Return the axes of such a node, of floats and of known scales and extents."""
-    x, (_, scales, _) = node.input(0), _operands(node)
-    if attr(node, "coordinate_transformation_mode") != "align_corners" or scales is None or scales.constant is None:
-        return None
-    found = _known_axes(node, x.type.shape, None, scales, None) if x.type.dtype.is_float else None
-    return found if found and any(axis.made > 1 and axis.scale * axis.size != axis.made for axis in found) else None
-
-
-def _known_axes(node: Node, shape: Shape | None, roi: Value | None, scales: Value | None, sizes: Value | None
-                ) -> list[Axis] | None:
-    """Return the axes that change, if everything about them is known before the run."""
-    given = [None if v is None else v.constant for v in (roi, scales, sizes)]
-    if shape is None or any(v is not None and c is None for v, c in zip((roi, scales, sizes), given, strict=True)):
-        return None
-    axes, factors = attr(node, "axes"), given[1]
-    chosen = [a % len(shape) for a in axes] if axes is not None else list(range(len(shape)))
-    changed = [a for i, a in enumerate(chosen) if roi is not None or factors is None or factors[i] != 1]
-    extents = [n if isinstance(n, int) else 1 for n in shape]
-    if not all(isinstance(shape[a], int) for a in changed):
-        return None
-    made = plan(extents, given[0], factors, given[2], axes, attr(node, "keep_aspect_ratio_policy"),
-                attr(node, "coordinate_transformation_mode"))
-    return [axis for axis in made if axis.axis in changed and not axis.is_unchanged]
-
-
-resize.expands_on_export(is_misread)
-
-
-@resize.expansion
-def _(b: Builder, node: Node) -> Any:
-    """Along each axis, the sum of the elements that a position takes times their weights."""
-    axes = _misread_axes(node)
-    if axes is None:
-        return refuse("runtimes have it as it is, or its extents are known only at run time")
-    y, dtype = node.input(0), node.output().type.dtype.numpy
-    for axis in axes:
-        at, weights, _ = taps(axis, _sampling(node))
-        column = (axis.made, *(1,) * (len(y.shape) - 1 - axis.axis))
-        taken = [b.Mul(b.Gather(y, b.ints(at[:, k].tolist()), axis=axis.axis), b.value(weights[:, k].astype(dtype).reshape(column)))
-                 for k in range(at.shape[1])]
-        y = sum_of(b, taken)
-    return y
 
 
 # ---- the derivative -------------------------------------------------------------------------------------------------------
