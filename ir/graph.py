@@ -606,7 +606,10 @@ class Graph:
         mapping: dict[Value, Value] = {}
         order = self.nodes()
         for node in (*self._inputs.values(), *self._constants.values(), *order, *self._outputs.values()):
-            _twin(other, node, mapping, deep)
+            twin = other.entries[node.key] = node.twin(mapping)
+            if node.subgraphs:
+                other._own(twin, {name: sub.copy() if deep else sub for name, sub in node.subgraphs.items()})
+            other.values.update((v.name, v) for v in twin.results if v.name)
         for table in ("_inputs", "_outputs", "_constants"):
             mine: dict[int, Node] = getattr(self, table)
             setattr(other, table, {key: other.entries[key] for key in mine})
@@ -616,34 +619,6 @@ class Graph:
         other.version = self.version
         other._order = (other.version, [other.entries[node.key] for node in order])
         return other
-
-
-def _twin(graph: Graph, node: Node, mapping: dict[Value, Value], deep: bool) -> None:
-    """Add a node like ``node``, whose operands ``mapping`` knows, and note its outputs there."""
-    twin = Node(node.key, node.op)
-    twin.attributes, twin.metadata = dict(node.attributes), dict(node.metadata)
-    twin.origin, twin.name, twin.data, twin.role = node.origin, node.name, node.data, node.role
-    twin.adjoint_rule = node.adjoint_rule
-    graph.entries[twin.key] = twin
-    if node.subgraphs:
-        graph._own(twin, {name: sub.copy() if deep else sub for name, sub in node.subgraphs.items()})
-    twin.inputs = tuple([v and mapping[v] for v in node.inputs])
-    if node.captures:
-        twin.captures = tuple([mapping[v] for v in node.captures])
-    for slot, operand in twin.slots:
-        operand.uses[twin.key, slot] = twin
-    outputs: list[Value | None] = []
-    for value in node.outputs:
-        if value is None:
-            outputs.append(None)
-            continue
-        copied = Value(value.name, value.type, twin, value.index)
-        copied.symbolic = value.symbolic
-        mapping[value] = copied
-        if copied.name:
-            graph.values[copied.name] = copied
-        outputs.append(copied)
-    twin.outputs = tuple(outputs)
 
 
 def _check_extent(dim: int, limits: Limits, where: str) -> None:

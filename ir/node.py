@@ -160,6 +160,28 @@ class Node:
         """Return an output, or None where it is absent."""
         return self.outputs[index] if index < len(self.outputs) else None
 
+    def twin(self, mapping: dict[Value, Value]) -> Node:
+        """Return a node like this one but for subgraphs, whose operands ``mapping`` knows, and note its outputs there."""
+        twin = Node(self.key, self.op)
+        twin.attributes, twin.metadata = dict(self.attributes), dict(self.metadata)
+        twin.origin, twin.name, twin.data, twin.role = self.origin, self.name, self.data, self.role
+        twin.adjoint_rule = self.adjoint_rule
+        twin.inputs = tuple([v and mapping[v] for v in self.inputs])
+        if self.captures:
+            twin.captures = tuple([mapping[v] for v in self.captures])
+        for slot, operand in twin.slots:
+            operand.uses[twin.key, slot] = twin
+        outputs: list[Value | None] = []
+        for value in self.outputs:
+            if value is None:
+                outputs.append(None)
+                continue
+            copied = mapping[value] = Value(value.name, value.type, twin, value.index)
+            copied.symbolic = value.symbolic
+            outputs.append(copied)
+        twin.outputs = tuple(outputs)
+        return twin
+
     def __repr__(self) -> str:
         return f"<{self.op} {self.label}>"
 

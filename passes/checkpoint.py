@@ -40,8 +40,10 @@ NUMBERS = ("float", "int", "uint", "bool")
 def checkpoint_pass(graph: Graph, *, keep: tuple[str, ...] = ()) -> None:
     """Recompute values of the forward part for the backward part instead of keeping them: all but about sqrt(n), or ``keep``.
 
-    A graph that the adjoint pass has not extended stays as it is.
+    A graph that the adjoint pass has not extended stays as it is, and so does one that computes values again already.
     """
+    if any(RECOMPUTE in node.metadata for node in graph.nodes()):
+        return
     parts = parts_of(graph)
     if not parts.backward:
         return
