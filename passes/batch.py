@@ -2,34 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from flowgrad.ir.batching import BatchBuilder, BatchRule, Randomness, again, alone, looped, pointwise
+from flowgrad.ir.batching import (
+    SEQUENCES,
+    BatchBuilder,
+    BatchRule,
+    BodyBatcher,
+    Randomness,
+    again,
+    alone,
+    looped,
+    pointwise,
+    ragged,
+)
 from flowgrad.ir.boundary import boundary, guarded
-from flowgrad.ir.builder import Builder
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import PassError, UnsupportedError
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import describe
-from flowgrad.ir.ops.registry import OpDef, Refusal, Trait, is_random, opdef
+from flowgrad.ir.ops.registry import OpDef, Refusal, Trait, is_random, opdef, refuse
 from flowgrad.ir.reach import needed_nodes
-from flowgrad.ir.types import Dim
+from flowgrad.ir.types import Dim, Type
+from flowgrad.passes.edits import sweep
+
+MOST_NAMED = 20
+"""How many nodes a refusal names."""
 
 
-class Examples(NamedTuple):
+class Examples:
     """What stands for the values of one example: ``known`` maps them, ``builder`` knows which have the new axis."""
 
-    builder: BatchBuilder
-    known: dict[Value, Value]
+    def __init__(self, builder: BatchBuilder, known: dict[Value, Value]) -> None:
+        self.builder = builder
+        self.known = known
+        self.swept: set[Value] = set()
+        self.rows: dict[Value, Value] = {}
+        """By values whose stand-in nothing needed: the same with examples and first axis as one."""
 
     def of(self, y: Value) -> Value:
-        """Return ``y`` for all examples, along a new first axis; repeated, if it is the same for all."""
+        """Return ``y`` for all examples, along a new first axis; repeated, if it is the same for all.
+
+        Raises PassError for a value that was not asked for and that nothing needed.
+        """
+        if y in self.swept:
+            raise PassError(f"{y!r} for many examples was not asked for, and is gone", code="batch")
         return self.builder.lifted(self.known.get(y, y))
 
     def holds(self, y: Value) -> bool:
         """Return whether ``y`` may differ between the examples."""
-        return self.builder.holds(self.known.get(y, y))
+        return y in self.swept or self.builder.holds(self.known.get(y, y))
+
+    def sweep(self, keep: Sequence[Value]) -> None:
+        """Remove what the rules made and nothing came to use, but for what stands for ``keep``."""
+        b = self.builder
+        kept = {self.known.get(y, y) for y in keep}
+        for node in reversed(b.made):
+            if node.key in b.graph.entries and not any(v.uses or v in kept for v in node.results):
+                b.graph.remove(node)
+        b.made = []
+        for y, many in list(self.known.items()):
+            if many.producer.key in b.graph.entries:
+                continue
+            del self.known[y]
+            self.swept.add(y)
+            if many in b.rows and b.rows[many].producer.key in b.graph.entries:
+                self.rows[y] = b.rows[many]
 
 
 @bulk
@@ -40,61 +79,68 @@ def batch(
     """Append to ``graph`` what ``of`` are for many examples.
 
     In ``pairs``, each value stands beside one that holds an array of its type per example, along a new first axis, of
-    the same extent for all. Returns what stands for each value that depends on those; the old nodes stay. Raises
-    UnsupportedError, naming every offending node, where results would be ragged, and where random numbers are drawn and
-    ``randomness`` does not say whether all examples share them.
+    the same extent for all. Returns what stands for each of ``of``, for each pinned value that they depend on, and for
+    what lies on the way; the old nodes stay. Raises UnsupportedError, naming every offending node, where results would
+    be ragged, where sequences would have to be batched, and where random numbers are drawn and ``randomness`` does not
+    say whether all examples share them.
     """
-    first = pairs[0][1]
-    b = BatchBuilder(graph, Builder(graph).extent(first, 0), first.shape[0], randomness)
-    known = dict(pairs)
+    b = BatchBuilder(graph, pairs[0][1], randomness, Bodies())
+    examples = Examples(b, dict(pairs))
     b.batched.update(xs for _, xs in pairs)
     refusals: list[tuple[Node, str]] = []
-    for node in needed_nodes(graph.nodes(), of, given=known):
-        drawn = randomness != "same" and is_random(node)
-        if not drawn and not any(v in known for v in node.operands):
-            continue
-        b.origin = graph.new_origin("batch", (node,))
-        b.prefix = node.label
-        if drawn and randomness == "error":
-            refusals.append((node, "it draws random numbers: say randomness='same' or 'different' for all examples"))
-            continue
-        xs = [v and known.get(v, v) for v in (*node.inputs, *node.captures)]
-        made = _batched(b, node, xs)
+    lost: set[Value] = set()
+    for node in needed_nodes(graph.nodes(), of, given=examples.known):
+        made = _made(examples, node, lost)
         if isinstance(made, Refusal):
             refusals.append((node, made.reason))
-            continue
-        known.update(made)
+            lost.update(node.results)
     if refusals:
-        lines = "".join(f"\n  {describe(node)}\n    {reason}" for node, reason in refusals[:20])
-        raise UnsupportedError(f"not to be batched:{lines}", code="batch")
-    return Examples(b, known)
+        lines = "".join(f"\n  {describe(node)}\n    {reason}" for node, reason in refusals[:MOST_NAMED])
+        more = f"\n  and {len(refusals) - MOST_NAMED} more" if len(refusals) > MOST_NAMED else ""
+        raise UnsupportedError(f"not to be batched:{lines}{more}", code="batch")
+    examples.sweep([*of, *(graph.value(name) for name in graph.pinned)])
+    return examples
 
 
-def _batched(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> dict[Value, Value] | Refusal:
-    """Return what stands for each output of ``node``."""
-    definition = opdef(node.op)
-    if not any(b.holds(x) for x in xs) and not is_random(node):
-        made = again(b, node, xs[: len(node.inputs)]) if not node.subgraphs else _rebuilt(b, node, xs)
-        return {y: new for y, new in zip(node.outputs, made, strict=True) if y is not None and new is not None}
+def _made(examples: Examples, node: Node, lost: set[Value]) -> Refusal | None:
+    """Add what stands for the outputs of ``node``; what depends on values that are ``lost`` to a refusal is lost too."""
+    b, known = examples.builder, examples.known
+    drawn = is_random(node) and b.randomness != "same"
+    if any(v in lost for v in node.operands):
+        lost.update(node.results)
+        return None
+    if not drawn and not any(v in known for v in node.operands):
+        return None
+    if drawn and b.randomness == "error":
+        return Refusal("it draws random numbers: say randomness='same' or 'different' for all examples")
+    b.origin = b.graph.new_origin("batch", (node,))
+    b.prefix = node.label
+    xs = [v and known.get(v, v) for v in (*node.inputs, *node.captures)]
+    if not drawn and not any(b.holds(x) for x in xs):
+        made = again(b, node, xs) if not node.subgraphs else _rebuilt(b, node, xs)
+        known.update({y: new for y, new in zip(node.outputs, made, strict=True) if y is not None and new is not None})
+        return None
     with boundary(node, "the batching rule of", PassError, "rule"):
-        result = rule_of(node, definition)(b, node, *xs)
+        result = rule_of(node, opdef(node.op))(b, node, *xs)
     if isinstance(result, Refusal):
         return result
     items = list(result) if isinstance(result, (tuple, list)) else [result]
-    found: dict[Value, Value] = {}
     for y, new in zip(node.outputs, items, strict=False):
         if y is None:
             continue
         if new not in b.shared:
             _check(b, node, y, new)
+            b.refined(new, None if y.type.shape is None else (b.dim, *y.type.shape))
             b.batched.add(new)
-        found[y] = new
-    return found
+        known[y] = new
+    return None
 
 
 def rule_of(node: Node, definition: OpDef) -> BatchRule:
     """Return the batching rule of a node: the op's own, that of a trait, or one example after the other."""
     traits = definition.traits
+    if any(v.type.dtype.kind in ("sequence", "optional") for v in (*node.operands, *node.results)):
+        return lambda *_: refuse(SEQUENCES)
     if node.adjoint_rule is not None and Trait.ELEMENTWISE not in traits:
         return looped  # the rule is written for one example
     if definition.batch_rule is not None:
@@ -103,14 +149,13 @@ def rule_of(node: Node, definition: OpDef) -> BatchRule:
         return pointwise
     if Trait.ELEMENTWISE in traits:
         return alone
-    if is_random(node):
-        return lambda *_: Refusal("its random numbers have no batching rule")
     if Trait.BOUNDED in traits:
-        return lambda *_: Refusal("the examples would have results of different extents")
+        return ragged
     return looped
 
 
 def _rebuilt(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> tuple[Value | None, ...]:
+    """Return the outputs of a node with subgraphs on other operands, which are shared."""
     count = len(node.inputs)
     names = ["" if y is None else b.fresh(f"{y.name}_examples") for y in node.outputs]
     made = b.add_node(node.op, xs[:count], node.attributes, outputs=names, captures=[x for x in xs[count:] if x is not None],
@@ -128,3 +173,37 @@ def _check(b: BatchBuilder, node: Node, y: Value, new: Any) -> None:
     if not fits or new.type.dtype != y.type.dtype:
         raise PassError(f"the batching rule of {node.op} gave {new.type!r} for the examples of {y!r}", code="rule",
                         where=describe(node))
+
+
+# ---- the subgraphs of nodes ------------------------------------------------------------------------------------------------
+
+
+class Bodies(BodyBatcher):
+    """Batches bodies of If, Loop and Scan with the pass itself."""
+
+    def body(self, b: BatchBuilder, body: Graph, batched: Collection[int], lifted: Collection[int]) -> tuple[Graph, set[int]]:
+        graph = body.copy()
+        old, entries = graph.inputs, graph.output_entries
+        pairs = []
+        formals = list(old)
+        for i in sorted(batched):
+            shape = old[i].type.shape
+            name = old[i].name
+            graph.rename(old[i], graph.unique_name(f"{name}_one"))
+            many = graph.add_input(name, Type(old[i].type.dtype, None if shape is None else (b.dim, *shape)))
+            pairs.append((old[i], many))
+            formals[i] = many
+        outputs = [e.input(0) for e in entries]
+        examples = batch(graph, pairs, outputs, randomness=b.randomness)
+        held = {i for i, y in enumerate(outputs) if examples.holds(y) or i in lifted}
+        results = [(e.name, examples.of(y) if i in held else examples.known.get(y, y))
+                   for i, (e, y) in enumerate(zip(entries, outputs, strict=True))]
+        for entry in entries:
+            graph.remove(entry)
+        for name, value in results:
+            graph.add_output(value, name)
+        sweep(graph)
+        for x, _ in pairs:
+            graph.remove(x.producer)
+        graph.reorder_inputs(formals)
+        return graph, held

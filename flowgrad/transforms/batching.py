@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from flowgrad.ir.batching import Randomness
+from flowgrad.ir.batching import SEQUENCES, Randomness
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.errors import InputError, UnsupportedError, suggestion
 from flowgrad.ir.graph import ENTRIES, Graph, Value
 from flowgrad.ir.ops.operands import inverse_of, moved_first, permuted
 from flowgrad.ir.reach import dependents
@@ -44,7 +44,7 @@ def vmap(model: Model, in_axes: Axes = 0, out_axes: int | Mapping[str, int] = 0,
     places = _output_axes(graph, out_axes)
     examples = batch(graph, pairs, [e.input(0) for e in entries], randomness=randomness)
     b = Builder(graph)
-    made = [(e.name, _moved(b, examples.of(e.input(0)), places[e.name])) for e in entries]
+    made = [(e.name, _moved(b, e.name, examples.of(e.input(0)), places[e.name])) for e in entries]
     for entry in entries:
         graph.remove(entry)
     for name, value in made:
@@ -65,12 +65,17 @@ def _split_inputs(graph: Graph, in_axes: Axes) -> list[tuple[Value, Value]]:
     pairs = []
     for x, axis in chosen.items():
         shape = x.type.shape
+        if x.type.dtype.kind in ("sequence", "optional"):
+            raise UnsupportedError(f"{x.name!r} cannot be split into examples: {SEQUENCES}", code="batch")
         if shape is None:
             raise InputError(f"the rank of {x.name!r} is not known, so it cannot be split into examples", code="rank")
         at = _axis(axis, len(shape) + 1, x.name)
-        name = x.name
+        name, is_pinned = x.name, x.name in graph.pinned
+        graph.pinned.pop(name, None)
         graph.rename(x, graph.unique_name(f"{name}_one"))
         many = graph.add_input(name, Type(x.type.dtype, (*shape[:at], dim, *shape[at:])))
+        if is_pinned:
+            graph.pin(many)
         b.prefix = name
         pairs.append((x, permuted(b, many, moved_first([at], len(shape) + 1))))
     return pairs
@@ -106,7 +111,8 @@ def _axis(axis: int, rank: int, name: str) -> int:
 
 def _new_dim(graph: Graph) -> Dim:
     """Return the named dim ``examples``, or ``examples_1``, ... if the graph has one of that name."""
-    dims = {d for v in graph.values.values() for d in v.type.shape or () if isinstance(d, Dim)}
+    values = [v for g in (graph, *(sub for _, n in graph.walk() for sub in n.subgraphs.values())) for v in g.values.values()]
+    dims = {d for v in values for d in v.type.shape or () if isinstance(d, Dim)}
     used = {name for dim in dims for name in dim.names()}
     count, name = 0, "examples"
     while name in used:
@@ -115,30 +121,32 @@ def _new_dim(graph: Graph) -> Dim:
     return Dim.named(name)
 
 
-def _moved(b: Builder, y: Value, axis: int) -> Value:
-    """Return ``y`` with its first axis moved to ``axis``."""
+def _moved(b: Builder, name: str, y: Value, axis: int) -> Value:
+    """Return ``y``, the output ``name``, with its first axis moved to ``axis``."""
     rank = y.type.rank
     if rank is None:
         if axis == 0:
             return y
-        raise InputError(f"the rank of {y.name!r} is not known, so its axes cannot be moved", code="rank")
-    b.prefix = y.name
-    return permuted(b, y, inverse_of(moved_first([_axis(axis, rank, y.name)], rank)))
+        raise InputError(f"the rank of {name!r} is not known, so its axes cannot be moved", code="rank")
+    b.prefix = name
+    return permuted(b, y, inverse_of(moved_first([_axis(axis, rank, name)], rank)))
 
 
 def _replace(graph: Graph, olds: Sequence[Value], examples: Examples, names: Mapping[Value, str]) -> None:
     """Remove what is computed from ``olds``, the inputs of one example, and give the names to what stands for it."""
     stale = dependents(graph.nodes(), olds)
-    pinned = [y.name for y in stale if y.name in graph.pinned]
+    gone = {y.name for y in stale}
+    pinned = [name for name in graph.pinned if name in gone]
     for name in pinned:
         del graph.pinned[name]
     remove_dead(graph, [y.producer for y in stale])
     for x in olds:
         graph.remove(x.producer)
-    for y, many in examples.known.items():
+    for y, many in {**examples.known, **examples.rows}.items():
         name = names.get(y, "")
         if name and name not in graph.values and graph.values.get(many.name) is many and many.producer.op not in ENTRIES:
             graph.rename(many, name)
+            many.producer.name = many.producer.name or (y.producer.name if y.producer.op == many.producer.op else "")
     for name in pinned:
         if name in graph.values:
             graph.pin(graph.value(name))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -88,3 +89,6 @@ def _places(b: Builder, node: Node) -> tuple[Value, int] | None:
     others = [i for i in range(rank) if i not in (0, at)]
     rows = b.Unsqueeze(rows, others) if others else rows
     return expand_to(b, rows, update), at
+
+
+tensor_scatter.batch(within_batch(0, 1, 2))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import images
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -106,3 +107,7 @@ def _run_time_tables(b: Builder, x: Value) -> tuple[Value, Value]:
     rest = b.Add(fewer, b.cast(b.GreaterOrEqual(fewer, column), INT64))
     odd = b.cast_like(b.Mod(b.Add(numbers, column), np.int64(2)), x)
     return rest, b.Sub(b.scalar(1, x.type.dtype), b.Add(odd, odd))
+
+
+for _definition in (det, cofactor):
+    _definition.batch(images)

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, looped, within
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.convolution.batching import scaled_shape
 from flowgrad.ir.ops.operands import int_list, known_dims, known_length, moved_last
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import UNKNOWN, DimLike, Type
@@ -91,3 +93,11 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     ones = b.filled(1, b.Slice(places, [0], [1], [1]))
     rows = b.Reshape(y_bar, b.Concat(b.Shape(node.input(0), start=0, end=1), [-1, axes], axis=0))
     return b.MatMul(b.Transpose(rows, perm=moved_last([1], 3)), b.Concat(places, ones, axis=1)), NO_GRADIENT
+
+
+@affine_grid.batch
+def _(b: BatchBuilder, node: Node, theta: Value, size: Value) -> Any:
+    """More images."""
+    if b.holds(size):
+        return looped(b, node, theta, size)
+    return within(b, node, [theta, scaled_shape(b, size)], {0: 0}, [0])

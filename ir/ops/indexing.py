@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, along_axis, first_moved, in_rows, looped, single
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import extents, joined, known_dims, normal_axis, ramp, reshape_to, unknown_ranks
+from flowgrad.ir.ops.operands import extents, joined, known_dims, normal_axis, permuted, ramp, unknown_ranks
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
-from flowgrad.ir.types import BOOL, FLOAT32, INT64, UNKNOWN, Type
+from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
 
 
 @op("Gather", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.SHAPE_ARITHMETIC))
@@ -94,11 +95,11 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     x = node.input(0)
     if attr(node, "batch_dims") and node.input(1).type.rank is None:
         return refuse(unknown_ranks(node))
-    indices = _with_batch(b, node.input(1), attr(node, "batch_dims"))
+    indices = with_batch(b, node.input(1), attr(node, "batch_dims"))
     return b.ScatterND(b.zero(x), indices, y_bar, reduction="add"), NO_GRADIENT
 
 
-def _with_batch(b: Builder, indices: Value, batch_dims: int) -> Value:
+def with_batch(b: Builder, indices: Value, batch_dims: int) -> Value:
     """Return indices that count the batch axes too."""
     if not batch_dims:
         return indices
@@ -111,7 +112,7 @@ def _with_batch(b: Builder, indices: Value, batch_dims: int) -> Value:
     return b.Concat(*grids, b.cast(indices, INT64), axis=-1)
 
 
-# ---- OneHot, NonZero, Compress, Unique ----------------------------------------------------------------------------------
+# ---- OneHot -------------------------------------------------------------------------------------------------------------
 
 
 @op("OneHot", since=11, outputs=("output",), extents=("depth",), settings=("values",))
@@ -152,106 +153,48 @@ def _(b: DerivativeBuilder, node: Node, indices_dot: Any, depth_dot: Any, values
     return b.OneHot(node.input(0), node.input(1), values_dot, axis=attr(node, "axis"))
 
 
-@op("NonZero", since=13, traits=(Trait.ZERO, Trait.BOUNDED))
-def non_zero(X: Array) -> Array:
-    if X.ndim == 0:
-        return np.zeros((0, int(bool(X))), np.int64)
-    return np.stack(np.nonzero(X)).astype(np.int64, copy=False)
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+gather_elements.batch(along_axis())
 
 
-@non_zero.types
-def _(node: Node) -> Type:
+@gather.batch
+def _(b: BatchBuilder, node: Node, data: Value, indices: Value) -> Any:
+    """Shared indices are read along the next axis; indices into shared data read more; else every example reads in its own."""
+    rank, width = node.input(0).type.rank, node.input(1).type.rank
+    if rank is None or width is None:
+        return looped(b, node, data, indices)
+    axis = normal_axis(attr(node, "axis"), rank)
+    if not b.holds(indices):
+        rows = in_rows(b, node, [data, indices], axis=axis) if axis else None
+        return rows or again(b, node, [data, indices], axis=axis + 1)
+    if not b.holds(data):
+        return first_moved(b, single(b, node, [data, indices]), axis)
+    read = permuted(b, data, [0, axis + 1, *(i for i in range(1, rank + 1) if i != axis + 1)])
+    y = b.GatherND(read, b.Unsqueeze(b.cast(indices, INT64), [-1]), batch_dims=1)
+    order = [*range(1 + width, 1 + width + axis), *range(1, 1 + width), *range(1 + width + axis, rank + width)]
+    return permuted(b, y, [0, *order])
+
+
+@gather_nd.batch
+def _(b: BatchBuilder, node: Node, data: Value, indices: Value) -> Any:
+    """One more batch axis, if the data have the examples."""
+    if any(v.type.rank is None for v in node.operands):
+        return looped(b, node, data, indices)
+    if not b.holds(data) and not attr(node, "batch_dims"):
+        return again(b, node, [data, indices])
+    return again(b, node, [b.lifted(data), b.lifted(indices)], batch_dims=attr(node, "batch_dims") + 1)
+
+
+@one_hot.batch
+def _(b: BatchBuilder, node: Node, indices: Value, depth: Value, values: Value) -> Any:
+    """The axis of the places counts that of the examples; values of their own are chosen by shared ones."""
     rank = node.input(0).type.rank
-    return Type(INT64, (UNKNOWN if rank is None else rank, UNKNOWN))
-
-
-@non_zero.expands_on_export
-def _(node: Node) -> bool:
-    """Runtimes count the numbers of few types; truth values are among them."""
-    return node.input(0).type.dtype not in (BOOL, FLOAT32, INT64)
-
-
-@non_zero.expansion
-def _(b: Builder, node: Node) -> Any:
-    """Of what the numbers are as truth values."""
-    x = node.input(0)
-    return refuse("truth values are as plain as it gets") if x.type.dtype == BOOL else b.NonZero(b.cast(x, BOOL))
-
-
-@op("Compress", since=11, outputs=("output",), traits=(Trait.LINEAR, Trait.BOUNDED))
-def compress(input: Array, condition: Array, *, axis: int | None = None) -> Array:
-    return np.asarray(np.compress(condition, input, axis))
-
-
-@compress.types
-def _(node: Node) -> Type:
-    x, axis = node.input(0).type, attr(node, "axis")
-    if axis is None:
-        return x.with_shape((UNKNOWN,))
-    if x.shape is None:
-        return x
-    at = normal_axis(axis, len(x.shape))
-    return x.with_shape((*x.shape[:at], UNKNOWN, *x.shape[at + 1 :]))
-
-
-@compress.adjoint
-def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
-    """x_bar = zeros with y_bar at the places where the condition holds."""
-    x, axis = node.input(0), attr(node, "axis")
-    places = b.Reshape(b.NonZero(node.input(1)), b.ints([-1]))
-    if axis is not None:
-        return b.GatherGrad(b.shape(x), y_bar, places, axis=axis), NO_GRADIENT
-    flat = b.GatherGrad(b.Reshape(b.Size(x), b.ints([1])), y_bar, places)
-    return reshape_to(b, flat, x), NO_GRADIENT
-
-
-@op("Unique", since=11, outputs=("Y", "indices", "inverse_indices", "counts"), required_outputs=1,
-    traits=(Trait.BOUNDED,))
-def unique(X: Array, *, axis: int | None = None, sorted: int = 1) -> tuple[Array, Array, Array, Array]:
-    """Return the distinct elements (or slices along ``axis``), their first places, where each went, and how often."""
-    values, first, inverse, counts = np.unique(X, return_index=True, return_inverse=True, return_counts=True, axis=axis)
-    inverse = inverse.reshape(-1)
-    if not sorted:
-        order = np.argsort(first, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        values = np.take(values, order, axis or 0)
-        first, counts, inverse = first[order], counts[order], place[inverse]
-    return values, *(np.asarray(a, np.int64) for a in (first, inverse, counts))  # type: ignore[return-value]
-
-
-@unique.types
-def _(node: Node) -> list[Type]:
-    x, axis = node.input(0).type, attr(node, "axis")
-    vectors = [Type(INT64, (UNKNOWN,))] * 3
-    if axis is None:
-        return [x.with_shape((UNKNOWN,)), *vectors]
-    if x.shape is None:
-        return [x, *vectors]
-    at = normal_axis(axis, len(x.shape))
-    return [x.with_shape((*x.shape[:at], UNKNOWN, *x.shape[at + 1 :])), *vectors]
-
-
-@unique.adjoint
-def _(b: DerivativeBuilder, node: Node, y_bar: Value, *others: Any) -> Any:
-    """x_bar = zeros with y_bar at the places that Y was taken from: of equal elements the first one."""
-    x, axis, places = node.input(0), attr(node, "axis"), b.residual(node, "indices")
-    if axis is not None:
-        return b.GatherGrad(b.shape(x), y_bar, places, axis=axis)
-    return reshape_to(b, b.GatherGrad(b.Reshape(b.Size(x), b.ints([1])), y_bar, places), x)
-
-
-@unique.kinks
-def _(b: Builder, node: Node) -> Value:
-    """Where equal elements have come together: moved apart, they would be several."""
-    return b.Greater(b.residual(node, "counts"), np.int64(1))
-
-
-@unique.tangent
-def _(b: DerivativeBuilder, node: Node, x_dot: Value | None) -> Any:
-    """y_dot = x_dot at the places that Y was taken from."""
-    if x_dot is None:
-        return [None] * len(node.outputs)
-    axis, places = attr(node, "axis"), b.residual(node, "indices")
-    flat = b.Reshape(x_dot, b.ints([-1])) if axis is None else x_dot
-    return [b.Gather(flat, places, axis=axis or 0), *[None] * (len(node.outputs) - 1)]
+    if rank is None or b.holds(depth):
+        return looped(b, node, indices, depth, values)
+    axis = normal_axis(attr(node, "axis"), rank + 1) + b.holds(indices)
+    if not b.holds(values):
+        return again(b, node, [indices, depth, values], axis=axis)
+    ones = b.OneHot(indices, depth, np.array([0, 1], np.float32), axis=axis)
+    off, on = (b.alike(b.Gather(values, np.int64(i), axis=1), values) for i in range(2))
+    return b.Where(b.cast(ones, BOOL), b.padded(on, rank + 1), b.padded(off, rank + 1))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, images, looped, shifted_axes, single, within, within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -345,3 +346,53 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     x, axes = node.input(0), attr(node, "axes")
     shape = b.shape(x) if axes is None else joined(b, [b.extent(x, a) for a in axes])
     return b.CenterCropPad(y_bar, shape, axes=axes), NO_GRADIENT
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+for _blocks in (depth_to_space, space_to_depth):
+    _blocks.batch(within_batch(0))
+trilu.batch(images)
+
+
+@tile.batch
+def _(b: BatchBuilder, node: Node, data: Value, repeats: Value) -> Any:
+    """The examples are not repeated."""
+    if b.holds(repeats) or node.input(0).type.rank is None:
+        return looped(b, node, data, repeats)
+    return again(b, node, [data, joined(b, [b.ints([1]), b.cast(repeats, INT64)])])
+
+
+@pad.batch
+def _(b: BatchBuilder, node: Node, data: Value, pads: Value, constant: Value | None = None, axes: Value | None = None) -> Any:
+    """The same pads of the same axes, by name."""
+    rank = node.input(0).type.rank
+    if any(b.holds(x) for x in (pads, constant, axes)) or (rank is None and axes is None):
+        return looped(b, node, data, pads, constant, axes)
+    if not rank and axes is None:
+        return b.Identity(data)
+    named = b.ints(range(1, 1 + (rank or 0))) if axes is None else shifted_axes(b, axes, rank)
+    return again(b, node, [data, pads, constant, named])
+
+
+@eye_like.batch
+def _(b: BatchBuilder, node: Node, data: Value) -> Any:
+    """One for all: it depends on the shape alone."""
+    return looped(b, node, data) if data.type.rank is None else b.same(single(b, node, [b.one(data)]))
+
+
+@reverse_sequence.batch
+def _(b: BatchBuilder, node: Node, data: Value, lengths: Value) -> Any:
+    """More sequences."""
+    axis = attr(node, "batch_axis")
+    return within(b, node, [data, lengths], {0: axis, 1: 0}, [axis])
+
+
+@center_crop_pad.batch
+def _(b: BatchBuilder, node: Node, data: Value, shape: Value) -> Any:
+    """The same extents of the same axes, by name."""
+    rank, axes = node.input(0).type.rank, attr(node, "axes")
+    if b.holds(shape) or rank is None:
+        return looped(b, node, data, shape)
+    named = range(rank) if axes is None else normal_axes(axes, rank)
+    return again(b, node, [data, shape], axes=tuple(1 + a for a in named))

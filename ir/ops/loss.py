@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, in_rows, looped, merged_again, together, volume
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
@@ -15,7 +17,7 @@ from flowgrad.ir.ops.operands import expand_to
 from flowgrad.ir.ops.reduction import reduce_log_sum_exp
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, attr, op
 from flowgrad.ir.ops.softmax import log_softmax
-from flowgrad.ir.types import DType, Shape, Type, merge_dims
+from flowgrad.ir.types import DType, Shape, Type, dim_product, merge_dims
 
 
 @op("NegativeLogLikelihoodLoss", since=12, outputs=("loss",))
@@ -180,3 +182,59 @@ def _(b: Builder, node: Node) -> Any:
     product = b.Where(b.Equal(target, zero), zero, b.Mul(target, b.LogSoftmax(logits, axis=-1)))
     rest = b.Sub(b.scalar(1, target.type.dtype), b.ReduceSum(target, [-1], keepdims=0))
     return b.Sub(b.Mul(rest, b.ReduceLogSumExp(logits, [-1], keepdims=0)), b.ReduceSum(product, [-1], keepdims=0))
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+
+@negative_log_likelihood_loss.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """More samples; the losses of every example are added up, or averaged, apart."""
+    return _batched_loss(b, node, xs)
+
+
+@softmax_cross_entropy_loss.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """More samples; the losses of every example are added up, or averaged, apart."""
+    return _batched_loss(b, node, xs)
+
+
+@softmax_cross_entropy.batch
+def _(b: BatchBuilder, node: Node, logits: Value, target: Value) -> Any:
+    """The classes stay last."""
+    rank = node.input(0).type.rank
+    if rank is None or node.input(1).type.rank is None:
+        return looped(b, node, logits, target)
+    rows = in_rows(b, node, [logits, target], (0, 1)) if rank > 1 else None
+    return rows or together(b, node, logits, target)
+
+
+def _batched_loss(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> Any:
+    if any(v.type.rank is None for v in node.operands) or any(b.holds(x) for x in xs[2:]):
+        return looped(b, node, *xs)
+    losses, *others = merged_again(b, node, xs, {0: 0, 1: 0}, [0] * len(node.outputs), reduction="none")
+    reduction = attr(node, "reduction")
+    if losses is None or reduction == "none":
+        return losses, *others
+    axes = list(range(1, len(losses.shape)))
+    counts_all = len(xs) < 3 and attr(node, "ignore_index") is None
+    if losses.shape[1:] == (1,) and (counts_all or reduction == "sum"):
+        return b.rows[losses], *others  # of one sample each
+    total = b.ReduceSum(losses, axes, keepdims=0)
+    if reduction == "mean":
+        total = b.Div(total, _weights_used(b, node, xs, losses, axes))
+    return total, *others
+
+
+def _weights_used(b: BatchBuilder, node: Node, xs: Sequence[Value | None], losses: Value, axes: Sequence[int]) -> Value:
+    """Return the sum of the weights that the loss of each example counts: its loss where every likelihood is -1."""
+    dtype = losses.type.dtype
+    if len(xs) < 3 and attr(node, "ignore_index") is None:
+        dims = losses.shape[1:]
+        known = all(isinstance(d, int) for d in dims)
+        return b.scalar(dim_product(dims), dtype) if known else b.cast(volume(b, losses), dtype)  # type: ignore[arg-type]
+    x, target = b.merged(xs[0]), b.merged(xs[1])  # type: ignore[arg-type]
+    attributes = {"ignore_index": attr(node, "ignore_index"), "reduction": "none"}
+    used = b.add("NegativeLogLikelihoodLoss", [b.filled(-1, x), target, *xs[2:]], attributes)
+    shares = b.unmerged(used, losses.shape[1], lambda: b.extent(losses, 1))
+    return b.ReduceSum(shares, list(axes), keepdims=0)

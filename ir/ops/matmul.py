@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, in_rows, looped, single
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import UnsupportedError, ValidationError
@@ -162,6 +163,43 @@ def _swapped(b: Builder, x: Value) -> Value:
     return b.Transpose(x, perm=[*axes[:-2], axes[-1], axes[-2]])
 
 
+@matmul.batch
+def _(b: BatchBuilder, node: Node, x: Value, w: Value) -> Any:
+    """One product for all: where one factor is shared, the examples are more rows or columns; else one more batch axis."""
+    ranks = [v.type.rank for v in node.operands]
+    if None in ranks:
+        return looped(b, node, x, w)
+    if all(r and r > 2 for r in ranks) and (made := in_rows(b, node, [x, w])) is not None:
+        return made
+    return _batched_product(b, x, w)
+
+
+def _batched_product(b: BatchBuilder, x: Value, w: Value) -> Value:
+    """Return the matrix products of the examples of two factors, one of which at least differs between them."""
+    ranks = [len(v.shape) - b.holds(v) for v in (x, w)]
+    if not b.holds(w) and (ranks[1] == 1 or ranks == [1, 2]):
+        return b.MatMul(x, w)
+    if not b.holds(w) and ranks[1] == 2:
+        return b.unmerged(b.MatMul(b.merged(x), w), x.shape[1], lambda: b.extent(x, 1))
+    if not b.holds(x) and ranks == [2, 1]:
+        return b.MatMul(w, _swapped(b, x))
+    if not b.holds(x) and ranks == [2, 2]:
+        columns = b.alike(_swapped(b, w), w)  # those of all examples, as rows
+        product = b.MatMul(b.merged(columns), _swapped(b, x))
+        return _swapped(b, b.unmerged(product, columns.shape[1], lambda: b.extent(columns, 1)))
+    rows = b.alike(b.Unsqueeze(x, [-2]), x) if ranks[0] == 1 else x
+    columns = b.alike(b.Unsqueeze(w, [-1]), w) if ranks[1] == 1 else w
+    rank = max(*ranks, 2)
+    product = _outer(b, b.padded(rows, rank), b.padded(columns, rank))
+    squeezed = [axis for axis, r in zip((-2, -1), ranks, strict=True) if r == 1]
+    return b.Squeeze(product, squeezed) if squeezed else product
+
+
+def _outer(b: Builder, x: Value, w: Value) -> Value:
+    """Return a product of matrices; one of columns with rows has a single term for each element."""
+    return b.Mul(x, w) if x.shape[-1] == 1 == w.shape[-2] else b.MatMul(x, w)
+
+
 @op("Gemm", since=11)
 def gemm(
     A: Array, B: Array, C: Array | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
@@ -298,6 +336,25 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, w_dot: Value | None
     return total
 
 
+@gemm.batch
+def _(b: BatchBuilder, node: Node, x: Value, w: Value, c: Value | None = None) -> Any:
+    """Rows of all examples make one product with weights that they share; else the product is a MatMul for all."""
+    if any(v.type.rank is None for v in node.operands):
+        return looped(b, node, x, w, c)
+    if not b.holds(w) and not b.holds(c) and not attr(node, "transA") and (c is None or len(c.shape) < 2 or c.shape[0] == 1):
+        return b.unmerged(single(b, node, [b.merged(x), w, c]), x.shape[1], lambda: b.extent(x, 1))
+    alpha, beta = float(attr(node, "alpha")), float(attr(node, "beta"))
+    if b.holds(x) or b.holds(w):
+        left, right = (b.alike(_swapped(b, v), v) if attr(node, name) else v for v, name in ((x, "transA"), (w, "transB")))
+        y = _batched_product(b, left, right)
+        y = y if alpha == 1 else b.Mul(y, alpha)
+    else:
+        y = b.add("Gemm", [x, w], {**node.attributes, "beta": 1.0})
+    if c is None or beta == 0:
+        return y
+    return b.Add(y, b.padded(c if beta == 1 else b.alike(b.Mul(c, beta), c), 2))
+
+
 # ---- Einsum -------------------------------------------------------------------------------------------------------------
 
 
@@ -316,13 +373,18 @@ def einsum_labels(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
         raise ValidationError(f"the equation {equation!r} has too many axes", code="einsum")
     dots = "".join(free[: max(width, 0)])
     if not arrow:
-        letters = left.replace("...", "")
-        right = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) - {","} if letters.count(c) == 1))
+        right = _implied(left)
     found = [_without_dots(t, dots, r) for t, r in zip(terms, ranks, strict=True)]
     result = right.replace("...", dots)
     if len(set(result)) != len(result) or not set(result) <= set("".join(found)):
         raise ValidationError(f"the result of the equation {equation!r} repeats or invents a label", code="einsum")
     return found, result
+
+
+def _implied(left: str) -> str:
+    """Return the labels of a result of which nothing is said: those that come once, by alphabet, behind the dots."""
+    letters = left.replace("...", "")
+    return "..." * ("..." in left) + "".join(sorted(c for c in set(letters) - {","} if letters.count(c) == 1))
 
 
 def _without_dots(term: str, dots: str, rank: int) -> str:
@@ -474,3 +536,14 @@ def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
             operands = [x_dot if i == k else v for i, v in enumerate(node.inputs)]
             parts.append(b.add("Einsum", operands, dict(node.attributes)))
     return sum_of_present(b, *parts)
+
+
+@einsum.batch
+def _(b: BatchBuilder, node: Node, *xs: Value) -> Any:
+    """One more label, the first of the result and of the operands that are one per example."""
+    left, arrow, right = attr(node, "equation").replace(" ", "").partition("->")
+    if not arrow:
+        right = _implied(left)
+    free = next(c for c in string.ascii_letters if c not in left)
+    named = ",".join(free + t if b.holds(x) else t for x, t in zip(xs, left.split(","), strict=True))
+    return b.Einsum(*xs, equation=f"{named}->{free}{right}")

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, merged_again, single
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import select
+from flowgrad.ir.ops.operands import joined, unknown_ranks
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
-from flowgrad.ir.types import BOOL, Type, dtype_of
+from flowgrad.ir.types import BOOL, FLOAT64, Type, dtype_of
 
 RANDOM = (Trait.RANDOM, Trait.ZERO)
 
@@ -155,3 +157,57 @@ for _definition in (random_normal_like, random_uniform_like, bernoulli):
 def _(node: Node) -> Type:
     shape = node.input(0).type.shape
     return Type(dtype_of(attr(node, "dtype")), None if shape is None else (shape[0], int(attr(node, "sample_size"))))
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+
+@dropout.batch
+def _(b: BatchBuilder, node: Node, data: Value, ratio: Value | None = None, training: Value | None = None) -> Any:
+    """A mask for each example, or one for all of them."""
+    if any(b.holds(x) for x in (ratio, training)) or data.type.rank is None:
+        return refuse("the examples must share its ratio and its mode, and the rank of its data must be known")
+    if b.randomness != "same":
+        return again(b, node, [b.lifted(data), ratio, training])
+    names = [b.fresh(f"{node.label}_{name}") for name in ("factors", "mask_of_all")]
+    ones = b.Expand(b.scalar(1, data.type.dtype), b.example_shape(data))
+    factors, mask = b.add_several("Dropout", [ones, ratio, training], dict(node.attributes), outputs=names)
+    output = b.Where(mask, b.Mul(data, factors), b.scalar(0, data.type.dtype))
+    return [output, b.same(mask)]
+
+
+def _drawn(b: BatchBuilder, node: Node, *xs: Value) -> Any:
+    """Numbers for each example, or one set for all of them."""
+    if xs and xs[0].type.rank is None:
+        return refuse(unknown_ranks(node))
+    if b.randomness == "same":
+        return b.same(single(b, node, [b.one(x) if b.holds(x) else x for x in xs]))
+    y = node.output()
+    like = b.lifted(xs[0]) if xs else b.Expand(b.scalar(0, y.type.dtype), joined(b, [b.count, b.ints(attr(node, "shape"))]))
+    kept = {name: value for name, value in node.attributes.items() if name != "shape"}
+    return b.add(node.op if xs else f"{node.op}Like", [like], {**kept, "dtype": y.type.dtype.onnx})
+
+
+for _definition in (random_normal, random_uniform, random_normal_like, random_uniform_like):
+    _definition.batch(_drawn)
+
+
+@bernoulli.batch
+def _(b: BatchBuilder, node: Node, x: Value) -> Any:
+    """A draw for each element of each example, or one for each element of all of them."""
+    if x.type.rank is None:
+        return refuse(unknown_ranks(node))
+    if b.randomness != "same":
+        return again(b, node, [b.lifted(x)])
+    drawn = b.RandomUniformLike(b.one(x), dtype=FLOAT64.onnx, seed=attr(node, "seed"))
+    return b.cast(b.Less(drawn, b.cast(x, FLOAT64)), node.output().type.dtype)
+
+
+@multinomial.batch
+def _(b: BatchBuilder, node: Node, x: Value) -> Any:
+    """More rows. What one table of numbers would draw from all examples is not a Multinomial."""
+    if b.randomness == "same":
+        return refuse("it draws from one table, which examples cannot share")
+    if x.type.rank is None:
+        return refuse(unknown_ranks(node))
+    return merged_again(b, node, [x], {0: 0}, [0])

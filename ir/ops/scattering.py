@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, along_axis, looped
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.arithmetic import select
-from flowgrad.ir.ops.indexing import element_index
+from flowgrad.ir.ops.indexing import element_index, with_batch
 from flowgrad.ir.ops.operands import END, divided, extents, joined, normal_axis, ramp, reshape_to, sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, attr, like_first, op
 from flowgrad.ir.support import is_zero, moved
@@ -335,3 +336,17 @@ for _scatter in (scatter_elements, scatter_nd):
     _scatter.tangent(_scatter_tangent)
     _scatter.combine(_combined)
     _scatter.support(_scatter_support)
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+scatter_elements.batch(along_axis())
+
+
+@scatter_nd.batch
+def _(b: BatchBuilder, node: Node, *xs: Value) -> Any:
+    """Indices count the examples too."""
+    if any(v.type.rank is None for v in node.operands):
+        return looped(b, node, *xs)
+    data, indices, updates = (b.lifted(x) for x in xs)
+    return again(b, node, [data, with_batch(b, indices, 1), updates])

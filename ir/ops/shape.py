@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.batching import BatchBuilder, looped
-from flowgrad.ir.builder import Builder
+from flowgrad.ir.batching import BatchBuilder, again, in_rows, looped, shifted_axes, volume
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
-    concatenated,
-    extents,
     int_list,
     into,
     inverse_of,
@@ -23,18 +20,14 @@ from flowgrad.ir.ops.operands import (
     known_ints,
     known_length,
     normal_axes,
-    normal_axis,
     reshape_to,
-    slice_axis,
-    unknown_ranks,
     unknown_shape,
 )
-from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
+from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.support import turned
 from flowgrad.ir.types import (
     INT64,
     UNKNOWN,
-    Dim,
     DimLike,
     Type,
     broadcast_shapes,
@@ -73,7 +66,9 @@ def _(b: BatchBuilder, node: Node, xs: Value) -> Any:
     if rank is None:
         return looped(b, node, xs)
     start, end, _ = slice(attr(node, "start"), attr(node, "end")).indices(rank)
-    return b.same(b.Shape(xs, start=1 + start, end=1 + max(start, end)))
+    dims = xs.shape[1 + start : 1 + max(start, end)]
+    known = all(isinstance(d, int) for d in dims)
+    return b.same(b.ints(dims) if known else b.Shape(xs, start=1 + start, end=1 + max(start, end)))
 
 
 def _shape_dims(node: Node) -> Sequence[DimLike] | None:
@@ -106,7 +101,7 @@ def _(node: Node) -> Array | None:
 @size.batch
 def _(b: BatchBuilder, node: Node, xs: Value) -> Any:
     """The number of elements that every example has."""
-    return b.same(b.ReduceProd(b.Shape(xs, start=1), keepdims=0))
+    return looped(b, node, xs) if xs.type.rank is None else b.same(volume(b, xs))
 
 
 # ---- Reshape, Flatten, Squeeze, Unsqueeze -------------------------------------------------------------------------------
@@ -151,6 +146,21 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return reshape_to(b, y_bar, node.input(0)), NO_GRADIENT
 
 
+@reshape.batch
+def _(b: BatchBuilder, node: Node, data: Value, shape: Value) -> Any:
+    """The same shape behind the axis of the examples, which a 0 copies."""
+    wanted, x, y = known_ints(shape), node.input(0).type.shape, node.output().type.shape
+    if b.holds(shape) or known_length(node.input(1)) is None:
+        return looped(b, node, data, shape)
+    if attr(node, "allowzero") and (wanted is None or 0 in wanted):
+        return again(b, node, [data, joined(b, [b.count, shape])])
+    if wanted and x and y and x[0] == y[0]:
+        rows = b.ints([0, *wanted[1:]])
+        if (made := in_rows(b, node, [data, rows], allowzero=None)) is not None:
+            return made
+    return again(b, node, [data, joined(b, [b.ints([0]), shape])], allowzero=None)
+
+
 @op("Flatten", since=13, outputs=("output",), traits=(Trait.LINEAR, Trait.VIEW, Trait.REGROUPS))
 def flatten(input: Array, *, axis: int = 1) -> Array:
     at = axis + input.ndim if axis < 0 else axis
@@ -174,6 +184,23 @@ def _(node: Node) -> Type:
 def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     """x_bar = y_bar in the shape of x."""
     return reshape_to(b, y_bar, node.input(0))
+
+
+@flatten.batch
+def _(b: BatchBuilder, node: Node, data: Value) -> Any:
+    """Two axes behind that of the examples."""
+    rank, axis = node.input(0).type.rank, attr(node, "axis")
+    if rank is None:
+        return looped(b, node, data)
+    at = axis + rank if axis < 0 else axis
+    if at == 1 and (made := in_rows(b, node, [data])) is not None:
+        return made
+
+    def part(i: int) -> Value:
+        axes = (slice(0, 1), slice(1, 1 + at), slice(1 + at, None))[i]
+        return b.count if i == 0 else b.ReduceProd(b.Shape(data, start=axes.start, end=axes.stop), keepdims=1)
+
+    return b.shaped(data, (b.dim, *node.output().shape), part)
 
 
 @op("Squeeze", since=13, outputs=("squeezed",), traits=(*VIEWS, Trait.REGROUPS), extents=("axes",))
@@ -207,6 +234,26 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return x_bar, NO_GRADIENT
 
 
+@squeeze.batch
+def _(b: BatchBuilder, node: Node, data: Value, axes: Value | None = None) -> Any:
+    """The same axes behind that of the examples."""
+    x = node.input(0).type
+    if b.holds(axes) or (axes is None and not x.is_static):
+        return looped(b, node, data, axes)
+    listed = known_ints(axes) if axes is not None else [i for i, d in enumerate(x.static_shape) if d == 1]
+    if axes is not None and (listed is None or x.rank is None):
+        return again(b, node, [data, shifted_axes(b, axes, x.rank)])
+    chosen = normal_axes(listed or [], x.rank or 0)
+    if 0 in chosen and data in b.rows:
+        rest = [a for a in chosen if a]
+        return b.Squeeze(b.rows[data], rest) if rest else b.rows[data]
+    if not chosen:
+        return b.Identity(data)
+    if 0 not in chosen and (made := in_rows(b, node, [data, b.ints(chosen)])) is not None:
+        return made
+    return again(b, node, [data, b.ints([1 + a for a in chosen])])
+
+
 @op("Unsqueeze", since=13, outputs=("expanded",), traits=(*VIEWS, Trait.REGROUPS), extents=("axes",))
 def unsqueeze(data: Array, axes: Array) -> Array:
     chosen = int_list(axes) or []
@@ -234,6 +281,22 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     axes = known_ints(node.input(1))
     x_bar = b.Squeeze(y_bar, axes) if axes else reshape_to(b, y_bar, node.input(0))
     return x_bar, NO_GRADIENT
+
+
+@unsqueeze.batch
+def _(b: BatchBuilder, node: Node, data: Value, axes: Value) -> Any:
+    """The same axes behind that of the examples; a first one makes every example one sample."""
+    if b.holds(axes):
+        return looped(b, node, data, axes)
+    rank = node.output().type.rank
+    chosen = None if rank is None else known_ints(axes)
+    chosen = None if chosen is None else normal_axes(chosen, rank or 0)
+    if chosen and 0 not in chosen and (made := in_rows(b, node, [data, b.ints(chosen)])) is not None:
+        return made
+    made = again(b, node, [data, shifted_axes(b, axes, rank)])
+    if chosen == [0]:
+        b.rows[made[0]] = data  # type: ignore[index]
+    return made
 
 
 # ---- Transpose, Expand --------------------------------------------------------------------------------------------------
@@ -269,6 +332,20 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return b.Transpose(y_bar, perm=None if perm is None else inverse_of(perm))
 
 
+@transpose.batch
+def _(b: BatchBuilder, node: Node, data: Value) -> Any:
+    """The other axes permuted."""
+    perm, rank = attr(node, "perm"), node.input(0).type.rank
+    if perm is None and rank is None:
+        return looped(b, node, data)
+    order = list(range(rank or 0))[::-1] if perm is None else list(perm)
+    if not order:
+        return b.Identity(data)
+    if order[0] == 0 and (made := in_rows(b, node, [data], perm=tuple(order))) is not None:
+        return made
+    return again(b, node, [data], perm=(0, *(1 + i for i in order)))
+
+
 for _turning in (squeeze, unsqueeze, transpose):
     _turning.support(turned)
 
@@ -302,235 +379,11 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return b.sum_to(y_bar, node.input(0)), NO_GRADIENT
 
 
-# ---- Concat, Split ------------------------------------------------------------------------------------------------------
-
-
-@op("Concat", since=13, outputs=("concat_result",), traits=MOVES)
-def concat(*inputs: Array, axis: int, out: Array | None = None) -> Array:
-    return np.concatenate(inputs, axis, out=out)
-
-
-@concat.types
-def _(node: Node) -> Type:
-    types = [v.type for v in node.operands]
-    if not types:
-        raise ValidationError("Concat needs an input", code="arity")
-    ranked = [t.shape for t in types if t.shape is not None]
-    if not ranked:
-        return types[0]
-    axis = normal_axis(attr(node, "axis"), len(ranked[0]))
-    merged: list[DimLike] = list(ranked[0])
-    total: DimLike = merged[axis]
-    for other in ranked[1:]:
-        if len(other) != len(merged):
-            raise ValidationError("Concat takes inputs of one rank", code="shape")
-        total = total + other[axis]
-        merged = [d if i == axis else merge_dims(d, o) for i, (d, o) in enumerate(zip(merged, other, strict=True))]
-    merged[axis] = total if len(ranked) == len(types) else UNKNOWN
-    return types[0].with_shape(merged)
-
-
-@concat.adjoint
-def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
-    """The cotangents of the inputs are the pieces of y_bar."""
-    inputs = node.operands
-    if len(inputs) == 1:
-        return (y_bar,)
-    axis = attr(node, "axis")
-    sizes = joined(b, [b.extent(x, axis) for x in inputs])
-    return b.add_several("Split", [y_bar, sizes], {"axis": axis}, outputs=len(inputs))
-
-
-@op("Split", since=18, outputs=("outputs",), required_outputs=1, variadic_outputs=True,
-    traits=(Trait.LINEAR, Trait.VIEW), extents=("split",))
-def split(
-    input: Array, split: Array | None = None, *, axis: int = 0, num_outputs: int | None = None, count: int = 0
-) -> list[Array]:
-    sizes = int_list(split)
-    if sizes is None:
-        sizes = _even_sizes(input.shape[axis], _checked_pieces(count if num_outputs is None else num_outputs, count))
-    if sum(sizes) != input.shape[axis] or min(sizes, default=0) < 0:
-        raise ValidationError(f"the pieces {sizes} are not the extent {input.shape[axis]}", code="shape")
-    return np.split(input, np.cumsum(sizes)[:-1], axis)
-
-
-MOST_SPARE = 2**12
-"""More pieces that are no outputs than any graph has: what asks for more is damaged."""
-
-
-def _checked_pieces(pieces: int, outputs: int) -> int:
-    """Return the number of pieces; ValidationError if it is absurd or less than the outputs."""
-    if not max(outputs, 1) <= pieces <= outputs + MOST_SPARE:
-        raise ValidationError(f"Split into {pieces:,} pieces has {outputs} outputs", code="attribute")
-    return pieces
-
-
-def _even_sizes(extent: int, pieces: int) -> list[int]:
-    step = -(-extent // pieces)
-    return [max(min(step, extent - i * step), 0) for i in range(pieces)]
-
-
-@split.types
-def _(node: Node) -> list[Type]:
-    return piece_types(node)[: len(node.outputs)]
-
-
-def piece_types(node: Node) -> list[Type]:
-    """Return the types of all pieces of a Split, those that are no outputs too."""
-    x, axis = node.input(0).type, attr(node, "axis")
-    at = None if x.shape is None else normal_axis(axis, len(x.shape))
-    sizes = _split_sizes(node)
-    if x.shape is None or at is None:
-        return [x] * len(sizes)
-    extent = x.shape[at]
-    given = node.optional(1) is not None and all(isinstance(s, int) for s in sizes)
-    if given and isinstance(extent, int) and sum(sizes) != extent:
-        raise ValidationError(f"Split cuts {extent} entries of axis {axis} into pieces of {sizes}", code="shape")
-    return [x.with_shape([*x.shape[:at], s, *x.shape[at + 1 :]]) for s in sizes]
-
-
-def _split_sizes(node: Node) -> list[Any]:
-    """Return the extents of all pieces, of which the last ones may be no outputs; UNKNOWN if only the run can tell."""
-    outputs = len(node.outputs)
-    if (sizes := node.optional(1)) is not None:
-        known, length = known_dims(sizes), known_length(sizes)
-        if known is not None and len(known) < outputs:
-            raise ValidationError(f"Split into {len(known)} pieces has {outputs} outputs", code="shape")
-        return [UNKNOWN] * (length or outputs) if known is None else list(known)
-    x_shape = node.input(0).type.shape
-    asked = attr(node, "num_outputs")
-    pieces = _checked_pieces(outputs if asked is None else asked, outputs)
-    if x_shape is None:
-        return [UNKNOWN] * pieces
-    extent = x_shape[normal_axis(attr(node, "axis"), len(x_shape))]
-    if isinstance(extent, int):
-        return _even_sizes(extent, pieces)
-    step = extent // pieces
-    return [step if not isinstance(extent % pieces, Dim) else UNKNOWN] * pieces
-
-
-split.export_outputs(piece_types)  # runtimes take no fewer outputs than pieces, and crash at one without a name
-
-
-@split.adjoint
-def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
-    """x_bar = the cotangents of the pieces, concatenated; zeros for a piece that is no output."""
-    y_bars += (None,) * (len(_split_sizes(node)) - len(y_bars))
-    sizes = node.optional(1)
-    if sizes is not None and known_length(sizes) is None:
-        return _run_time_pieces(b, node, y_bars), NO_GRADIENT
-    if node.input(0).type.rank is None and any(y_bar is None for y_bar in y_bars):
-        return refuse(unknown_ranks(node))
-    pieces = [y_bar if y_bar is not None else _zero_piece(b, node, i) for i, y_bar in enumerate(y_bars)]
-    axis = attr(node, "axis")
-    return concatenated(b, pieces, axis), NO_GRADIENT
-
-
-def _run_time_pieces(b: Builder, node: Node, y_bars: Sequence[Value | None]) -> Any:
-    """Concatenate pieces of which there may be more than outputs: zeros take up what is left."""
-    x, sizes, count = node.input(0), node.input(1), len(y_bars)
-    if x.type.rank is None:
-        return refuse(unknown_ranks(node))
-    at = normal_axis(attr(node, "axis"), len(x.shape))
-    rest = b.ReduceSum(b.Slice(sizes, [count], [2**63 - 1], [0]), keepdims=1)
-    parts = [*extents(b, x, 0, at), rest, *extents(b, x, at + 1, len(x.shape))]
-    tail = b.Expand(b.scalar(0, x.type.dtype), joined(b, parts))
-    pieces = [y_bar if y_bar is not None else _zero_piece(b, node, i) for i, y_bar in enumerate(y_bars)]
-    return b.Concat(*pieces, tail, axis=attr(node, "axis"))
-
-
-def _zero_piece(b: Builder, node: Node, index: int) -> Value:
-    """Return zeros in the place of an output that is absent."""
-    x = node.input(0)
-    at = normal_axis(attr(node, "axis"), len(x.shape))
-    extent = _split_sizes(node)[index]
-    if isinstance(extent, int):
-        length = b.ints([extent])
-    elif (sizes := node.optional(1)) is not None:
-        length = slice_axis(b, sizes, index, index + 1)
-    else:
-        total, pieces = b.extent(x, at), len(_split_sizes(node))
-        step = b.Div(b.Add(total, pieces - 1), pieces)
-        length = b.Max(b.Min(step, b.Sub(total, b.Mul(step, index))), 0)
-    parts = [*extents(b, x, 0, at), length, *extents(b, x, at + 1, len(x.shape))]
-    return b.Expand(b.scalar(0, x.type.dtype), joined(b, parts))
-
-
-# ---- Slice --------------------------------------------------------------------------------------------------------------
-
-
-def slice_tuple(
-    shape: Sequence[int], starts: Array, ends: Array, axes: Array | None, steps: Array | None
-) -> tuple[slice, ...]:
-    """Return the NumPy index that a Slice takes from a tensor of ``shape``."""
-    rank = len(shape)
-    first, last = int_list(starts) or [], int_list(ends) or []
-    chosen = normal_axes(range(len(first)) if axes is None else int_list(axes) or [], rank)
-    stride = [1] * len(first) if steps is None else int_list(steps) or []
-    index = [slice(None)] * rank
-    for axis, start, end, step in zip(chosen, first, last, stride, strict=True):
-        index[axis] = slice_along(shape[axis], start, end, step)
-    return tuple(index)
-
-
-def slice_along(extent: int, start: int, end: int, step: int) -> slice:
-    """Return the NumPy slice along one axis. Going down from before the first element begins at that, not before it."""
-    return slice(0 if step < 0 and start < -extent else start, end, step)
-
-
-@op("Slice", since=13, outputs=("output",), traits=VIEWS, extents=("starts", "ends", "axes", "steps"))
-def slice_(data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
-    return data[slice_tuple(data.shape, starts, ends, axes, steps)]
-
-
-@slice_.types
-def _(node: Node) -> Type:
-    x = node.input(0).type
-    if x.shape is None:
-        return x
-    starts, ends, axes, steps = map(node.optional, range(1, 5))
-    first, last = known_dims(starts), known_dims(ends)
-    count = known_length(node.input(1)) if first is None else len(first)
-    chosen = list(range(count)) if axes is None and count is not None else known_ints(axes)
-    if count is None or chosen is None:
-        return x.with_shape(unknown_shape(len(x.shape)))
-    stride = [1] * count if steps is None else known_ints(steps)
-    new: list[DimLike] = list(x.shape)
-    for at, axis in enumerate(normal_axes(chosen, len(x.shape))):
-        known = first is not None and last is not None and stride is not None
-        new[axis] = _sliced(new[axis], first[at], last[at], stride[at]) if known else UNKNOWN  # type: ignore[index]
-    return x.with_shape(new)
-
-
-def _sliced(extent: DimLike, start: DimLike, end: DimLike, step: int) -> DimLike:
-    """Return the extent of a slice, UNKNOWN where it depends on which of two numbers is larger."""
-    if isinstance(extent, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(*slice_along(extent, start, end, step).indices(extent)))
-    whole = isinstance(end, int) and end >= 2**31 - 1 or end == extent
-    if start == 0 and whole and step > 0:
-        return -(-extent // step)
-    reverse = isinstance(start, int) and isinstance(end, int) and start == -1 and end <= -(2**31) + 1
-    if reverse and step < 0:
-        return -(-extent // -step)
-    return 0 if start == end and step > 0 else UNKNOWN
-
-
-@slice_.adjoint
-def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
-    """x_bar = zeros with y_bar at the place of the slice."""
-    x = node.input(0)
-    where = [*node.inputs[1:], None, None][:4]
-    x_bar = b.SliceGrad(b.shape(x), y_bar, *_all_operands(b, where))
-    return x_bar, *[NO_GRADIENT] * 4
-
-
-def _all_operands(b: Builder, where: Sequence[Value | None]) -> list[Value]:
-    """Return starts, ends, axes and steps with the defaults of the last two filled in."""
-    starts, ends, axes, steps = where
-    assert starts is not None and ends is not None
-    count = known_length(starts)
-    if axes is None:
-        axes = b.ints(range(count)) if count is not None else b.Range(0, b.Size(starts), 1)
-    if steps is None:
-        steps = b.ints([1] * count) if count is not None else b.Expand(b.ints([1]), b.Shape(starts))
-    return [b.cast(v, INT64) for v in (starts, ends, axes, steps)]
+@expand.batch
+def _(b: BatchBuilder, node: Node, data: Value, shape: Value) -> Any:
+    """The shape behind the axis of the examples, which is not expanded."""
+    count, rank = known_length(node.input(1)), node.input(0).type.rank
+    if b.holds(shape) or count is None or rank is None:
+        return looped(b, node, data, shape)
+    ones = b.ints([1] * (1 + max(rank - count, 0)))
+    return again(b, node, [b.padded(data, max(rank, count)), joined(b, [ones, shape])])

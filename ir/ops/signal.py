@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, looped, shifted_axes, within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -356,3 +357,16 @@ def _(node: Node) -> Type:
     bands, points = known_dims(node.input(0)), known_dims(node.input(1))
     rows = UNKNOWN if points is None else _bins(points[0])
     return Type(dtype_of(attr(node, "output_datatype")), (rows, UNKNOWN if bands is None else bands[0]))
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+stft.batch(within_batch(0))
+
+
+@dft.batch
+def _(b: BatchBuilder, node: Node, x: Value, length: Value | None = None, axis: Value | None = None) -> Any:
+    """The same axis behind that of the examples; without one, that before the last."""
+    if b.holds(length) or b.holds(axis):
+        return looped(b, node, x, length, axis)
+    return again(b, node, [x, length, axis and shifted_axes(b, axis, node.input(0).type.rank)])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import along_axis
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
@@ -130,3 +131,6 @@ def hardmax(x: Array, *, axis: int = -1, out: Array | None = None) -> Array:
 
 
 hardmax.types(_normalized_type)
+
+for _definition in (softmax, log_softmax, hardmax):
+    _definition.batch(along_axis())

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, looped, within_batch
 from flowgrad.ir.errors import ValidationError
-from flowgrad.ir.graph import Array, Node
+from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import check_scratch
 from flowgrad.ir.ops.registry import Trait, attr, op
@@ -133,3 +134,10 @@ def _(node: Node) -> Type:
     except ValueError as error:
         raise ValidationError(f"TfIdfVectorizer: {error}", code="attribute", where=describe(node)) from error
     return Type(FLOAT32, None if x.shape is None else (*x.shape[:-1], width))
+
+
+@tf_idf_vectorizer.batch
+def _(b: BatchBuilder, node: Node, x: Value) -> Any:
+    """More rows; a row by itself is one of many then."""
+    rank = node.input(0).type.rank
+    return again(b, node, [x]) if rank == 1 else within_batch(0)(b, node, x) if rank == 2 else looped(b, node, x)

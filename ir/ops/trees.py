@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from flowgrad.ir.batching import alone, within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Graph, Node, Value
@@ -177,3 +178,7 @@ def _(b: Builder, node: Node) -> Value:
     first = b.ArgMax(b.cast(equal, INT32), axis=-1, keepdims=0)
     found = b.cast(b.ReduceMax(b.cast(equal, INT32), [-1], keepdims=0), BOOL)
     return b.Where(found, first, count)
+
+
+tree_leaves.batch(within_batch(0))
+key_index.batch(alone)

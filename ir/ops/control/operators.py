@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
@@ -14,6 +15,7 @@ from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import Meter
 from flowgrad.ir.names import quote
+from flowgrad.ir.ops.control.batching import if_batched, loop_batched
 from flowgrad.ir.ops.control.if_derivatives import if_adjoint, if_tangent
 from flowgrad.ir.ops.control.loop_derivatives import loop_adjoint, loop_tangent
 from flowgrad.ir.ops.control.loop_layout import (
@@ -267,7 +269,7 @@ def scan(
                                              strict=True))
     ]
     for t in range(length):
-        results = body(*carried, *(r[t] for r in rows))
+        results = body(*carried, *(r[t, ...] for r in rows))  # a slice is an array, a string by itself is none
         carried = list(results[:states])
         for stack, array in zip(stacks, results[states:], strict=False):
             stack.append(np.asarray(array))
@@ -352,6 +354,27 @@ def _(b: DerivativeBuilder, node: Node, *y_bars: Value | None) -> Any:
 def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
     """v_dot[t+1] = (d body[t] / d (v, x, captures)) (v_dot[t], x_dot[t], captures_dot), beside v."""
     return loop_tangent(b, node, dots)
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+
+@if_.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """Both branches for all examples, of which one is run if they share the condition."""
+    return if_batched(b, node, xs)
+
+
+@loop.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """As many iterations, each for all examples."""
+    return loop_batched(b, node, xs)
+
+
+@scan.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """As many iterations, each for all examples."""
+    return loop_batched(b, node, xs)
 
 
 # ---- Scan as a Loop -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, looped, within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -22,7 +23,17 @@ from flowgrad.ir.ops.convolution.window import (
     split_pads,
     tap_slices,
 )
-from flowgrad.ir.ops.operands import extents, int_list, joined, known_ints, known_length, permuted, ramp, reshape_to
+from flowgrad.ir.ops.operands import (
+    END,
+    extents,
+    int_list,
+    joined,
+    known_ints,
+    known_length,
+    permuted,
+    ramp,
+    reshape_to,
+)
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type, floor_div, merge_dims
 
@@ -201,3 +212,20 @@ def _unpooled_shape(b: Builder, x: Value, axes: Sequence[tuple[int, int, int]]) 
     grown = b.Mul(b.Sub(b.Shape(x, start=2), np.int64(1)), b.ints(steps))
     image = b.Add(grown, b.ints([k - p for k, p in zip(taps, pads, strict=True)]))
     return joined(b, [*extents(b, x, 0, 2), image])
+
+
+col2im.batch(within_batch(0))
+
+
+@max_unpool.batch
+def _(b: BatchBuilder, node: Node, x: Value, indices: Value, shape: Value | None = None) -> Any:
+    """More images, at indices that count in all of them."""
+    if shape is not None or any(v.type.rank is None for v in node.operands):
+        return looped(b, node, x, indices, shape)
+    x, indices = b.lifted(x), b.lifted(indices)
+    b.batched.update((x, indices))
+    inner = _unpooled_shape(b, b.merged(x), _axes_of(node))
+    size = b.Mul(b.Squeeze(b.extent(x, 1), [0]), b.ReduceProd(b.Slice(inner, [1], [END], [0]), keepdims=0))
+    places = b.alike(b.Add(indices, b.numbers(len(indices.shape), size)), indices)
+    y = b.add("MaxUnpool", [b.merged(x), b.merged(places)], dict(node.attributes))
+    return b.unmerged(y, x.shape[1], lambda: b.extent(x, 1))

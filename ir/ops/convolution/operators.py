@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.convolution import expansions, kernels
+from flowgrad.ir.ops.convolution import batching, expansions, kernels
 from flowgrad.ir.ops.convolution.automatic_pads import is_misread, is_misread_transpose, padded, padded_transpose
 from flowgrad.ir.ops.convolution.expansions import Slide, pad_image, shape_tail, vector_tail
 from flowgrad.ir.ops.convolution.window import (
@@ -414,3 +415,30 @@ def _spans(b: Builder, node: Node, y_bar: Value, kernel: Shape) -> tuple[Value, 
 def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, w_dot: Value | None, bias_dot: Value | None = None) -> Any:
     """y_dot = conv_transpose(x_dot, w) + conv_transpose(x, w_dot) + b_dot."""
     return bilinear_tangent(b, node, x_dot, w_dot, bias_dot)
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+
+@conv.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """More images, or more channels, or a product for each example."""
+    return batching.convolution(b, node, xs)
+
+
+@conv_input_grad.batch
+def _(b: BatchBuilder, node: Node, *xs: Value) -> Any:
+    """More images, or more channels, or a product for each example."""
+    return batching.input_gradient(b, node, *xs)
+
+
+@conv_weight_grad.batch
+def _(b: BatchBuilder, node: Node, *xs: Value) -> Any:
+    """More channels, or a product for each example."""
+    return batching.weight_gradient(b, node, *xs)
+
+
+@conv_transpose.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """More images, or more channels."""
+    return batching.transposed(b, node, xs)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, looped, volume, within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convolution.automatic_pads import is_misread, padded
+from flowgrad.ir.ops.convolution.batching import scaled_shape
 from flowgrad.ir.ops.convolution.expansions import Slide, average_gradient, shape_tail, vector_tail, window_counts
 from flowgrad.ir.ops.convolution.window import (
     CEIL_MODE_SINCE,
@@ -469,3 +471,42 @@ for _pool in (max_pool, average_pool, lp_pool):
 
 for _pool in (max_pool, average_pool):
     _pool.expansion(padded)
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+for _pool in (average_pool, lp_pool, global_average_pool, global_max_pool, global_lp_pool):
+    _pool.batch(within_batch(0))
+
+
+@max_pool.batch
+def _(b: BatchBuilder, node: Node, x: Value) -> Any:
+    """More images. Indices count in all of them, so each example's are less by what is before it."""
+    made = within_batch(0)(b, node, x)
+    if len(node.outputs) < 2 or x.type.rank is None or made[1] is None:
+        return made
+    own = b.Sub(made[1], b.numbers(len(made[1].shape), volume(b, x)))
+    b.flat_indices[own] = made[1]
+    return made[0], own
+
+
+@max_pool_grad.batch
+def _(b: BatchBuilder, node: Node, y_bar: Value, indices: Value, x_shape: Value) -> Any:
+    """More images, at indices that count in all of them."""
+    y_bar, indices = b.lifted(y_bar), b.lifted(indices)
+    if b.holds(x_shape) or y_bar.type.rank is None or indices.type.rank is None:
+        return looped(b, node, y_bar, indices, x_shape)
+    places = b.flat_indices.get(indices)
+    if places is None:
+        places = b.alike(b.Add(indices, b.numbers(len(indices.shape), b.ReduceProd(x_shape, keepdims=0))), indices)
+    b.batched.update((y_bar, places))
+    image = b.MaxPoolGrad(b.merged(y_bar), b.merged(places), scaled_shape(b, x_shape))
+    return b.unmerged(image, node.output().shape[0], lambda: b.extent(y_bar, 1))
+
+
+@average_pool_grad.batch
+def _(b: BatchBuilder, node: Node, y_bar: Value, x_shape: Value) -> Any:
+    """More images."""
+    if b.holds(x_shape):
+        return looped(b, node, y_bar, x_shape)
+    return within_batch(0)(b, node, y_bar, scaled_shape(b, x_shape))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, looped, shifted_axes
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -15,7 +16,6 @@ from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.operands import (
     concatenated,
     expand_to,
-    extents,
     int_list,
     into,
     inverse_of,
@@ -24,20 +24,15 @@ from flowgrad.ir.ops.operands import (
     known_ints,
     known_length,
     moved_first,
-    moved_last,
-    normal_axes,
     normal_axis,
     permuted,
     ramp,
-    reshape_to,
     slice_axis,
     sum_of,
-    unknown_ranks,
     unknown_shape,
 )
-from flowgrad.ir.ops.reduction import reduced_axes
-from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op, refuse
-from flowgrad.ir.ops.shape import slice_tuple
+from flowgrad.ir.ops.pieces import slice_tuple
+from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, attr, op
 from flowgrad.ir.support import moved
 from flowgrad.ir.types import INT64, DimLike, Type, dim_product
 
@@ -432,110 +427,56 @@ def _each_once(extent: list[int] | None, pieces: Sequence[Value]) -> list[int] |
     return order if np.array_equal(np.concatenate([rows[i] for i in order]), np.arange(extent[0])) else None
 
 
-# ---- ProdOfOthers -------------------------------------------------------------------------------------------------------
+# ---- many examples ----------------------------------------------------------------------------------------------------------
 
 
-@op("ProdOfOthers", since=18, domain=FLOWGRAD)
-def prod_of_others(x: Array, axes: Array | None = None, *, noop_with_empty_axes: int = 0) -> Array:
-    """Return, for every element, the product of the others along ``axes`` (all axes if absent)."""
-    chosen = reduced_axes(axes, noop_with_empty_axes)
-    last = list(range(x.ndim)) if chosen is None else [a % x.ndim for a in chosen]
-    order = moved_last(last, x.ndim)
-    moved = x.transpose(order)
-    rows = moved.reshape((*moved.shape[: x.ndim - len(last)], int(np.prod(moved.shape[x.ndim - len(last):], dtype=int))))
-    before, after = np.ones_like(rows), np.ones_like(rows)
-    np.cumprod(rows[..., :-1], axis=-1, out=before[..., 1:])
-    np.cumprod(rows[..., :0:-1], axis=-1, out=after[..., -2::-1] if rows.shape[-1] > 1 else after[..., :0])
-    return np.multiply(before, after, out=before).reshape(moved.shape).transpose(inverse_of(order))
+@sum_to.batch
+def _(b: BatchBuilder, node: Node, x: Value, shape: Value) -> Any:
+    """The axes before those that the shape tells are summed; the others broadcast behind that of the examples."""
+    rank, count = node.input(0).type.rank, known_length(node.input(1))
+    if b.holds(shape) or rank is None or count is None:
+        return looped(b, node, x, shape)
+    leading, known = list(range(1, 1 + rank - count)), known_ints(shape)
+    if known is not None:
+        axes = [*leading, *(i + 1 + len(leading) for i, n in enumerate(known) if n == 1)]
+        summed = b.ReduceSum(x, axes, keepdims=1) if axes else x
+        return b.Squeeze(summed, leading) if leading else summed
+    summed = b.ReduceSum(x, leading, keepdims=0) if leading else x
+    return b.SumTo(summed, joined(b, [b.count, shape])) if count else summed
 
 
-@prod_of_others.types
-def _(node: Node) -> Type:
-    return node.input(0).type
+@slice_grad.batch
+def _(b: BatchBuilder, node: Node, shape: Value, *pieces: Value) -> Any:
+    """The same slices of the examples."""
+    groups, rank = list(_groups(pieces, 5)), known_length(node.input(0))
+    if b.holds(shape) or rank is None or any(b.holds(v) for _, *where in groups for v in where):
+        return looped(b, node, shape, *pieces)
+    moved = [(b.lifted(y_bar), starts, ends, shifted_axes(b, axes, rank), steps) for y_bar, starts, ends, axes, steps in groups]
+    return again(b, node, [joined(b, [b.count, shape]), *(v for group in moved for v in group)])
 
 
-@prod_of_others.adjoint
-def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
-    """y_i = prod of x_j, j != i: x_bar_k = sum over i != k of y_bar_i times the product of x_j, j != i, j != k.
-
-    Takes n x n numbers for n factors: only second and higher derivatives of products meet it.
-    """
-    x, axes = node.input(0), node.optional(1)
-    known = known_ints(axes) if axes is not None else []
-    if x.type.rank is None:
-        return refuse(unknown_ranks(node))
-    if known is None:
-        return refuse("the axes of a product are known only at run time: it has a first derivative only")
-    if not known and attr(node, "noop_with_empty_axes"):
-        return b.zeros_like(x), NO_GRADIENT
-    moved, rows, order = _factors(b, x, known)
-    bars = b.Reshape(permuted(b, y_bar, order), b.shape(rows), allowzero=1)
-    places = ramp(b, b.extent(rows, -1))
-    same = b.Equal(b.Unsqueeze(places, [1]), places)
-    without_k = b.Where(same, b.scalar(1, x.type.dtype), b.Unsqueeze(rows, [-2]))
-    others = b.ProdOfOthers(without_k, b.ints([-1]))
-    terms = b.Where(same, b.scalar(0, x.type.dtype), b.Mul(others, b.Unsqueeze(bars, [-2])))
-    x_bar = reshape_to(b, b.ReduceSum(terms, [-1], keepdims=0), moved)
-    return permuted(b, x_bar, inverse_of(order)), NO_GRADIENT
+@gather_grad.batch
+def _(b: BatchBuilder, node: Node, shape: Value, *pieces: Value) -> Any:
+    """Shared indices along the next axis; those of each example count the rows of all examples."""
+    groups, rank = list(_groups(pieces, 2)), known_length(node.input(0))
+    if b.holds(shape) or rank is None or any(v.type.rank is None for v in node.inputs[1:] if v is not None):
+        return looped(b, node, shape, *pieces)
+    axis = normal_axis(attr(node, "axis"), rank)
+    whole = joined(b, [b.count, shape])
+    if not any(b.holds(indices) for _, indices in groups):
+        return again(b, node, [whole, *(v for y_bar, i in groups for v in (b.lifted(y_bar), i))], axis=axis + 1)
+    rows = slice_axis(b, shape, axis, axis + 1)
+    rest = [slice_axis(b, shape, i, i + 1) for i in range(rank) if i != axis]
+    flat = [v for group in groups for v in _counted(b, axis, rows, *group)]
+    total = b.GatherGrad(joined(b, [b.Mul(b.count, rows), *rest]), *flat, axis=0)
+    split = b.Reshape(total, joined(b, [b.count, rows, *rest]), allowzero=1)
+    return permuted(b, split, [0, *(1 + i for i in inverse_of(moved_first([axis], rank)))])
 
 
-def _factors(b: Builder, x: Value, axes: Sequence[int]) -> tuple[Value, Value, list[int]]:
-    """Return x with the axes of the factors (all, if ``axes`` is empty) behind the others, then as one, and the permutation."""
-    rank = len(x.shape)
-    last = normal_axes(axes, rank) if axes else list(range(rank))
-    order = moved_last(last, rank)
-    moved = permuted(b, x, order)
-    outer, inner = extents(b, moved, 0, rank - len(last)), moved.shape[rank - len(last):]
-    count = b.ints([dim_product(inner)]) if all(isinstance(d, int) for d in inner) else b.Reshape(
-        b.ReduceProd(joined(b, extents(b, moved, rank - len(last), rank))), b.ints([1]))
-    return moved, b.Reshape(moved, joined(b, [*outer, count]), allowzero=1), order
-
-
-@prod_of_others.expansion
-def _(b: Builder, node: Node) -> Value:
-    """The product of the factors before times that of those behind, if it is known how many there are.
-
-    So derivatives of it are right at zeros too: nothing is divided and nothing compared.
-    """
-    x, axes = node.input(0), node.optional(1)
-    known = known_ints(axes) if axes is not None else []
-    if x.type.rank is None or known is None or (not known and attr(node, "noop_with_empty_axes")):
-        return _quotients(b, node)
-    moved, rows, order = _factors(b, x, known)
-    count = rows.shape[-1]
-    if not isinstance(count, int):
-        return _quotients(b, node)
-    if not count:
-        return x
-    return permuted(b, reshape_to(b, b.Mul(_before(b, rows, count, 1), _before(b, rows, count, -1)), moved), inverse_of(order))
-
-
-def _before(b: Builder, rows: Value, count: int, direction: int) -> Value:
-    """Return the product of all factors before each (behind, for direction -1), in as many steps as ``count`` has bits."""
-
-    def moved(v: Value, step: int) -> Value:
-        start, end = (0, count - step) if direction > 0 else (step, count)
-        pads = [0] * (2 * len(rows.shape))
-        pads[len(rows.shape) - 1 if direction > 0 else -1] = step
-        return b.Pad(b.Slice(v, [start], [end], [-1]), pads, b.scalar(1, rows.type.dtype))
-
-    product, step = moved(rows, 1), 1
-    while step < count:
-        product, step = b.Mul(product, moved(product, step)), 2 * step
-    return product
-
-
-def _quotients(b: Builder, node: Node) -> Value:
-    """The product over x where x != 0; with one zero only at the zero itself, with more nowhere.
-
-    A derivative of this, taken after it was written to a file, is right where no factor is zero.
-    """
-    x, *axes = node.inputs
-    one, zero = b.scalar(1, x.type.dtype), b.scalar(0, x.type.dtype)  # type: ignore[union-attr]
-    noop = attr(node, "noop_with_empty_axes")
-    at_zero = b.Equal(x, zero)
-    nonzero = b.Where(at_zero, one, x)
-    product = b.add("ReduceProd", [nonzero, *axes], {"noop_with_empty_axes": noop})
-    zeros = b.add("ReduceSum", [b.Where(at_zero, one, zero), *axes], {"noop_with_empty_axes": noop})
-    alone = b.Where(b.And(at_zero, b.Equal(zeros, one)), product, zero)
-    return b.Where(b.Equal(zeros, zero), b.Div(product, nonzero), alone)
+def _counted(b: BatchBuilder, axis: int, rows: Value, y_bar: Value, indices: Value) -> tuple[Value, Value]:
+    """Return a piece with its index axes first, and the indices of its rows among those of all examples."""
+    width = len(indices.shape) - b.holds(indices)
+    y_bar, indices = b.lifted(y_bar), b.cast(b.lifted(indices), INT64)
+    wrapped = b.Where(b.Less(indices, 0), b.Add(indices, rows), indices)
+    first = moved_first(range(axis, axis + width), len(y_bar.shape) - 1)
+    return permuted(b, y_bar, [0, *(1 + i for i in first)]), b.Add(wrapped, b.numbers(width + 1, rows))

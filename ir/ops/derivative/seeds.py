@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowgrad.ir.batching import BatchBuilder, again, looped
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.ops.operands import int_list, known_dims, known_length, unknown_shape
+from flowgrad.ir.ops.operands import int_list, joined, known_dims, known_length, unknown_shape
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, Trait, op
 from flowgrad.ir.types import Type, merge_types
 
@@ -39,3 +40,11 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 def _(b: Builder, node: Node) -> Value:
     """A Reshape, which fails for another number of elements."""
     return b.Reshape(*node.operands, allowzero=1)
+
+
+@of_shape.batch
+def _(b: BatchBuilder, node: Node, x: Value, shape: Value) -> Any:
+    """The shape of one for each."""
+    if b.holds(shape):
+        return looped(b, node, x, shape)
+    return again(b, node, [x, joined(b, [b.count, shape])])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import together
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
@@ -96,3 +97,6 @@ def _(b: Builder, node: Node) -> Any:
     y = b.Where(b.scalar(True, BOOL), node.input(0), node.input(1))
     y.producer.metadata[STANDS_FOR] = node.op
     return y
+
+
+surrogate.batch(together)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, pointwise, together
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
@@ -521,3 +522,12 @@ def _(b: DerivativeBuilder, node: Node) -> Any:
     """dy/dx = 1 / (1 + |x|)^2."""
     inverse = b.Reciprocal(b.Add(b.Abs(node.input(0)), 1.0))
     return (b.Mul(inverse, inverse),)
+
+
+swiglu.batch(together)
+
+
+@prelu.batch
+def _(b: BatchBuilder, node: Node, x: Value, slope: Value) -> Any:
+    """The slope broadcasts to x, not x to the slope."""
+    return pointwise(b, node, b.lifted(x), slope)

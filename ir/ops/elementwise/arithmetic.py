@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, pointwise
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
@@ -534,3 +535,25 @@ def bitwise_not(x: Array, *, out: Array | None = None) -> Array:
 
 for _definition in (add, sub, mul, div, mod, sum_, mean, maximum, minimum, where, bitwise_and, bitwise_or, bitwise_xor):
     _definition.types(matched)
+
+
+@clip.batch
+def _(b: BatchBuilder, node: Node, x: Value, *bounds: Value | None) -> Any:
+    """Bounds of their own broadcast to x."""
+    return pointwise(b, node, b.lifted(x), *bounds)
+
+
+@clip.expands_on_export
+def _(node: Node) -> bool:
+    """The standard has one bound for all elements."""
+    return any(v.type.rank != 0 for v in node.operands[1:])
+
+
+@clip.expansion
+def _(b: Builder, node: Node) -> Any:
+    """min(max(x, low), high)."""
+    if all(v.type.rank == 0 for v in node.operands[1:]):
+        return refuse("it is as plain as it gets")
+    x, low, high = map(node.optional, (0, 1, 2))
+    bounded = x if low is None else b.Max(x, low)
+    return bounded if high is None else b.Min(bounded, high)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import alone
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.ops.registry import Trait, attr, op
@@ -37,3 +38,6 @@ def _bits(dtype: DType) -> int:
     """Return how many bits an element of a type has; packed ones say it in their name."""
     packed = {"uint4": 4, "int4": 4, "float4_e2m1fn": 4, "uint2": 2, "int2": 2}
     return packed.get(dtype.name, 8 * dtype.itemsize)
+
+
+bit_cast.batch(alone)

@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, single
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
@@ -170,3 +171,10 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, target_dot: Value |
 def _(node: Node) -> Array | None:
     """A cast between integers keeps the value as far as it is known to fit."""
     return _symbolic(node.input(0), node.input(1).type.dtype)
+
+
+@cast_like.batch
+def _(b: BatchBuilder, node: Node, x: Value, target: Value) -> Any:
+    """Of the target the type alone counts."""
+    y = single(b, node, [x, target])
+    return y if b.holds(x) else b.same(y)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, looped, merged_again, within
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
@@ -228,3 +229,13 @@ def _(node: Node) -> bool:
     """True in training mode: onnxruntime writes the running statistics over its inputs, even over constants that
     others, or the next run, use."""
     return bool(attr(node, "training_mode"))
+
+
+@batch_normalization.batch
+def _(b: BatchBuilder, node: Node, *xs: Value) -> Any:
+    """More samples by shared statistics; with those of each example, given or its own, more channels."""
+    if any(v.type.rank in (None, 0, 1) for v in node.operands[:1]) or any(v.type.rank is None for v in node.operands):
+        return looped(b, node, *xs)
+    if not attr(node, "training_mode") and not any(b.holds(x) for x in xs[1:]):
+        return within(b, node, xs, {0: 0}, [0])
+    return merged_again(b, node, xs, {0: 1, **dict.fromkeys(range(1, 5), 0)}, [1, 0, 0, 0, 0])

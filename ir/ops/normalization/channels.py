@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, along_axis, within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -143,3 +144,15 @@ def _(b: Builder, node: Node) -> Value:
     vanishes = b.Equal(norm, 0.0)
     one, zero = b.scalar(1, x.type.dtype), b.scalar(0, x.type.dtype)
     return b.Where(vanishes, zero, b.Div(x, b.Where(vanishes, one, norm)))
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+lrn.batch(within_batch(0))
+lp_normalization.batch(along_axis())
+
+
+@mean_variance_normalization.batch
+def _(b: BatchBuilder, node: Node, x: Value) -> Any:
+    """The same axes behind that of the examples."""
+    return again(b, node, [x], axes=tuple(a if a < 0 else a + 1 for a in attr(node, "axes")))

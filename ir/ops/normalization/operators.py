@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, in_rows, looped, merged_again
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
@@ -390,3 +392,56 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value, mean_bar: Value | None, r_
 def _(b: DerivativeBuilder, node: Node, *dots: Value | None) -> Any:
     """y_dot = x^_dot scale + x^ scale_dot + bias_dot."""
     return _groups(b, node).dots(*dots)
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+
+@layer_normalization.batch
+def _(b: BatchBuilder, node: Node, x: Value, scale: Value, bias: Value | None = None) -> Any:
+    """The same axes behind that of the examples."""
+    return _layers(b, node, [x, scale, bias])
+
+
+@rms_normalization.batch
+def _(b: BatchBuilder, node: Node, x: Value, scale: Value) -> Any:
+    """The same axes behind that of the examples."""
+    return _layers(b, node, [x, scale])
+
+
+def _layers(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> Any:
+    rank = node.input(0).type.rank
+    if not rank or any(v.type.rank is None for v in node.operands) or xs[0] is None:
+        return looped(b, node, *xs)
+    xs = [b.lifted(xs[0]), *xs[1:]]
+    axis = normal_axis(attr(node, "axis"), rank)
+    small = all(b.holds(v) or len(v.shape) < rank for v in xs[1:] if v is not None)
+    if axis and small and not any(b.holds(v) for v in xs[1:]) and (made := in_rows(b, node, xs, axis=axis)) is not None:
+        return made
+    return again(b, node, [v if v is None else b.padded(v, rank) for v in xs], axis=axis + 1)
+
+
+@instance_normalization.batch
+def _(b: BatchBuilder, node: Node, x: Value, scale: Value, bias: Value) -> Any:
+    """More samples by shared factors; with those of each example, more channels."""
+    if any(v.type.rank is None for v in node.operands):
+        return looped(b, node, x, scale, bias)
+    if not b.holds(scale) and not b.holds(bias):
+        return merged_again(b, node, [x, scale, bias], {0: 0}, [0, 0, 0])
+    return merged_again(b, node, [x, scale, bias], {0: 1, 1: 0, 2: 0}, [1, 1, 1])
+
+
+@group_normalization.batch
+def _(b: BatchBuilder, node: Node, x: Value, scale: Value, bias: Value) -> Any:
+    """More samples; factors of their own are applied to what is standardized."""
+    if any(v.type.rank is None for v in node.operands):
+        return looped(b, node, x, scale, bias)
+    if not b.holds(scale) and not b.holds(bias):
+        return merged_again(b, node, [x, scale, bias], {0: 0}, [0, 0, 0])
+    one, none = (b.Expand(b.scalar(n, v.type.dtype), b.example_shape(v) if b.holds(v) else b.shape(v))
+                 for n, v in ((1, scale), (0, bias)))
+    hat, *others = merged_again(b, node, [x, one, none], {0: 0}, [0, 0, 0])
+    assert hat is not None
+    rank, tail = len(node.input(0).shape), list(range(-1, 1 - len(node.input(0).shape), -1))
+    columns = [b.padded(b.alike(b.Unsqueeze(v, tail) if tail else v, v), rank) for v in (scale, bias)]
+    return b.Add(b.Mul(hat, columns[0]), columns[1]), *others

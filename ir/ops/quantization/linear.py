@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, looped
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.elementwise.cast import NO_SIGN, POWERS, converted
-from flowgrad.ir.ops.operands import into, sum_of_present, unknown_ranks
+from flowgrad.ir.ops.operands import into, normal_axis, sum_of_present, unknown_ranks
 from flowgrad.ir.ops.quantization.granularity import (
     bounds_of,
     check,
+    is_single,
     limits_of,
     spread,
     spread_value,
@@ -284,3 +286,27 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, scale_dot: Value | 
         return refuse(NO_SIGN)
     by_scale = None if scale_dot is None else b.DequantizeLinear(x, scale_dot, zero, **_how(node))
     return sum_of_present(b, by_scale, None if x_dot is None else b.DequantizeLinear(x_dot, scale, None, **_how(node)))
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+
+def _batched(b: BatchBuilder, node: Node, x: Value, *others: Value | None) -> Any:
+    """Places and blocks along the next axis; one scale for each example is one for each place along the first."""
+    rank = node.input(0).type.rank
+    vectors = [v for v in node.operands[1:] if not is_single(node, v)]
+    if rank is None or any(v.type.rank is None for v in node.operands):
+        return looped(b, node, x, *others)
+    if any(b.holds(v) for v in others):
+        if vectors or attr(node, "block_size") or any(v.type.rank for v in node.operands[1:]):
+            return looped(b, node, x, *others)
+        return again(b, node, [b.lifted(x), *(v if v is None else b.lifted(v) for v in others)], axis=0)
+    if not vectors:
+        return again(b, node, [x, *others])
+    if attr(node, "block_size"):
+        others = tuple(v if v is None else b.lifted(v) for v in others)
+    return again(b, node, [x, *others], axis=normal_axis(attr(node, "axis"), rank) + 1)
+
+
+quantize_linear.batch(_batched)
+dequantize_linear.batch(_batched)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, looped, within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Array, Node, Value
 from flowgrad.ir.ops.convolution import kernels
@@ -241,3 +242,29 @@ def _(b: Builder, node: Node, reals: Sequence[Value | None]) -> Value | None:
     total = b.Conv(image, weights, None if bias is None else b.cast_like(bias, image), **geometry(node))
     dtype = total.type.dtype
     return _scaled(b, node, total, [_number(b, node, 1, dtype), _number(b, node, 4, dtype, "channels")])
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+conv_integer.batch(within_batch(0))
+qlinear_conv.batch(within_batch(0))
+
+
+@matmul_integer.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """One more batch axis."""
+    return _more_products(b, node, xs, (0, 1))
+
+
+@qlinear_matmul.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """One more batch axis."""
+    return _more_products(b, node, xs, (0, 3))
+
+
+def _more_products(b: BatchBuilder, node: Node, xs: Sequence[Value | None], factors: tuple[int, int]) -> Any:
+    ranks = [node.input(i).type.rank or 0 for i in factors]
+    others = [x for slot, x in enumerate(xs) if x is not None and slot not in factors]
+    if min(ranks) < 2 or any(b.holds(x) or x.type.shape not in ((), (1,)) for x in others):
+        return looped(b, node, *xs)
+    return again(b, node, [b.padded(x, max(ranks)) if x is not None and slot in factors else x for slot, x in enumerate(xs)])

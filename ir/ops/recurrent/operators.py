@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, within
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Graph, Node, Value
@@ -331,3 +332,16 @@ for _operator in (rnn, gru, lstm):
     _operator.types(recurrent_types)
     _operator.ranks(recurrent_ranks)
     _operator.expansion(expanded)
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+
+def _batched(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """More sequences; examples with weights of their own are run one by one."""
+    axis = 0 if attr(node, "layout") else 1
+    return within(b, node, xs, {0: axis, 4: 0, 5: axis, 6: axis}, [2 * axis, axis, axis])
+
+
+for _definition in (rnn, gru, lstm):
+    _definition.batch(_batched)

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, again, looped, within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.ops.convolution.batching import scaled_shape
 from flowgrad.ir.ops.convolution.window import shape_in
-from flowgrad.ir.ops.operands import known_dims, known_ints, sum_of
+from flowgrad.ir.ops.operands import joined, known_dims, known_ints, normal_axes, sum_of
 from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, attr, op, refuse
 from flowgrad.ir.ops.resize.interpolation import Axis, Sampling, interpolate, matrix, plan, spread, taps
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Shape, Type, floor_div
@@ -313,3 +315,42 @@ def _roi_entries(b: Builder, roi: Value, at: int, count: int) -> Value:
     zero, one = (b.value(np.array([v], roi.type.dtype.numpy)) for v in (0.0, 1.0))
     low, high = b.Slice(roi, [at], [at + 1]), b.Slice(roi, [count + at], [count + at + 1])
     return b.Concat(zero, low, one, high, axis=0)
+
+
+# ---- many examples ----------------------------------------------------------------------------------------------------------
+
+
+def _keeps_samples(node: Node, roi: Value | None, scales: Value | None) -> bool:
+    """Return whether it is known that the first axis is not resized."""
+    axes = attr(node, "axes")
+    if axes is not None:
+        return 0 not in normal_axes(axes, len(node.input(0).shape))
+    factors = None if scales is None else scales.constant
+    return roi is None and factors is not None and factors[:1].tolist() == [1.0]
+
+
+def _named_axes(node: Node, rank: int) -> tuple[int, ...]:
+    axes = attr(node, "axes")
+    return tuple(1 + a for a in (range(rank) if axes is None else normal_axes(axes, rank)))
+
+
+@resize.batch
+def _(b: BatchBuilder, node: Node, x: Value, *others: Value | None) -> Any:
+    """More images, if the first axis is theirs; else the same axes by name."""
+    if any(b.holds(v) for v in others) or node.input(0).type.rank is None:
+        return looped(b, node, x, *others)
+    roi, scales, _ = _operands(node)
+    if _keeps_samples(node, roi, scales):
+        return within_batch(0)(b, node, x, *others)
+    return again(b, node, [x, *others], axes=_named_axes(node, len(x.shape) - 1))
+
+
+@resize_grad.batch
+def _(b: BatchBuilder, node: Node, y_bar: Value, x_shape: Value, *others: Value | None) -> Any:
+    """More images, if the first axis is theirs; else the same axes by name."""
+    if any(b.holds(v) for v in (x_shape, *others)) or node.input(0).type.rank is None:
+        return looped(b, node, y_bar, x_shape, *others)
+    roi, scales, _ = _grad_operands(node)
+    if _keeps_samples(node, roi, scales):
+        return within_batch(0)(b, node, y_bar, scaled_shape(b, x_shape), *others)
+    return again(b, node, [y_bar, joined(b, [b.count, x_shape]), *others], axes=_named_axes(node, len(y_bar.shape) - 1))

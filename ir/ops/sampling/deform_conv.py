@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
@@ -167,3 +168,6 @@ def _whole(b: Builder, node: Node, axis: int) -> Value:
         total = line if total is None else b.Add(total, line)
     assert total is not None
     return total
+
+
+deform_conv.batch(within_batch(0, 2, 4))

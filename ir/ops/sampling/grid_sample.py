@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from flowgrad.ir.batching import within_batch
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
@@ -133,3 +134,6 @@ def _(b: Builder, node: Node) -> Value:
         return b.scalar(False, BOOL)
     x, dtype = node.input(0), node.input(1).type.dtype.wide
     return on_pixels(b, [(at, extent(b, x, 2 + axis, dtype)) for axis, at in enumerate(_pixels(b, node, dtype))])
+
+
+grid_sample.batch(within_batch(0, 1))

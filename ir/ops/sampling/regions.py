@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.batching import BatchBuilder, looped
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
@@ -310,3 +311,29 @@ def _in_bins(b: Builder, x: Value, corners: Value, axis: int, bins: int) -> Valu
     end = b.Add(b.Ceil(b.Mul(step, b.value(numbers + 1))), low)
     pixels = b.cast(ramp(b, b.extent(x, axis)), dtype)
     return b.And(b.GreaterOrEqual(pixels, b.Unsqueeze(first, [2])), b.Less(pixels, b.Unsqueeze(end, [2])))
+
+
+@roi_align.batch
+def _(b: BatchBuilder, node: Node, x: Value, rois: Value, images: Value) -> Any:
+    """More images and more regions, which count all images."""
+    if any(v.type.rank is None for v in node.operands):
+        return looped(b, node, x, rois, images)
+    x, rois, images = (b.lifted(v) for v in (x, rois, images))
+    count = b.Squeeze(b.extent(x, 1), [0])
+    places = b.Add(images, b.cast_like(b.numbers(2, count), images))
+    b.batched.update((x, rois, places))
+    y = b.add("RoiAlign", [b.merged(x), b.merged(rois), b.merged(places)], dict(node.attributes))
+    return b.unmerged(y, rois.shape[1], lambda: b.extent(rois, 1))
+
+
+@max_roi_pool.batch
+def _(b: BatchBuilder, node: Node, x: Value, rois: Value) -> Any:
+    """More images and more regions, of which the first number counts all images."""
+    if any(v.type.rank is None for v in node.operands):
+        return looped(b, node, x, rois)
+    x, rois = b.lifted(x), b.lifted(rois)
+    offsets = b.cast_like(b.numbers(3, b.Squeeze(b.extent(x, 1), [0])), rois)
+    places = b.Add(rois, b.Mul(offsets, np.eye(1, 5, dtype=rois.type.dtype.numpy)))
+    b.batched.update((x, places))
+    y = b.add("MaxRoiPool", [b.merged(x), b.merged(places)], dict(node.attributes))
+    return b.unmerged(y, rois.shape[1], lambda: b.extent(rois, 1))
