@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from flowgrad.ir.batching import BatchBuilder, single
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.graph import Array, Node, Value
@@ -42,6 +43,13 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, *events: Value | No
 def _(b: DerivativeBuilder, node: Node, masks: Sequence[Value | None]) -> Value | None:
     """Where x may be other than zero."""
     return masks[0]
+
+
+@after.batch
+def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
+    """All examples of x, once all of the events are computed."""
+    made = single(b, node, xs)
+    return made if b.holds(xs[0]) else b.same(made)
 
 
 @after.expansion
