@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -26,8 +25,9 @@ from flowgrad.ir.errors import (
     ValidationError,
     suggestion,
 )
-from flowgrad.ir.graph import Graph
+from flowgrad.ir.graph import Graph, Node
 from flowgrad.ir.limits import DIM_TERMS, Limits, check_time, in_time
+from flowgrad.ir.ops.control import loop_layout
 from flowgrad.ir.pack import pack
 from flowgrad.ir.parse import parse_graph
 from flowgrad.ir.text import format_graph
@@ -322,9 +322,9 @@ def wide_loop(states: int) -> onnx.ModelProto:
                  initializers={"m": np.asarray(3)})
 
 
-def calls_of(function: str, module: str, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Return how often a function of a module is called in an action."""
-    count, real = 0, getattr(importlib.import_module(module), function)
+def calls_of(function: str, owner: Any, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how often a function of a module, or a method of a class, is called in an action."""
+    count, real = 0, getattr(owner, function)
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         nonlocal count
@@ -332,13 +332,13 @@ def calls_of(function: str, module: str, action: Callable[[], object], monkeypat
         return real(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"{module}.{function}", counted)
+        patch.setattr(owner, function, counted)
         action()
     return count
 
 
 def test_bodies_within_bodies_are_not_copied_at_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    flat, deep = (calls_of("_twin", "flowgrad.ir.graph", partial(fg.vjp, load(nested_ifs(n))), monkeypatch) for n in (2, 6))
+    flat, deep = (calls_of("twin", Node, partial(fg.vjp, load(nested_ifs(n))), monkeypatch) for n in (2, 6))
     assert deep < 20 * flat  # of sixteen times as many
 
 
@@ -366,8 +366,7 @@ def test_a_body_that_is_needed_in_both_directions_is_held_once_in_each() -> None
 
 @pytest.mark.parametrize("function", ["_carried_type", "_bind"])
 def test_a_loop_of_many_states_is_typed_a_few_times_only(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = (calls_of(function, "flowgrad.ir.ops.control.loop_layout", partial(fg.vjp, load(wide_loop(n))), monkeypatch)
-                 for n in (4, 40))
+    few, many = (calls_of(function, loop_layout, partial(fg.vjp, load(wide_loop(n))), monkeypatch) for n in (4, 40))
     assert many <= 12 * few
 
 
