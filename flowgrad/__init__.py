@@ -21,6 +21,7 @@ from flowgrad.transforms.derivatives import jvp as jvp
 from flowgrad.transforms.derivatives import value_and_grad as value_and_grad
 from flowgrad.transforms.derivatives import vjp as vjp
 from flowgrad.transforms.editing import compose as compose
+from flowgrad.transforms.editing import extract as extract
 from flowgrad.transforms.editing import guided as guided
 from flowgrad.transforms.editing import override_adjoint as override_adjoint
 from flowgrad.transforms.editing import pick as pick

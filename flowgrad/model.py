@@ -12,10 +12,11 @@ import numpy as np
 
 from flowgrad.ir.boundary import guarded
 from flowgrad.ir.bulk import bulk
-from flowgrad.ir.errors import InputError, LoadError, ResourceError, SaveError, safe_text, suggestion
+from flowgrad.ir.errors import InputError, LoadError, ResourceError, SaveError, ValidationError, safe_text, suggestion
 from flowgrad.ir.files import open_file, read_file
 from flowgrad.ir.fixed_shapes import Shapes, fix_shapes
 from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.inline import rebuilt
 from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, in_time, limits_or_default
 from flowgrad.ir.ops.registry import Borrowed
@@ -172,21 +173,37 @@ class Model:
         model._optimized_at = model.graph.version if passes is None else -1
         return model
 
+    def state_dict(self) -> dict[str, Array]:
+        """Return the arrays of all parameters that are stored, by name: read-only, as the model holds them."""
+        found = [c.value for c in candidates(self.graph) if c.included]
+        return {v.name: v.producer.data for v in found if v.producer.data is not None}
+
     def with_params(self, values: Mapping[str, Any]) -> Model:
         """Return this model with other values for the named constants.
 
-        Dtype and shape must be those of the present value; InputError otherwise.
+        The dtype must be that of the present value. Another shape is taken where the operators of the model allow it, and
+        types follow; InputError, with the node, where they do not.
         """
         graph = self.graph.copy()
         constants = {v.name: v for v in graph.constants if v.name}
+        resized: dict[Value, Array] = {}
         for name, given in values.items():
             if name not in constants:
                 raise InputError(f"no constant {name!r}{suggestion(name, constants)}", code="name")
             value, array = constants[name], np.array(given)  # the caller's may change
-            if array.dtype != value.type.dtype.numpy or array.shape != value.type.static_shape:
-                raise InputError(f"{name!r} is {value.type!r}, got {array.dtype.name}{list(array.shape)}", code="shape")
-            graph.set_data(value, array)
-        return self.with_graph(graph)
+            if array.dtype != value.type.dtype.numpy:
+                raise InputError(f"{name!r} is {value.type!r}, got {array.dtype.name}{list(array.shape)}", code="dtype")
+            if array.shape == value.type.static_shape:
+                graph.set_data(value, array)
+            else:
+                resized[value] = array
+        if not resized:
+            return self.with_graph(graph)
+        shown = ", ".join(f"{v.name!r} of shape {list(a.shape)} for {v.type!r}" for v, a in resized.items())
+        try:
+            return self.with_graph(rebuilt(graph, resized))
+        except ValidationError as error:
+            raise InputError(f"the model does not take {shown}: {error.message}", code="shape", where=error.where) from error
 
     def astype(self, dtype: str | DType) -> Model:
         """Return this model computing in another float type: weights, casts and constants alike.

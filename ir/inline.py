@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.reach import needed_nodes
 
 
@@ -50,3 +50,22 @@ def inline(
             if value.name in source.pinned:
                 b.graph.pin(twin)
     return [target(v) for v in wanted]
+
+
+def rebuilt(source: Graph, constants: Mapping[Value, Array]) -> Graph:
+    """Return ``source`` with other arrays for some named constants, of any shape, and all types inferred anew.
+
+    Inputs, outputs, names and roles stay; what no output needs goes. Raises ValidationError, with the node, where an
+    operator does not take what comes.
+    """
+    graph = Graph(source.name, source.limits)
+    graph.metadata, graph.origins = dict(source.metadata), list(source.origins)
+    mapping = {v: graph.add_input(v.name, v.type) for v in source.inputs}
+    for value in source.constants:
+        if value.name:
+            data = constants.get(value, value.producer.data)
+            mapping[value] = graph.add_constant(data, value.name, value.producer.role)
+    entries = source.output_entries
+    for entry, value in zip(entries, inline(Builder(graph), source, mapping, [e.input(0) for e in entries]), strict=True):
+        graph.add_output(value, entry.name)
+    return graph

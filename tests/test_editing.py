@@ -100,3 +100,38 @@ def test_keep_and_inner_names_survive_optimisation() -> None:
     feeds: dict[str, Any] = {"x": np.ones((2, 4)), "target": np.array([0, 1])}
     assert set(gradient(feeds)) == {"hidden_grad", "hidden_in"}
     assert "hidden" in gradient.graph.values
+
+
+def test_a_part_of_a_model_takes_inner_values_as_inputs() -> None:
+    model = fg.load("tests/data/mlp.onnx")
+    x, target = np.ones((2, 4), np.float32), np.array([0, 2])
+    whole = fg.vjp(model, of="logits", wrt="x", keep="hidden")(x=x, target=target, logits_grad=np.ones((2, 3), np.float32))
+    head = fg.extract(model, inputs="hidden", outputs="logits")
+    assert [i.name for i in head.inputs] == ["hidden"] and [p.name for p in head.params if p.included] == ["w2", "b2"]
+    np.testing.assert_array_equal(head(hidden=whole["hidden"])["logits"], whole["logits"])
+    body = fg.extract(model, outputs="hidden")
+    assert [i.name for i in body.inputs] == ["x"]
+    np.testing.assert_array_equal(body(x=x)["hidden"], whole["hidden"])
+    joined = fg.compose(body, head, {"hidden": "hidden"})
+    np.testing.assert_array_equal(joined(x=x)["logits"], whole["logits"])
+    with pytest.raises(InputError, match="'loss' need 'target' as well"):
+        fg.extract(model, inputs="hidden", outputs="loss")
+    with pytest.raises(InputError, match="did you mean 'hidden'"):
+        fg.extract(model, inputs="hiden")
+
+
+def test_weights_are_read_and_get_other_values_and_shapes() -> None:
+    model = fg.load("tests/data/mlp.onnx")
+    weights = model.state_dict()
+    assert {n: a.shape for n, a in weights.items()} == {"w1": (4, 8), "b1": (8,), "w2": (8, 3), "b2": (3,)}
+    again = model.with_params({n: np.array(a) for n, a in weights.items()})
+    x, target = np.ones((2, 4), np.float32), np.array([0, 2])
+    np.testing.assert_array_equal(again(x=x, target=target)["loss"], model(x=x, target=target)["loss"])
+    wider = model.with_params({"w2": np.ones((8, 5), np.float32), "b2": np.zeros(5, np.float32)})
+    assert [o.shape for o in wider.outputs if o.name == "logits"] == [("N", 5)]
+    assert wider(x=x, target=target)["logits"].shape == (2, 5)
+    assert set(fg.grad(wider, of="loss", wrt="params")(x=x, target=target)) == {"w1_grad", "b1_grad", "w2_grad", "b2_grad"}
+    with pytest.raises(InputError, match=r"does not take 'w2' of shape \[7, 3\]"):
+        model.with_params({"w2": np.ones((7, 3), np.float32)})
+    with pytest.raises(InputError, match="'w2' is f32"):
+        model.with_params({"w2": np.ones((8, 3))})

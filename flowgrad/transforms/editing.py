@@ -10,6 +10,7 @@ from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.registry import opdef
+from flowgrad.ir.reach import needed_nodes
 from flowgrad.ir.types import Type, merge_types
 from flowgrad.model import Model
 from flowgrad.passes.selection import Names, Pick, as_list, check_whole, find_value
@@ -121,6 +122,37 @@ def compose(first: Model, second: Model, wires: Mapping[str, str]) -> Model:
     made = Model(graph, first.roles, [*first.notes, *second.notes])
     made.stabilize = first.stabilize and second.stabilize
     return made
+
+
+def extract(model: Model, inputs: Names | None = None, outputs: Names | None = None) -> Model:
+    """Return the part of a model from ``inputs`` to ``outputs``, which may be inner values: an embedding can be fed so.
+
+    By default the inputs are those of the model that are needed, the outputs all of it. Names, types, weights and the roles
+    of what stays are kept. Raises InputError for unknown names, and, naming them, for inputs that are needed as well.
+    """
+    source = model.graph
+    entries = {e.name: e.input(0) for e in source.output_entries}
+    wanted = entries if outputs is None else {n: entries.get(n) or find_value(source, n) for n in as_list(outputs)}
+    if not wanted:
+        raise InputError("outputs= names nothing: a model has an output", code="name")
+    chosen = source.inputs if inputs is None else [find_value(source, n) for n in as_list(inputs)]
+    needed = needed_nodes(source.nodes(), wanted.values(), given=chosen)
+    used = {v for node in needed for v in node.operands} | set(wanted.values())
+    missing = [v for v in source.inputs if v in used and v not in chosen]
+    if missing:
+        raise InputError(f"{', '.join(map(repr, wanted))} need {', '.join(repr(v.name) for v in missing)} as well: add it to "
+                         "inputs", code="name")
+    graph = Graph(source.name, source.limits)
+    graph.metadata, graph.origins = dict(source.metadata), list(source.origins)
+    kept = chosen if inputs is not None else [v for v in chosen if v in used]
+    mapping = {v: graph.add_input(v.name or graph.unique_name("x"), v.type) for v in kept}
+    made = inline(Builder(graph), source, mapping, list(wanted.values()))
+    for name, value in zip(wanted, made, strict=True):
+        graph.add_output(value, name)
+    result = model.with_graph(graph)
+    names = {v.name for v in graph.inputs} | set(wanted)
+    result.roles = {role: name for role, name in model.roles.items() if name in names}
+    return result
 
 
 def unbatch(model: Model, axis: int = 0) -> Model:
