@@ -4,6 +4,8 @@ from flowgrad import _checkout as _checkout  # isort: skip
 from flowgrad import attack as attack
 from flowgrad import explain as explain
 from flowgrad import passes as passes
+from flowgrad.fitting import Fitted as Fitted
+from flowgrad.fitting import fit as fit
 from flowgrad.ir.errors import FlowgradError as FlowgradError
 from flowgrad.ir.limits import Limits as Limits
 from flowgrad.ir.ops.registry import op as op

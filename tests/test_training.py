@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.ir.errors import InputError
+from flowgrad.ir.errors import InputError, LoadError
 from flowgrad.ir.graph import Array
 
 RATE, STEPS = 0.05, 5
@@ -128,3 +128,81 @@ def test_narrow_weights_are_updated_in_float32() -> None:
 def test_wrong_calls_say_the_way_out(classifier: fg.Model, arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         fg.train_step(classifier, **{"of": "loss", **arguments})
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------------------
+
+
+def batches() -> list[dict[str, Array]]:
+    return [{"x": x, "target": t} for x, t in zip(BATCHES, TARGETS, strict=True)]
+
+
+def test_a_loop_runs_all_batches_of_all_epochs(classifier: fg.Model) -> None:
+    step = fg.train_step(classifier, "adam", of="loss", learning_rate=RATE)
+    fitted = fg.fit(step, batches())
+    losses, state = trained(step)
+    assert fitted.losses == losses
+    for name, array in state.items():
+        np.testing.assert_array_equal(fitted.state[name], array)
+    assert set(fitted.weights(classifier)) == {"w1", "b1", "w2", "b2"}
+    after = classifier.with_params(fitted.weights(classifier))
+    assert after(batches()[0])["loss"] < classifier(batches()[0])["loss"]
+
+
+def test_rates_follow_a_schedule_and_batches_the_epoch(classifier: fg.Model) -> None:
+    step = fg.train_step(classifier, "sgd", of="loss")
+    seen: list[int] = []
+
+    def shuffled(epoch: int) -> list[dict[str, Array]]:
+        seen.append(epoch)
+        return [batches()[i] for i in np.random.default_rng(epoch).permutation(STEPS)]
+
+    still = fg.fit(step, shuffled, epochs=2, learning_rate=lambda number: 0.0)
+    assert seen == [0, 1] and len(still.losses) == 2 * STEPS
+    np.testing.assert_array_equal(still.state["w1"], classifier.state_dict()["w1"])
+
+
+@pytest.mark.parametrize("engine", ["numpy", "ort"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(classifier: fg.Model, tmp_path: Path, engine: str) -> None:
+    pytest.importorskip("safetensors")
+    if engine == "ort":
+        pytest.importorskip("onnxruntime")
+    step = fg.train_step(classifier, "adam", of="loss", learning_rate=RATE)
+    whole = fg.fit(step, batches(), epochs=3, engine=engine)
+
+    def interrupted(epoch: int) -> Any:
+        for number, batch in enumerate(batches()):
+            if (epoch, number) == (1, 3):
+                raise KeyboardInterrupt
+            yield batch
+
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fg.fit(step, interrupted, epochs=3, checkpoint=path, every=2, engine=engine)
+    resumed = fg.fit(step, batches(), epochs=3, checkpoint=path, every=2, engine=engine)
+    assert resumed.losses == whole.losses
+    for name, array in whole.state.items():
+        assert resumed.state[name].tobytes() == array.tobytes(), name
+    assert fg.fit(step, batches(), epochs=3, checkpoint=path, engine=engine).losses == whole.losses
+
+
+def test_progress_goes_to_stderr(classifier: fg.Model, capsys: pytest.CaptureFixture[str]) -> None:
+    fg.fit(fg.train_step(classifier, "sgd", of="loss"), batches(), progress=True)
+    out, err = capsys.readouterr()
+    assert not out and f"step {STEPS}" in err
+
+
+def test_wrong_loops_say_the_way_out(classifier: fg.Model, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    step = fg.train_step(classifier, "sgd", of="loss")
+    with pytest.raises(InputError, match="make one by train_step"):
+        fg.fit(classifier, batches())
+    with pytest.raises(InputError, match="no batches in epoch 2"):
+        fg.fit(step, iter(batches()), epochs=2)
+    path = tmp_path / "run.safetensors"
+    fg.fit(step, batches(), checkpoint=path)
+    with pytest.raises(InputError, match="checkpoint of another step: it has all and lacks b1_mean"):
+        fg.fit(fg.train_step(classifier, "adam", of="loss"), batches(), checkpoint=path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(LoadError, match="is no checkpoint of fit"):
+        fg.fit(step, batches(), checkpoint=path)
