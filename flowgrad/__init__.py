@@ -13,6 +13,7 @@ from flowgrad.ir.registry import scoped as scoped
 from flowgrad.model import Model as Model
 from flowgrad.model import load as load
 from flowgrad.passes.manager import PassManager as PassManager
+from flowgrad.pipelines import from_sklearn as from_sklearn
 from flowgrad.runtime.engines import engines as engines
 from flowgrad.session import InferenceSession as InferenceSession
 from flowgrad.transforms.batching import vmap as vmap

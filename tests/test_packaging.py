@@ -33,7 +33,7 @@ ROOMS = (
 CIRCLES: dict[frozenset[str], str] = {}
 """Groups of modules each of which needs all others, if only when a function is called; each with its reason."""
 
-HEAVY = {"dask", "numba", "onnx", "onnxruntime", "rich", "safetensors", "scipy", "torch"}
+HEAVY = {"dask", "numba", "onnx", "onnxruntime", "rich", "safetensors", "scipy", "skl2onnx", "sklearn", "torch"}
 """Libraries that start-up does without."""
 
 
