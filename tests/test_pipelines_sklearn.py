@@ -39,7 +39,7 @@ def test_values_and_derivatives_are_those_of_the_pipeline(estimator: Any, method
     value = getattr(pipeline, method)(rows)
     found = model(X=rows)[name]
     np.testing.assert_allclose(found.reshape(value.shape), value, rtol=1e-4, atol=1e-5)
-    weights = np.random.default_rng(1).standard_normal(found.shape).astype(np.float32)
+    weights = np.asarray(np.random.default_rng(1).standard_normal(found.shape), np.float32)
     direction = np.random.default_rng(2).standard_normal(rows.shape)
     slope = (fg.vjp(model, of=name, wrt="X")({"X": rows, f"{name}_grad": weights})["X_grad"] * direction).sum()
     high, low = (getattr(pipeline, method)(rows + s * 1e-5 * direction) for s in (1, -1))
