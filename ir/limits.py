@@ -8,16 +8,17 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, field, fields
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ParamSpec, TypeVar
 
-from flowgrad.ir.errors import InputError, LimitError
+from flowgrad.ir.errors import InputError, LimitError, suggestion
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 _MOST = 2**63 - 1
+_UNITS = {"KiB": _KIB, "MiB": _MIB, "GiB": _GIB}
 
 DIM_TERMS = 256
 """How many terms and names an extent may be made of at most; no limits allow more."""
@@ -29,6 +30,15 @@ def _half_of_memory() -> int:
     except (AttributeError, OSError, ValueError):  # a system that does not tell
         return 4 * _GIB
     return min(16 * _GIB, installed // 2)
+
+
+def _number(name: str, text: str) -> float:
+    unit = next((u for u in _UNITS if text.endswith(u)), "")
+    try:
+        number = float(text.removesuffix(unit)) * _UNITS.get(unit, 1)
+    except ValueError as error:
+        raise InputError(f"the limit {name} is no number: {text!r}", code="limit") from error
+    return int(number) if math.isfinite(number) and number == int(number) else number
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,27 @@ class Limits:
         )
 
     @staticmethod
+    def parse(text: str) -> Limits:
+        """Return the limits that a text such as ``strict,wall_seconds=5,live_bytes=2GiB`` says.
+
+        The first entry may be default (which holds without it), strict or unlimited. Raises InputError.
+        """
+        entries = [e.strip() for e in text.split(",") if e.strip()]
+        start = entries.pop(0) if entries and "=" not in entries[0] else "default"
+        known = {"default": Limits.default(), "strict": Limits.strict(), "unlimited": Limits.unlimited()}
+        if start not in known:
+            raise InputError(f"no limits called {start!r}{suggestion(start, known)}; they begin with {', '.join(known)}, or "
+                             "NAME=VALUE", code="limit")
+        names = [entry.name for entry in fields(Limits)]
+        given: dict[str, Any] = {}
+        for entry in entries:
+            name, _, number = entry.partition("=")
+            if name not in names:
+                raise InputError(f"no limit {name!r}{suggestion(name, names)}; limits: {', '.join(names)}", code="limit")
+            given[name] = _number(name, number)
+        return replace(known[start], **given)
+
+    @staticmethod
     def unlimited() -> Limits:
         """Return limits that never bind, except the depth that the readers' own stacks bear."""
         free = {entry.name: _MOST for entry in fields(Limits) if entry.name not in ("wall_seconds", "depth")}
@@ -87,8 +118,8 @@ class Limits:
         if value > limit:
             shown = f"{value:,}" if isinstance(value, int) and value < 10**30 else f"{value:.3g}" if isinstance(
                 value, float) else "more than 10^30"
-            raise LimitError(f"{name} is {shown}, the limit is {limit:,}; raise it with Limits({name}=...)",
-                             code=name, where=where)
+            raise LimitError(f"{name} is {shown}, the limit is {limit:,}; raise it with Limits({name}=...), on the command line "
+                             f"with --limits {name}=...", code=name, where=where)
 
 
 class Meter:
@@ -112,6 +143,10 @@ class Meter:
             self.limits.check("loop_steps", self.steps)
         if self.deadline != math.inf:
             self.check_time()
+
+    def foresee(self, steps: int, what: str) -> None:
+        """Raise LimitError if ``steps`` calls of a subgraph, which are sure to come, would pass ``loop_steps``."""
+        self.limits.check("loop_steps", self.steps + steps, what)
 
     def take(self, nbytes: int, what: str = "") -> None:
         """Count memory that is about to be allocated. Raises LimitError beyond ``live_bytes``."""

@@ -38,6 +38,15 @@ def test_run_makes_seeded_inputs(capsys: Capture) -> None:
     assert capsys.readouterr().out == first.out
 
 
+@pytest.mark.parametrize(("limits", "code", "said"), [
+    ("strict", 0, ""), ("nodes=2", 4, "nodes is 3, the limit is 2"), ("node=2", 2, "did you mean 'nodes'"),
+])
+@pytest.mark.parametrize("command", [["run"], ["inspect"], ["opt"], ["grad", "--of", "loss"]], ids=lambda c: c[0])
+def test_every_command_takes_limits(command: list[str], limits: str, code: int, said: str, capsys: Capture) -> None:
+    assert run(command[0], DATA / "mlp.onnx", *command[1:], "--limits", limits) == code
+    assert said in capsys.readouterr().err
+
+
 def test_run_reads_and_writes_arrays(tmp_path: Path, capsys: Capture) -> None:
     x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
     np.savez(tmp_path / "in.npz", x=x)

@@ -39,16 +39,19 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImpleme
 """What reading an archive raises for one that is damaged, encrypted, or packed in a way that Python does not know."""
 
 
-def add_input_shapes(parser: argparse._ActionsContainer) -> None:
-    """Declare the option that fixes shapes as a graph is loaded."""
+def add_loading(parser: argparse._ActionsContainer) -> None:
+    """Declare the options of how a graph is loaded: fixed shapes, and limits, which hold for all that is done with it."""
+    parser.add_argument("--limits", default="", metavar="LIMITS",
+                        help="strict, or wall_seconds=60,live_bytes=2GiB,... (the fields of fg.Limits)")
     parser.add_argument("--input-shapes", action="append", default=[], metavar="SHAPE",
                         help="x:1,3,?,224 for an input, or batch=1 for a named dim (repeatable)")
 
 
-def load_graph(source: str, strict: bool = False, shapes: Sequence[str] = ()) -> Model:
-    """Load GRAPH: a ``.msgpack``, ``.onnx`` or text file, or ``-`` for standard input; ``shapes`` as on the command line."""
-    data = read_stream(sys.stdin.buffer, Limits.default(), "standard input") if source == "-" else source
-    return load(data, strict=strict, shapes=parse_shapes(shapes))
+def load_graph(source: str, strict: bool = False, shapes: Sequence[str] = (), limits: str = "") -> Model:
+    """Load GRAPH: a ``.msgpack``, ``.onnx`` or text file, or ``-`` for standard input; the rest as on the command line."""
+    bounds = Limits.parse(limits) if limits else Limits.default()
+    data = read_stream(sys.stdin.buffer, bounds, "standard input") if source == "-" else source
+    return load(data, strict=strict, shapes=parse_shapes(shapes), limits=bounds)
 
 
 def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int | None, ...] | int]:

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: flowgrad grad mlp.onnx mlp_grad.onnx --of loss --wrt params"
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
     parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: text on stdout")
-    files.add_input_shapes(parser)
+    files.add_loading(parser)
     what = parser.add_argument_group("what")
     what.add_argument("--of", metavar="A,B", help="what to differentiate (default: the only scalar output)")
     what.add_argument("--wrt", metavar="A,B", default="inputs", help='names, globs, "inputs" (default) or "params"')
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, differentiate, optimise, write."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes)
+        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes, arguments.limits)
     note(f"{arguments.graph}: {len(model.graph)} nodes, {len(model.graph.constants)} constants", quiet)
     with progress("differentiating", quiet):
         result = _differentiated(model, arguments)

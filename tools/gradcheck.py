@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=3, help="random directions (default 3)")
     parser.add_argument("--against", metavar="ENGINE", help="also compare the gradients of this engine (ort)")
     parser.add_argument("--inputs", action="append", default=[], metavar="F", help="F.npz, or NAME=F.npy (repeatable)")
-    files.add_input_shapes(parser)
+    files.add_loading(parser)
     parser.add_argument("--seed", type=int, default=0, help="of inputs and directions (default 0)")
     parser.add_argument("--eps", type=float, default=1e-6, help="step of the differences (default 1e-6)")
     parser.add_argument("--atol", type=float, default=1e-5, help="absolute tolerance (default 1e-5)")
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check; exit code 1 if a check fails."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes)
+        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes, arguments.limits)
     for text in model.notes:
         note(f"note: {text}", quiet)
     given = files.read_arrays(arguments.inputs)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.epilog = "example: flowgrad inspect resnet.onnx --nodes"
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
-    files.add_input_shapes(parser)
+    files.add_loading(parser)
     parser.add_argument("--nodes", action="store_true", help="print the graph in its text form")
     parser.add_argument("--params", action="store_true", help="list every parameter candidate with the reason")
     parser.add_argument("--origins", action="store_true", help="print, for each node that a pass made, the whole chain")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Inspect."""
     with progress(f"loading {arguments.graph}", arguments.quiet or arguments.json):
-        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes)
+        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes, arguments.limits)
     for text in model.notes:
         note(f"note: {text}", arguments.quiet or arguments.json)
     report = describe_model(model) | {"peak_bytes": peak_bytes(model)}

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: flowgrad opt mlp_grad.onnx - --passes fold,cse,dce --print-ir-after-change=diff"
     parser.add_argument("graph", metavar="GRAPH", nargs="?", help=".msgpack, .onnx, IR text, or -")
     parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: text on stdout")
-    files.add_input_shapes(parser)
+    files.add_loading(parser)
     what = parser.add_argument_group("what to run")
     what.add_argument("--passes", metavar="STR", help='a pipeline, e.g. "fold{limit=1MiB},cse,dce"')
     for level in LEVELS:
@@ -67,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
     pipeline = _pipeline(arguments, None if asked else found)
     note(f"{arguments.graph}: the pipeline is that of the file: {found}", quiet or asked or found is None)
     with progress(f"loading {source}", quiet):
-        model = files.load_graph(source, arguments.strict, arguments.input_shapes)
+        model = files.load_graph(source, arguments.strict, arguments.input_shapes, arguments.limits)
     for text in model.notes:
         note(f"note: {text}", quiet)
     if arguments.bisect:

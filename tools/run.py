@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
     data = parser.add_argument_group("data")
     data.add_argument("--inputs", action="append", default=[], metavar="F", help="F.npz, or NAME=F.npy (repeatable)")
-    files.add_input_shapes(data)
+    files.add_loading(data)
     data.add_argument("--seed", type=int, default=0, help="of the inputs that are made (default 0)")
     data.add_argument("--outputs", metavar="A,B", help="only these outputs")
     data.add_argument("--save-outputs", metavar="F.npz", help="write the outputs")
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, run, print."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes)
+        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes, arguments.limits)
     for text in model.notes:
         note(f"note: {text}", quiet)
     feeds, given = _feeds(model, arguments, quiet)

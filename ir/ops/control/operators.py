@@ -11,7 +11,7 @@ from flowgrad.ir.batching import BatchBuilder
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
-from flowgrad.ir.graph import Array, Node, Value
+from flowgrad.ir.graph import Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import Meter
 from flowgrad.ir.names import quote
@@ -167,6 +167,8 @@ def loop(m: Array | None = None, cond: Array | None = None, *states: Array, coun
     carried = list(states)
     entries = body.graph.output_entries[1 + len(states) : 1 + count]
     stacks = [Stack(f"scan output {i} of Loop, {quote(entry.name)},", body.meter, most) for i, entry in enumerate(entries)]
+    if going and most is not None and _never_stops(body.graph):
+        body.meter.foresee(most, f"Loop of {most:,} steps")
     trip = 0
     while going and (most is None or trip < most):
         results = body(np.asarray(trip, np.int64), np.asarray(going), *carried)
@@ -206,13 +208,17 @@ def _trip_extent(node: Node) -> DimLike:
     most, start = node.optional(0), node.optional(1)
     if most is None or most.symbolic is None or most.symbolic.size != 1:
         return UNKNOWN
-    body = node.subgraphs["body"]
-    stays = is_true(body.outputs[0]) or root(body.outputs[0]) is body.inputs[1]
+    stays = _never_stops(node.subgraphs["body"])
     extent = most.symbolic.reshape(-1)[0]
     if not stays or not (start is None or is_true(start)):
         return UNKNOWN
     known = extent.is_nonnegative if isinstance(extent, Dim) else extent >= 0
     return extent if known else UNKNOWN
+
+
+def _never_stops(body: Graph) -> bool:
+    """Return whether a condition that holds at first holds after every iteration."""
+    return is_true(body.outputs[0]) or root(body.outputs[0]) is body.inputs[1]
 
 
 def root(value: Value) -> Value:
