@@ -85,7 +85,7 @@ def log_sum_exp(b: RewriteBuilder, node: Node, x: Value, axes: Value | None) -> 
 
 @rewrite("Div(%e, ReduceSum(%e, %axes)) ", "Div(Exp(%x), ReduceSum(Exp(%x), %axes))", kind="repairs", shared=True)
 def softmax(b: RewriteBuilder, node: Node, axes: Value) -> Any:
-    """exp(x) / sum(exp(x)) = softmax(x)."""
+    """exp(x) / sum(exp(x)) = softmax(x). Where an x is infinite the formula is NaN there and 0 beside it, softmax all NaN."""
     exponential, reduction = b.made_by(node.input(0), "Exp"), node.input(1).producer
     if exponential is None or not attr(reduction, "keepdims"):
         return no_match("it is no sum of exponentials that keeps its axis")

@@ -182,3 +182,19 @@ def test_at_the_kink_of_a_norm_derivatives_of_every_order_are_zero(name: str, mo
         found = inner(x=point, **more, **{tangent: v})[f"{of}_tangent"]
         alone = inner(x=point, **{n: a * [[0], [1]] for n, a in more.items()}, **{tangent: v * [[0], [1]]})[f"{of}_tangent"]
         np.testing.assert_array_equal(found, alone)
+
+
+@pytest.mark.parametrize(("x", "y", "by_x_first", "by_y_first"), [
+    (0.0, 1.0, 1.0, 0.0), (0.0, 2.0, 0.0, 0.0), (2.0, 3.0, 12 * np.log(2) + 4, 12 * np.log(2) + 4),
+])
+def test_the_mixed_derivative_of_a_power_has_no_limit_at_one_point_alone(
+    x: float, y: float, by_x_first: float, by_y_first: float
+) -> None:
+    graph = Graph("power")
+    b = Builder(graph)
+    graph.add_output(b.Pow(graph.add_input("x", Type(FLOAT64, ())), graph.add_input("y", Type(FLOAT64, ()))), "z")
+    model = fg.Model(graph)
+    for first, second, expected in (("x", "y", by_x_first), ("y", "x", by_y_first)):
+        mixed = fg.grad(fg.grad(model, "z", first), f"{first}_grad", second)
+        (got,) = mixed(x=np.float64(x), y=np.float64(y)).values()
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
