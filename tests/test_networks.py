@@ -14,7 +14,6 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.ir.errors import InputError
-from flowgrad.ir.graph import Array
 from flowgrad.model import Model, load
 from flowgrad.tools.maintenance import random_networks
 from flowgrad.tools.maintenance.random_networks import differences, propagate, random_example
@@ -149,7 +148,7 @@ def test_a_hundred_layers_of_one_unit_with_all_skip_links_are_few_operators() ->
     assert made.evaluate([0.7]).nodes[last]["z"] == pytest.approx(expected.z[last], rel=1e-12)
 
 
-# ---- the form of the graph --------------------------------------------------------------------------------------------------
+# ---- the form of the graph ------------------------------------------------------------------------------------------------
 
 CANONICAL = {
     ("sum_of_squares", "identity"): """\
@@ -187,8 +186,8 @@ CANONICAL = {
 def test_the_delta_of_a_canonical_link_is_y_minus_t_in_the_optimised_graph(error: str, activation: str) -> None:
     made = network(layered((2, 3), (activation,)), error=error)
     text = str(fg.grad(made, "error", "params").optimized())
-    lines = [re.sub(r" +(metadata|from) .*", "", line) for line in text.splitlines() if line.startswith("  %") and " = " in line]
-    body = [line for line in lines if "(%" in line and "initial" not in line and "_grad" not in line]
+    lines = [re.sub(r" +(metadata|from) .*", "", line) for line in text.splitlines() if line.startswith("  %")]
+    body = [line for line in lines if "(%" in line]
     assert "\n".join(body) + "\n" == "  %a1: f64[N,3] = Gemm(%x, %w1, %b1)\n" + CANONICAL[error, activation]
 
 
@@ -213,16 +212,17 @@ def test_units_of_the_same_sources_are_a_matrix_beside_single_links() -> None:
         units.add_node(odd, activation="tanh")
         units.add_edge(source, odd, weight=0.5)
     made = network(units)
-    assert made.links["w1_1"][:2] == [("x0_0", "u1_0"), ("x0_0", "u1_1")] and made.links["w1_2"] == [("x0_1", "odd"), ("x0_2", "other")]
+    assert made.links["w1_1"][:2] == [("x0_0", "u1_0"), ("x0_0", "u1_1")]
+    assert made.links["w1_2"] == [("x0_1", "odd"), ("x0_2", "other")]
     assert {p.name: p.shape for p in made.params} == {"w1_1": (4, 40), "b1_1": (40,), "w1_2": (2,)}
     assert 1 * LARGE_SHARE < 4 * 40
 
 
-# ---- a model like others ------------------------------------------------------------------------------------------------------
+# ---- a model like others --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("last, error", [("identity", "sum_of_squares"), ("softmax", "cross_entropy"), ("logistic", "cross_entropy")])
-def test_transforms_take_a_network(last: str, error: str) -> None:
+@pytest.mark.parametrize("error, last", CANONICAL)
+def test_transforms_take_a_network(error: str, last: str) -> None:
     made = two_layers(error, last)
     rng = np.random.default_rng(0)
     feeds = {"x": rng.standard_normal((4, 2)), "t": np.eye(2)[[0, 1, 1, 0]]}
@@ -298,7 +298,7 @@ def test_the_graph_that_was_given_is_not_kept() -> None:
     assert "u1_0" in made.evaluate([1.0, 2.0])
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------------
+# ---- what is refused ------------------------------------------------------------------------------------------------------
 
 
 def changed(change: Callable[[nx.DiGraph[Any]], Any]) -> nx.DiGraph[Any]:
@@ -326,7 +326,7 @@ REFUSED: list[tuple[str, Callable[[nx.DiGraph[Any]], Any], str]] = [
     ("kind", lambda u: u.nodes["x0_0"].update(kind="inptu"), "did you mean 'input'"),
     ("into input", lambda u: u.add_edge("x0_0", "x0_1", weight=1.0), "a link enters 'x0_1'"),
     ("two biases", lambda u: (u.add_node("b", kind="bias"), u.add_edge("b", "u1_0", weight=1.0)), "'u1_0' has two biases"),
-    ("no inputs", lambda u: [u.nodes[n].update(kind="bias") for n in ("x0_0", "x0_1")] and u.remove_node("one"), "two biases|inputs"),
+    ("no inputs", lambda u: [u.remove_node(n) for n in ("x0_0", "x0_1")], "one or more inputs"),
     ("group", lambda u: [u.nodes[n].update(activation="softmax") for n in ("u1_0", "u2_0")], "of a softmax group is linked"),
     ("parameter", lambda u: u.edges["x0_0", "u1_0"].update(parameter=3), "a name is text"),
     ("conflict", lambda u: [u.edges["x0_0", j].update(parameter="k") for j in ("u1_0", "u1_1")], "share the parameter 'k'"),
@@ -390,7 +390,7 @@ def test_targets_that_are_no_distribution_are_refused() -> None:
         two_layers(None).evaluate([1.0, 2.0], [1.0, 2.0])
 
 
-# ---- size ---------------------------------------------------------------------------------------------------------------------
+# ---- size -----------------------------------------------------------------------------------------------------------------
 
 
 def test_work_is_linear_in_links(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,5 +419,5 @@ def _extents(width: int) -> int:
     for i in range(width):
         units.add_node(f"u{i}", activation="tanh")
         units.add_edge((7 * i + 3) % width, f"u{i}", weight=1.0)
-    shapes: list[Array] = [np.array([d if isinstance(d, int) else 1 for d in v.shape]) for v in network(units).graph.values.values()]
-    return max(int(np.prod(shape)) for shape in shapes)
+    values = network(units).graph.values.values()
+    return max(int(np.prod([d if isinstance(d, int) else 1 for d in v.shape])) for v in values)

@@ -79,8 +79,8 @@ class Assembly:
     def run(self) -> Value:
         """Add all layers; return the outputs of the network, ``y``."""
         for number, layer in enumerate(self.topology.layers, 1):
-            parts = len(layer.blocks)
-            values = [self._block(block, f"{number}" if parts == 1 else f"{number}_{i}") for i, block in enumerate(layer.blocks, 1)]
+            names = [f"{number}_{i}" for i in range(1, len(layer.blocks) + 1)] if len(layer.blocks) > 1 else [f"{number}"]
+            values = [self._block(block, name) for block, name in zip(layer.blocks, names, strict=True)]
             a = self._joined_columns(values, f"a{number}")
             z = self._activation(layer, a, f"z{number}")
             self.pre_activations.append(a)
@@ -99,8 +99,8 @@ class Assembly:
         found: dict[str, list[int]] = {}
         for link, name in enumerate(self.topology.names):
             if OWN_NAMES.fullmatch(name):
-                raise InputError(f"links share a parameter called {name!r}: choose a name that is not like those that a network gives "
-                                 "itself (x, y, t, error, a1, z1, w1, b1)", code="parameter")
+                raise InputError(f"links share a parameter called {name!r}: choose a name that is not like those that a "
+                                 "network gives itself (x, y, t, error, a1, z1, w1, b1)", code="parameter")
             if name:
                 found.setdefault(name, []).append(link)
         return {name: self._parameter(name, np.array(links), np.array([self.topology.weights[links[0]]]))
@@ -215,7 +215,7 @@ class Assembly:
             self.graph.rename(parts[0], name)
         return parts[0]
 
-    # ---- activations and outputs -----------------------------------------------------------------------------------------------
+    # ---- activations and outputs ------------------------------------------------------------------------------------------
 
     def _activation(self, layer: Layer, a: Value, name: str) -> Value:
         self.b.prefix = name
@@ -224,9 +224,9 @@ class Assembly:
         elif layer.activation in ACTIVATIONS:
             z = ACTIVATIONS[layer.activation](self.b, a)
         else:
-            unit = self.topology.nodes[layer.units[0]]
-            raise InputError(f"unit {unit!r} has the unknown activation {layer.activation!r}{suggestion(layer.activation, (*ACTIVATIONS, *ALIASES))}"
-                             f"; known are {', '.join((*ACTIVATIONS, *ALIASES))}, and a Model of one input and one output", code="activation")
+            unit, known = self.topology.nodes[layer.units[0]], (*ACTIVATIONS, *ALIASES)
+            raise InputError(f"unit {unit!r} has the unknown activation {layer.activation!r}{suggestion(layer.activation, known)}; "
+                             f"known are {', '.join(known)}, and a Model of one input and one output", code="activation")
         if z is not a:
             self.graph.rename(z, name)
         return z
@@ -235,8 +235,8 @@ class Assembly:
         """Return a model's function of each element of ``a``; InputError unless it is one of single numbers."""
         name, inner = model.graph.name, model.graph
         if len(inner.inputs) != 1 or len(inner.output_entries) != 1:
-            raise InputError(f"the activation {name!r} has {len(inner.inputs)} inputs and {len(inner.output_entries)} outputs: one of "
-                             "each is expected", code="activation")
+            raise InputError(f"the activation {name!r} has {len(inner.inputs)} inputs and {len(inner.output_entries)} outputs: "
+                             "one of each is expected", code="activation")
         for node in inner.nodes():
             wide = [v for v in node.operands if v.producer.op == CONSTANT and v.type.size != 1]
             if Trait.ELEMENTWISE not in opdef(node.op).traits or wide:
@@ -244,8 +244,8 @@ class Assembly:
                                  "elementwise operators and constants of one element", code="activation")
         (found,) = inline(self.b, inner, {inner.inputs[0]: a}, [inner.output_entries[0].input(0)])
         if found.type != a.type:
-            raise InputError(f"the activation {name!r} makes {found.type!r} of {a.type!r}: it must keep shape and dtype, float64 "
-                             "(model.astype changes it; fg.network(..., dtype=) converts the whole)", code="activation")
+            raise InputError(f"the activation {name!r} makes {found.type!r} of {a.type!r}: it must keep shape and dtype, "
+                             "float64 (model.astype changes it; fg.network(..., dtype=) converts the whole)", code="activation")
         return found if found is not a else self.b.Identity(a)
 
     def _outputs(self) -> Value:
@@ -271,8 +271,8 @@ class Assembly:
         elif error == "cross_entropy":
             each = self._cross_entropy(self.input("t", len(self.topology.outputs)))
         else:
-            raise InputError(f"unknown error {error!r}{suggestion(str(error), ERRORS)}; known are {', '.join(ERRORS)}, and a Model of y "
-                             "and t", code="error")
+            raise InputError(f"unknown error {error!r}{suggestion(str(error), ERRORS)}; known are {', '.join(ERRORS)}, and a "
+                             "Model of y and t", code="error")
         self.graph.rename(each, "errors")
         return each, self.b.add("ReduceSum", [each], {"keepdims": 0}, name="error")
 
@@ -301,11 +301,11 @@ class Assembly:
         unit = self.topology.nodes[layer.units[0]]
         if layer.activation != "softmax" and layer.activation != "logistic":
             shown = layer.activation if isinstance(layer.activation, str) else layer.activation.graph.name
-            raise InputError(f"cross_entropy takes logistic outputs and groups of softmax, and an output has the activation {shown!r}: "
-                             "change it, or take error='sum_of_squares' or a Model of y and t", code="error")
+            raise InputError(f"cross_entropy takes logistic outputs and groups of softmax, and an output has the activation "
+                             f"{shown!r}: change it, or take error='sum_of_squares' or a Model of y and t", code="error")
         if layer.activation == "softmax" and outputs != len(layer.units):
-            raise InputError(f"of the softmax group of unit {unit!r}, {outputs} of {len(layer.units)} units are outputs: cross_entropy "
-                             "takes all or none", code="error")
+            raise InputError(f"of the softmax group of unit {unit!r}, {outputs} of {len(layer.units)} units are outputs: "
+                             "cross_entropy takes all or none", code="error")
 
     def _model_of_outputs(self, model: Model, y: Value) -> Value:
         """Return the errors that a model computes of y, and of t if it takes that: one number an example."""
@@ -318,7 +318,8 @@ class Assembly:
         try:
             (found,) = inline(self.b, inner, fed, [inner.output_entries[0].input(0)])
         except FlowgradError as error:
-            raise InputError(f"the error model {inner.name!r} does not take y, {y.type!r}: {error.message}", code="error") from error
+            raise InputError(f"the error model {inner.name!r} does not take y, {y.type!r}: {error.message}",
+                             code="error") from error
         if found.type != Type(FLOAT64, (self.batch,)):
             raise InputError(f"the error model {inner.name!r} gives {found.type!r}: one number for each example is expected, "
                              f"{Type(FLOAT64, (self.batch,))!r}; their sum over examples is made here", code="error")

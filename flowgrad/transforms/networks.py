@@ -126,9 +126,9 @@ class Network(Model):
             wanted = (width,) if is_single else (count, width)
             if array.shape != wanted or array.dtype.kind not in "fiub":
                 what = "inputs" if value.name == "x" else "outputs"
-                raise InputError(f"{value.name} is {array.dtype.name}{list(array.shape)}; floats of one row an example and one column "
-                                 f"for each of the {width} {what} are expected ([N, {width}], or [{width}] for one example, x "
-                                 "and t alike)", code="shape")
+                raise InputError(f"{value.name} is {array.dtype.name}{list(array.shape)}; floats of one row an example and one "
+                                 f"column for each of the {width} {what} are expected ([N, {width}], or [{width}] for one "
+                                 "example, x and t alike)", code="shape")
             fed[value.name] = array.reshape(count, width).astype(value.type.dtype.numpy)
         if self._layout.error == "cross_entropy":
             self._check_shares(fed["t"])
@@ -144,8 +144,8 @@ class Network(Model):
             sums = t[:, columns].sum(axis=1)
             off = np.flatnonzero(~np.isclose(sums, 1, rtol=0, atol=1e-3))
             if len(off):
-                raise InputError(f"the targets of a softmax group sum to {float(sums[off[0]])!r} in example {int(off[0])}: they are "
-                                 "the shares of its classes, 1 for the class and 0 for the others", code="target")
+                raise InputError(f"the targets of a softmax group sum to {float(sums[off[0]])!r} in example {int(off[0])}: "
+                                 "they are the shares of its classes, 1 for the class and 0 for the others", code="target")
 
     def _written(self, z: Array, a: Array, delta: Array | None, found: Mapping[str, Array], is_single: bool) -> nx.DiGraph[Any]:
         """Return a copy of the units and links with numbers on them."""
@@ -186,7 +186,7 @@ def network(graph: nx.DiGraph[Any], *, error: str | Model | None = None, outputs
     """Return the model of a general feed-forward network: a_j = sum_i w_ji z_i over the links into unit j, z_j = h_j(a_j).
 
     ``graph`` is a networkx.DiGraph of any acyclic topology. Nodes have the attributes ``kind`` (``input``, ``bias``: fixed at
-    z = +1; ``hidden``, the default, or ``output``), and units ``activation``: identity (linear), logistic (sigmoid), tanh, relu,
+    z = +1; ``hidden``, the default, or ``output``), units ``activation``: identity (linear), logistic (sigmoid), tanh, relu,
     leaky_relu, elu, selu, gelu, silu, mish, softplus, softsign, exp, sin, softmax (over the units of one ``group``), or a Model
     of one input and one output, elementwise. Edges have ``weight``, and ``parameter``: links that name the same one share it.
 
@@ -196,7 +196,7 @@ def network(graph: nx.DiGraph[Any], *, error: str | Model | None = None, outputs
     (float64[N, outputs] each) that gives one number for each example (float64[N]).
 
     Units are computed together by depth (longest path) and activation: links as matrices, those of sparse layers one by one.
-    Parameters are named ``w1``, ``b1``, ... by layer (``w1_1``, ... where that has several blocks, a vector where it is no whole
+    Parameters are named ``w1``, ``b1``, ... by layer (``w1_1``, ... where that has several blocks; a vector where it is no
     matrix), shared ones as they are (one element); ``network.links`` tells what links they hold. An absent link inside a matrix
     is a weight of 0: infinite activations make NaN there. Raises InputError for a graph that is no such network.
     """

@@ -98,8 +98,8 @@ def read_topology(graph: nx.DiGraph[Any], outputs: Sequence[Hashable] | None) ->
     if not all(hasattr(graph, name) for name in ("nodes", "edges", "is_directed")):
         raise InputError(f"a network is made of a networkx.DiGraph, not of {type(graph).__name__}", code="type")
     if not graph.is_directed() or graph.is_multigraph():
-        raise InputError("a network is made of a networkx.DiGraph: links have one direction, and between two units there is one "
-                         "(the weights of parallel links add up to one)", code="type")
+        raise InputError("a network is made of a networkx.DiGraph: links have one direction, and between two units there is "
+                         "one (the weights of parallel links add up to one)", code="type")
     nodes = list(graph.nodes)
     numbers = {name: i for i, name in enumerate(nodes)}
     kinds = [_kind(graph, name) for name in nodes]
@@ -132,7 +132,7 @@ def _activation(graph: nx.DiGraph[Any], name: Hashable) -> tuple[str | Model, Ha
     data = graph.nodes[name]
     found = data.get("activation")
     if found is None:
-        raise InputError(f"unit {name!r} has no activation: give the node the attribute activation, 'identity' for a linear unit",
+        raise InputError(f"unit {name!r} has no activation: give the node the attribute, 'identity' for a linear unit",
                          code="activation")
     if not isinstance(found, (str, Model)):
         raise InputError(f"the activation of unit {name!r} is a name or a Model of one input and one output, not "
@@ -154,14 +154,15 @@ def _outputs(nodes: Sequence[Hashable], numbers: dict[Hashable, int], kinds: Seq
             raise InputError(f"outputs= is a list of nodes, as in outputs=[{chosen!r}]", code="outputs")
         unknown = [name for name in chosen if name not in numbers]
         if unknown:
-            raise InputError(f"no node {unknown[0]!r} to be an output{suggestion(str(unknown[0]), map(str, nodes))}", code="outputs")
+            raise InputError(f"no node {unknown[0]!r} to be an output{suggestion(str(unknown[0]), map(str, nodes))}",
+                             code="outputs")
         found = [numbers[name] for name in chosen]
     else:
         leaving = set(sources.tolist())
         found = [i for i, k in enumerate(kinds) if k == OUTPUT] or [
             i for i, k in enumerate(kinds) if k == HIDDEN and i not in leaving]
     if not found or len(set(found)) != len(found):
-        raise InputError("a network has one or more output units, each once: give nodes kind='output', or name them in outputs=",
+        raise InputError("a network has one or more output units, each once: give nodes kind='output', or name them in outputs",
                          code="outputs")
     for i in found:
         if kinds[i] in (INPUT, BIAS):
@@ -176,8 +177,8 @@ def _check_ends(topology: Topology, kinds: Sequence[str]) -> None:
     biased: set[int] = set()
     for source, target in zip(topology.sources.tolist(), topology.targets.tolist(), strict=True):
         if kinds[target] in (INPUT, BIAS):
-            raise InputError(f"a link enters {nodes[target]!r}, which is of the kind {kinds[target]}: turn it round, or make the "
-                             "node a unit", code="link")
+            raise InputError(f"a link enters {nodes[target]!r}, which is of the kind {kinds[target]}: turn it round, or make "
+                             "the node a unit", code="link")
         if source in biases:
             if target in biased:
                 raise InputError(f"unit {nodes[target]!r} has two biases: one link with their sum is the same", code="link")
@@ -206,8 +207,8 @@ def _weights(graph: nx.DiGraph[Any], topology: Topology) -> Array:
     missing = [link for link, name, weight in zip(topology.links, topology.names, given, strict=True)
                if weight is None and name not in shared]
     if missing:
-        raise InputError(f"link {missing[0]!r} has no weight{_more(missing)}: give the edge the attribute weight, or the attribute "
-                         "parameter, shared with a link that has one", code="weight")
+        raise InputError(f"link {missing[0]!r} has no weight{_more(missing)}: give the edge the attribute weight, or the "
+                         "attribute parameter, shared with a link that has one", code="weight")
     return np.array([shared[name][0] if name else float(weight)
                      for name, weight in zip(topology.names, given, strict=True)], np.float64)
 
@@ -222,7 +223,8 @@ def _more(items: Sequence[Any]) -> str:
 class _Grouping:
     """Finds the depth of each unit, and makes layers and blocks of them."""
 
-    def __init__(self, graph: nx.DiGraph[Any], topology: Topology, activations: dict[int, tuple[str | Model, Hashable]]) -> None:
+    def __init__(self, graph: nx.DiGraph[Any], topology: Topology,
+                 activations: dict[int, tuple[str | Model, Hashable]]) -> None:
         self.graph, self.topology, self.activations = graph, topology, activations
         self.order = np.argsort(topology.targets, kind="stable")
         """The links, by the unit that they enter."""
@@ -301,8 +303,8 @@ class _Grouping:
             return ("a unit of a softmax group is linked, directly or through others, to a unit of the same group: units whose "
                     "softmax is one are computed together; give them different groups")
         shown = " -> ".join(repr(link[0]) for link in [*links[:8], links[0]][: len(links) + 1])
-        return (f"the links form a cycle, {shown}{' ...' if len(links) > 8 else ''}: a feed-forward network has none; unroll the "
-                "steps of a recurrent one, with shared parameters")
+        return (f"the links form a cycle, {shown}{' ...' if len(links) > 8 else ''}: a feed-forward network has none; unroll "
+                "the steps of a recurrent one, with shared parameters")
 
     def _incoming(self, units: Iterable[int]) -> Array:
         """Return the links into some units, those into one after those into another."""
@@ -336,4 +338,5 @@ class _Grouping:
         inner, inner_columns = links[~is_bias], columns[~is_bias]
         sources, rows = np.unique(topology.position[topology.sources[inner]], return_inverse=True)
         order = np.lexsort((inner_columns, rows))
-        return Block(np.array(units), sources, rows[order], inner_columns[order], inner[order], columns[is_bias], links[is_bias])
+        return Block(np.array(units), sources, rows[order], inner_columns[order], inner[order], columns[is_bias],
+                     links[is_bias])

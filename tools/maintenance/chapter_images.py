@@ -20,7 +20,8 @@ from flowgrad.ir.graph import Array
 
 Numbers = dict[str, list[float]]
 
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "flowgrad", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "flowgrad", "font.size": 9, "axes.spines.top": False,
+            "axes.spines.right": False}
 FORWARD, BACKWARD = "#1f5fa8", "#c0392b"
 
 DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
@@ -28,7 +29,7 @@ DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Image:
-    """An image of a page: ``numbers`` takes what it shows from the namespace of the page's snippets, ``draw`` makes a figure."""
+    """An image of a page: ``numbers`` takes what it shows from the names of the page's snippets, ``draw`` draws it."""
 
     name: str
     page: str
@@ -64,7 +65,7 @@ def numbers_in(text: str) -> Numbers:
 
 
 def same_numbers(one: Numbers, other: Numbers) -> bool:
-    """Return whether two images show the same: to four digits; errors, which are partly of rounding, mostly to their magnitude."""
+    """Return whether two images show the same: to four digits; errors, partly of rounding, mostly to their magnitude."""
     return one.keys() == other.keys() and all(_same_row(name, np.array(one[name]), np.array(other[name])) for name in one)
 
 
@@ -76,9 +77,10 @@ def _same_row(name: str, one: Array, other: Array) -> bool:
     return bool(np.allclose(one, other, rtol=1e-4, atol=1e-4 * float(np.abs(one).max())))
 
 
-# ---- values forwards, errors backwards ----------------------------------------------------------------------------------------
+# ---- values forwards, errors backwards ------------------------------------------------------------------------------------
 
-PLACES = {"x1": (0, 2), "x2": (0, 1), "one": (0, 0), "p": (1, 1.2), "q": (2, 0.5), "r": (3, 1.1), "y1": (4, 2.1), "y2": (4, 0.2)}
+PLACES = {"x1": (0, 2), "x2": (0, 1), "one": (0, 0), "p": (1, 1.2), "q": (2, 0.5), "r": (3, 1.1), "y1": (4, 2.1),
+          "y2": (4, 0.2)}
 """Where the units of the page's network are drawn."""
 
 
@@ -109,15 +111,18 @@ def _draw_messages(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> 
     axes.axis("off")
 
 
-# ---- differences against the step ---------------------------------------------------------------------------------------------
+# ---- differences against the step -----------------------------------------------------------------------------------------
 
 STEPS = 10.0 ** np.arange(-13, 0.25, 0.25)
 
 
 def _steps(namespace: dict[str, Any]) -> Numbers:
     exact = namespace["exact"]
-    found = {way: [abs(namespace[way]("w1", (0, 1), step) - exact) / abs(exact) for step in STEPS] for way in ("forward", "central")}
-    return {"step": STEPS.tolist(), **{f"error of {way} differences": np.maximum(row, 1e-14).tolist() for way, row in found.items()}}
+    found = {"step": STEPS.tolist()}
+    for way in ("forward", "central"):
+        errors = [abs(namespace[way]("w1", (0, 1), step) - exact) / abs(exact) for step in STEPS]
+        found[f"error of {way} differences"] = np.maximum(errors, 1e-14).tolist()
+    return found
 
 
 def _draw_steps(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> None:
@@ -130,12 +135,13 @@ def _draw_steps(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> Non
     axes.legend(frameon=False)
 
 
-# ---- the Hessian ------------------------------------------------------------------------------------------------------------------
+# ---- the Hessian ----------------------------------------------------------------------------------------------------------
 
 
 def _hessians(namespace: dict[str, Any]) -> Numbers:
     full, outer = namespace["H_start"], namespace["b_start"].T @ namespace["b_start"]
-    return {"Hessian": full.ravel().tolist(), "outer product": outer.ravel().tolist(), "difference": (full - outer).ravel().tolist()}
+    squares = {"Hessian": full, "outer product": outer, "difference": full - outer}
+    return {name: square.ravel().tolist() for name, square in squares.items()}
 
 
 def _draw_hessians(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> None:

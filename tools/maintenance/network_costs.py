@@ -108,8 +108,9 @@ def exponents(hidden: Sequence[int]) -> dict[str, Any]:
         differences = by_differences(made, fed)
         elapsed = time.process_time() - start
         off = max(float(np.abs(differences[n] - exact[f"{n}_grad"]).max()) for n in differences)
-        rows.append({"weights": sum(d.size for d in differences.values()), "backpropagation": seconds(lambda: gradient(fed)),  # noqa: B023
-                     "differences": elapsed, "apart": off / max(float(np.abs(g).max()) for g in exact.values())})
+        once = seconds(lambda: gradient(fed))  # noqa: B023
+        rows.append({"weights": sum(d.size for d in differences.values()), "backpropagation": once, "differences": elapsed,
+                     "apart": off / max(float(np.abs(g).max()) for g in exact.values())})
     logs = {k: np.log([row[k] for row in rows]) for k in ("weights", "backpropagation", "differences")}
     fitted = {k: float(np.polyfit(logs["weights"], logs[k], 1)[0]) for k in ("backpropagation", "differences")}
     return {"rows": rows, "exponents": fitted}

@@ -248,7 +248,8 @@ def differences(seed: int) -> list[str]:
     for what in ("a", "z", "delta"):
         pairs += [(f"{what} of {n}", d[what], [getattr(e, what)[n] for e in expected])
                   for n, d in got.nodes(data=True) if what in d]
-    pairs += [(f"gradient of {i}->{j}", d["gradient"], [e.gradient[i, j] for e in expected]) for i, j, d in got.edges(data=True)]
+    pairs += [(f"gradient of {i}->{j}", d["gradient"], [e.gradient[i, j] for e in expected])
+              for i, j, d in got.edges(data=True)]
     pairs += _by_parameters(made, case, expected)
     return [f"{what}: {found}, expected {wanted}" for what, found, wanted in pairs if not _near(found, wanted)]
 
@@ -266,7 +267,8 @@ def _by_parameters(made: Network, case: Example, expected: Sequence[Propagation]
 
 def _near(found: Any, wanted: Any) -> bool:
     wanted = np.asarray(wanted)
-    return found.shape == wanted.shape and bool(np.all(np.abs(found - wanted) <= TOLERANCE * max(1.0, float(np.abs(wanted).max()))))
+    allowed = TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    return found.shape == wanted.shape and bool(np.all(np.abs(found - wanted) <= allowed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
