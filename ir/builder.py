@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
@@ -79,16 +80,11 @@ class Builder:
         ``outputs`` is the number of its outputs, or their names ("" leaves one out); ``types`` overrides the inferred
         types where given; ``name`` is the name of the node itself.
         """
-        dtypes = [v.type.dtype for v in inputs if isinstance(v, Value)]
-        like = dtypes[0] if dtypes else None
-        like_float = next((d for d in dtypes if d.is_float), like)
-        values = [self.value(v, like_float if isinstance(v, float) else like) for v in inputs]
-        while values and values[-1] is None:
-            values.pop()
-        kinds = opdef(op).kinds
-        kept = {k: _attribute(v, kinds.get(k)) for k, v in (attributes or {}).items() if v is not None}
+        values = self._values(inputs)
+        kinds = opdef(op).kinds if attributes else {}
+        kept = {k: _attribute(v, kinds.get(k)) for k, v in attributes.items() if v is not None} if attributes else {}
         count = outputs if isinstance(outputs, int) else len(outputs)
-        sketch = draft(op, values, kept, captures=captures, subgraphs=dict(subgraphs or {}), count=count)
+        sketch = draft(op, values, kept, captures=captures, subgraphs=dict(subgraphs) if subgraphs else {}, count=count)
         inferred = infer(sketch)
         names = [None] * outputs if isinstance(outputs, int) else list(outputs)
         specs: list[tuple[str, Type] | None] = []
@@ -112,6 +108,18 @@ class Builder:
     def passed(self, node: Node) -> Sequence[Value | None]:
         """Return what stands for the outputs of a node that was copied from another graph."""
         return node.outputs
+
+    def _values(self, inputs: Sequence[Any]) -> list[Value | None]:
+        """Return inputs as values of this graph, without absent ones at the end."""
+        dtypes = [v.type.dtype for v in inputs if isinstance(v, Value)]
+        if len(dtypes) == len(inputs):
+            return list(inputs)
+        like = dtypes[0] if dtypes else None
+        like_float = next((d for d in dtypes if d.is_float), like)
+        values: list[Value | None] = [self.value(v, like_float if isinstance(v, float) else like) for v in inputs]
+        while values and values[-1] is None:
+            values.pop()
+        return values
 
     @overload
     def value(self, what: None, like: DType | None = None) -> None: ...
@@ -201,7 +209,7 @@ class Builder:
     def _name(self, op: str, index: int, taken: Sequence[tuple[str, Type] | None]) -> str:
         base = f"{self.prefix}_{snake(op)}" if self.prefix else snake(op)
         name = self.fresh(base)
-        used = {spec[0] for spec in taken if spec is not None}
+        used = {spec[0] for spec in taken if spec is not None} if taken else ()
         while name in used:
             index += 1
             name = self.fresh(f"{base}_{index}")
@@ -227,6 +235,7 @@ def _attribute(value: Any, kind: Any) -> Any:
     return float(value) if isinstance(value, int) and kind in ("float", "float | None") else value
 
 
+@functools.cache
 def snake(op: str) -> str:
     """Return ``reduce_sum`` for ``ReduceSum``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", op).lower()

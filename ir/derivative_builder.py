@@ -53,7 +53,7 @@ class DerivativeBuilder(Builder):
         node = super().add_node(op, inputs, *arguments, **keywords)
         self.made.append(node)
         self.support.note(node)
-        if node.outputs and self._vanishes(node):
+        if self.zeros and node.outputs and self._vanishes(node):
             self.zeros.update(node.results)
         return node
 

@@ -60,7 +60,8 @@ class Graph:
         self._next_key = 0
         self._next_dim = 0
         self._name_counts: dict[str, int] = {}
-        self._order: tuple[int, list[Node]] | None = None
+        self._order: list[Node] | None = None
+        self._has_removed = False  # nodes that still stand in the order
         self._owners: set[int] = set()
         self._dag: nx.MultiDiGraph[int] | None = None
 
@@ -122,9 +123,12 @@ class Graph:
 
     def nodes(self) -> list[Node]:
         """Return all op nodes (no entries) in a topological order that depends on the graph alone."""
-        if self._order is None or self._order[0] != self.version:
-            self._order = (self.version, self._sorted())
-        return list(self._order[1])
+        if self._order is None:
+            self._order = self._sorted()
+        elif self._has_removed:
+            self._order = [node for node in self._order if node.key in self.entries]
+        self._has_removed = False
+        return list(self._order)
 
     def __len__(self) -> int:
         """Return the number of op nodes."""
@@ -310,11 +314,15 @@ class Graph:
             raise ValidationError(f"two outputs of {op} have the same name", code="name", where=names[0])
         named = [o and (o[0], self.resolve(o[1], f"%{o[0]} = {op}")) for o in outputs]
         node = self._add_entry(op)
-        node.attributes = dict(attributes or {})
         node.origin, node.name = origin, name
-        self._own(node, subgraphs or {})
+        if attributes:
+            node.attributes = dict(attributes)
+        if subgraphs:
+            self._own(node, subgraphs)
         node.outputs = tuple([o and self._add_value(o[0], o[1], node, i) for i, o in enumerate(named)])
         self._connect(node, tuple(inputs), tuple(captures))
+        if self._order is not None:
+            self._order.append(node)  # all that it needs is there, and no key is greater
         return node
 
     def _add_entry(self, op: str) -> Node:
@@ -362,6 +370,7 @@ class Graph:
     def set_inputs(self, node: Node, inputs: Sequence[Value | None], captures: Sequence[Value] | None = None) -> None:
         """Replace all inputs (and captures, if given) of a node or Output entry."""
         captures = node.captures if captures is None else captures
+        self._order = None
         self._disconnect(node)
         self._connect(node, tuple(inputs), tuple(captures))
 
@@ -428,6 +437,7 @@ class Graph:
         if target.op in ENTRIES or source is target:
             raise ValidationError(f"%{new.name} cannot take the place of %{old.name}", code="adopt")
         self.replace_uses(new, old)
+        self._order = None
         if self._dag is not None:
             self._dag.remove_edges_from([(source.key, key, slot) for key, slot in old.uses])
             self._dag.add_edges_from([(target.key, key, slot, {"value": old}) for key, slot in old.uses])
@@ -489,6 +499,7 @@ class Graph:
             raise ValidationError(f"the outputs of {node!r} are still used", code="remove", where=node.label)
         self._disconnect(node)
         del self.entries[node.key]
+        self._has_removed = True
         self._owners.discard(node.key)
         if self._dag is not None:
             self._dag.remove_node(node.key)
@@ -523,7 +534,7 @@ class Graph:
         self._inputs, self._constants, self._outputs = (
             {node.key: node for node in table.values()} for table in (self._inputs, self._constants, self._outputs))
         self._owners = {node.key for node in owners}
-        self._dag = None
+        self._dag = self._order = None
         self.version += 1
 
     def reorder_inputs(self, values: Sequence[Value]) -> None:
@@ -565,6 +576,7 @@ class Graph:
     def _repoint(self, node: Node, old: Value, new: Value, slots: Sequence[int]) -> None:
         """Let ``slots`` of a node take another value; the other edges stay, of which there may be thousands."""
         inputs, captures = list(node.inputs), list(node.captures)
+        self._order = None
         for slot in slots:
             if slot >= 0:
                 inputs[slot] = new
@@ -617,7 +629,7 @@ class Graph:
         other._next_key, other._next_dim = self._next_key, self._next_dim
         other._name_counts = dict(self._name_counts)
         other.version = self.version
-        other._order = (other.version, [other.entries[node.key] for node in order])
+        other._order = [other.entries[node.key] for node in order]
         return other
 
 

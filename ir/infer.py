@@ -75,7 +75,7 @@ def check_signature(node: Node, definition: OpDef) -> None:
         if expected := kind_conflict(definition.kinds[name], given):
             raise ValidationError(f"the attribute {name!r} of {node.op} is {_shown(given)}, expected {expected}",
                                   code="attribute", where=describe(node))
-    for name in definition.attributes:
+    for name in definition.required_attributes:
         definition.attribute(node, name)
 
 

@@ -19,7 +19,7 @@ def dependents(order: Iterable[Node], sources: Iterable[Value], *, passes: Calla
     """
     found = set(sources)
     for node in order:
-        if not any(v in found for v in node.operands) or not passes(node):
+        if (found.isdisjoint(node.inputs) and found.isdisjoint(node.captures)) or not passes(node):
             continue
         found.update(node.results if keeps is None else filter(keeps, node.results))
     return found
@@ -29,7 +29,7 @@ def ancestors(order: Sequence[Node], sinks: Iterable[Value], *, within: Collecti
     """Return ``sinks`` and the values that they are computed from (those in ``within``, if given)."""
     found = set(sinks)
     for node in reversed(order):
-        if any(v in found for v in node.results):
+        if not found.isdisjoint(node.outputs):
             found.update(v for v in node.operands if within is None or v in within)
     return found
 
@@ -62,5 +62,5 @@ def depend_on(values: Iterable[Value], node: Node) -> bool:
 def path_nodes(order: Sequence[Node], sources: Iterable[Value], sinks: Iterable[Value]) -> list[Node]:
     """Return the nodes on a path from ``sources`` to ``sinks``, in order."""
     reached = dependents(order, sources)
-    forward = [node for node in order if any(v in reached for v in node.operands)]
+    forward = [n for n in order if not (reached.isdisjoint(n.inputs) and reached.isdisjoint(n.captures))]
     return needed_nodes(forward, sinks)

@@ -72,8 +72,8 @@ class Support:
 
     def note(self, node: Node) -> None:
         """Note that what a rule makes of carried values is carried."""
-        if self.carried and any(v in self.carried for v in node.inputs):
-            self.carried.update(v for v in node.results if v.type.dtype.is_float)
+        if not self.carried.isdisjoint(node.inputs):
+            self.carried.update([v for v in node.results if v.type.dtype.is_float])
 
     def mask(self, value: Value) -> Mask:
         """Return the mask of a value."""
@@ -112,10 +112,10 @@ class Support:
 
     def slot(self, op: str, inputs: Sequence[Any]) -> int | None:
         """Return the input of an elementwise product or quotient that a selection may have zeroed, or None."""
-        traits = opdef(op).traits
-        if Trait.ELEMENTWISE not in traits or not traits & {Trait.BILINEAR, Trait.QUOTIENT}:
+        count = opdef(op).zeroed_slots
+        if not count:
             return None
-        slots = [i for i in range(2 if Trait.BILINEAR in traits else 1) if _is_in(self.carried, inputs[i])]
+        slots = [i for i in range(count) if _is_in(self.carried, inputs[i])]
         return slots[0] if len(slots) == 1 else None
 
     def product(self, op: str, inputs: Sequence[Any], slot: int) -> Value:
@@ -163,7 +163,7 @@ class Support:
     def linear(self, op: str, inputs: Sequence[Any]) -> Value | None:
         """Return an elementwise linear ``op`` of products with one mask as the product of its result with the mask."""
         traits = opdef(op).traits
-        if Trait.ELEMENTWISE not in traits or not traits & {Trait.LINEAR, Trait.CHOOSES}:
+        if not self._masked or Trait.ELEMENTWISE not in traits or not traits & {Trait.LINEAR, Trait.CHOOSES}:
             return None
         floats = inputs[1:] if Trait.CHOOSES in traits else inputs
         parts = [v for v in floats if not isinstance(v, Value) or not is_zero(self.b, v)]

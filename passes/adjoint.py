@@ -79,11 +79,12 @@ class _Reverse:
     def _visit(self, node: Node) -> None:
         definition = opdef(node.op)
         operands = [*node.inputs, *node.captures]
-        if not any(v in self.active for v in node.operands):
+        if self.active.isdisjoint(operands):
             return
         self.b.origin = self.graph.new_origin(self.pass_name, (node,))
         self.b.prefix = node.label
-        self.b.wanted = tuple(v in self.active for v in operands)
+        if node.subgraphs:
+            self.b.wanted = tuple(v in self.active for v in operands)
         bars = [None if v is None else self._collect(v) if v in self.bars else self._absent(v) for v in node.outputs]
         bars += [None] * (len(definition.outputs) - len(bars))
         if node.adjoint_rule is not None:

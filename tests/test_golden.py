@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 
 import pytest
 
+from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.passes.canonicalize import RULES as CANONICAL
 from flowgrad.passes.check import compare
 from flowgrad.passes.manager import PassManager
+from flowgrad.passes.rewrite import apply_rules
 from flowgrad.passes.simplify import RULES as SIMPLIFYING
 from flowgrad.passes.stabilize import RULES as STABILIZING
 from flowgrad.tools.maintenance.update_golden import FOLDER, Golden, read_golden
@@ -27,8 +30,6 @@ def test_golden(golden: Golden) -> None:
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=IDS)
 def test_golden_is_printed_as_it_is_read(golden: Golden) -> None:
-    from flowgrad.ir.text import format_graph, parse_graph
-
     assert format_graph(parse_graph(golden.before)) == golden.before
     assert format_graph(parse_graph(golden.expected)) == golden.expected
 
@@ -59,3 +60,13 @@ def test_every_rule_has_a_golden_test() -> None:
         for step in PassManager(golden.pipeline).run(golden.graph()).steps:
             fired |= set(step.applied)
     assert not sorted({r.name for r in (*CANONICAL, *SIMPLIFYING, *STABILIZING)} - fired)
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=IDS)
+def test_looking_behind_the_operands_leaves_out_nothing(golden: Golden) -> None:
+    rules = [*STABILIZING, *CANONICAL, *SIMPLIFYING]
+    assert any(rule.behind for rule in rules)
+    quick, thorough = golden.graph(), golden.graph()
+    apply_rules(quick, rules)
+    apply_rules(thorough, [replace(rule, behind=frozenset()) for rule in rules])
+    assert format_graph(quick) == format_graph(thorough)

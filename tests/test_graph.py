@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.compare import same_graph
 from flowgrad.ir.errors import InputError, ValidationError
-from flowgrad.ir.graph import CONSTANT, Graph, Value
+from flowgrad.ir.graph import CONSTANT, ENTRIES, Graph, Node, Value
 from flowgrad.ir.types import FLOAT32, INT64, UNKNOWN, Dim, Type
 from flowgrad.ir.verify import verify
 from tests import ir_graphs
@@ -235,3 +237,43 @@ def test_nodes_come_in_the_order_that_is_asked_for() -> None:
     verify(graph)
     with pytest.raises(ValidationError, match="ordered"):
         graph.reorder([tanh, exp])
+
+
+@settings(deadline=None, max_examples=25)
+@given(ir_graphs.graphs(), st.randoms(use_true_random=False))
+def test_the_order_is_the_same_however_the_graph_came_about(graph: Graph, draw: Random) -> None:
+    graph.nodes()
+    for _ in range(12):
+        _edit(graph, draw)
+        if draw.random() < 0.5:
+            assert graph.nodes() == _least_keys_first(graph)
+    assert graph.nodes() == _least_keys_first(graph)
+
+
+def _edit(graph: Graph, draw: Random) -> None:
+    """Add a node, a constant or an output, remove a node that nobody uses, or let a new node take another's place."""
+    value = draw.choice(list(graph.values.values()))
+    b, what = Builder(graph), draw.randrange(5)
+    if what == 0:
+        b.Identity(value)
+    elif what == 1:
+        graph.add_constant(np.zeros(3), graph.unique_name("c"))
+    elif what == 2:
+        graph.add_output(value, graph.unique_output_name("o"))
+    elif what == 3:
+        unused = [n for n in graph.nodes() if not any(v.uses for v in n.results)]
+        for node in unused[:1]:
+            graph.remove(node)
+    elif value.producer.op not in ENTRIES and len(value.producer.results) == 1 and not value.producer.subgraphs:
+        old = value.producer
+        twin = graph.add_node(old.op, old.inputs, [(graph.unique_name("twin"), value.type)], old.attributes)
+        graph.adopt(value, twin.output())
+        graph.remove(old)
+
+
+def _least_keys_first(graph: Graph) -> list[Node]:
+    left, done = dict(sorted(graph.entries.items())), list[Node]()
+    while left:
+        key = next(k for k, n in left.items() if not any(v.producer.key in left for v in n.operands))
+        done.append(left.pop(key))
+    return [n for n in done if n.op not in ENTRIES]

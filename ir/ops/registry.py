@@ -127,6 +127,7 @@ class OpDef:
         self.variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters)
         self.attributes = {p.name: REQUIRED if p.default is p.empty else p.default
                            for p in keywords if p.name not in SPECIAL}
+        self.required_attributes = tuple(name for name, default in self.attributes.items() if default is REQUIRED)
         self.kinds = {p.name: p.annotation for p in keywords if p.name in self.attributes}
         self.special = frozenset(p.name for p in keywords if p.name in SPECIAL)
         self.outputs = tuple(outputs) + tuple(residuals)
@@ -135,6 +136,8 @@ class OpDef:
         self.residuals = tuple(residuals)
         self.subgraphs = tuple(subgraphs)
         self.traits = frozenset(traits)
+        self.zeroed_slots = _zeroed_slots(self.traits)
+        """How many of the first inputs of an elementwise product or quotient may be what a selection has zeroed."""
         self.extents = self._slots(extents)
         self.settings = self.extents | self._slots(settings)
         self.deciding = self._slots(deciding)
@@ -436,8 +439,17 @@ def like_first(node: Node) -> Type:
 
 def broadcasted(node: Node) -> Type:
     """The output has the broadcast shape of all inputs and the dtype of the last."""
-    operands = node.operands
-    return Type(operands[-1].type.dtype, broadcast_shapes(*(v.type.shape for v in operands)))
+    types = [v.type for v in node.operands]
+    last = types[-1]
+    if all([t.shape == last.shape for t in types]):
+        return last
+    return Type(last.dtype, broadcast_shapes(*[t.shape for t in types]))
+
+
+def _zeroed_slots(traits: frozenset[Trait]) -> int:
+    if Trait.ELEMENTWISE not in traits:
+        return 0
+    return 2 if Trait.BILINEAR in traits else 1 if Trait.QUOTIENT in traits else 0
 
 
 def _default_type_rule(traits: frozenset[Trait]) -> Callable[[Node], Any] | None:

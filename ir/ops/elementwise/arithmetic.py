@@ -78,7 +78,7 @@ def _on_dims(function: Any, *arrays: Array) -> Array:
 
 def matched(node: Node) -> Type:
     """Return the broadcast type of inputs that must have one dtype (the condition of Where apart)."""
-    operands = [v for v in node.inputs[node.op == "Where" :] if v is not None]
+    operands = [v for v in (node.inputs[1:] if node.op == "Where" else node.inputs) if v is not None]
     if len({v.type.dtype for v in operands}) > 1:
         raise ValidationError(f"{node.op} takes inputs of one dtype, got {', '.join(repr(v) for v in operands)}",
                               code="dtype")
