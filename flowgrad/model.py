@@ -241,7 +241,8 @@ class Model:
     def _exported(self, path: str | os.PathLike[str] | None, opset: int | None, passes: str | None) -> ModelProto:
         from flowgrad.exchange.writer import save_onnx, write_onnx
 
-        graph = with_roles(self.optimized(passes).graph, self.roles)
+        optimized = self if passes == "" else self.optimized(passes)
+        graph = with_roles(optimized.graph, self.roles)
         if path is None:
             return write_onnx(graph, opset)
         return save_onnx(graph, Path(path), opset)

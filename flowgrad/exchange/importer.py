@@ -274,6 +274,8 @@ class Importer:
         return None
 
     def _attribute_protos(self, frame: Frame, node: NodeProto) -> list[AttributeProto]:
+        if not node.attribute:
+            return []
         self.limits.check("attributes", len(node.attribute), node.name)
         found: dict[str, AttributeProto] = {}
         for attribute in node.attribute:

@@ -112,10 +112,14 @@ class _Budget:
             self.limits.check("nodes", self.nodes)
 
     def text(self, raw: bytes, is_long: bool) -> None:
-        self.characters += len(raw)
-        self.limits.check("string_bytes", self.characters)
-        if not is_long:
-            self.limits.check("name_bytes", len(raw))
+        length = len(raw)
+        self.characters += length
+        if self.characters > self.limits.string_bytes:
+            self.limits.check("string_bytes", self.characters)
+        if length > self.limits.name_bytes and not is_long:
+            self.limits.check("name_bytes", length)
+        if raw.isascii():
+            return
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -180,6 +180,8 @@ def _new(found: dict[str, Array], name: str, array: Array) -> None:
 
 
 def _graph_attributes(node: NodeProto) -> list[AttributeProto]:
+    if not node.attribute:
+        return []
     graphs = [a for a in node.attribute if a.type == AttributeProto.GRAPH or a.HasField("g")]
     if any(a.graphs or a.type == AttributeProto.GRAPHS for a in node.attribute):
         raise UnsupportedError("attributes that hold lists of graphs are not supported", code="graphs", where=node.name)
@@ -195,8 +197,9 @@ def used_names(region: Region, index: int) -> list[str]:
     names = [n for n in node.input if n]
     if node.op_type == "Gradient" and node.domain == "ai.onnx.preview.training":
         names += [n.decode(errors="replace") for a in node.attribute for n in (a.s, *a.strings) if n]
-    for sub in region.subregions.get(index, {}).values():
-        names += sub.free
+    if index in region.subregions:
+        for sub in region.subregions[index].values():
+            names += sub.free
     return names
 
 
@@ -204,7 +207,8 @@ def _free_names(region: Region) -> list[str]:
     defined = {*region.inputs, *region.initializers, *(o for n in region.nodes for o in n.output)}
     used: dict[str, None] = {}
     for index in range(len(region.nodes)):
-        used.update(dict.fromkeys(used_names(region, index)))
+        for name in used_names(region, index):
+            used[name] = None
     used.update(dict.fromkeys(region.outputs))
     return [n for n in used if n not in defined]
 

@@ -40,9 +40,9 @@ class Stamps:
 
 
 def _form(node: Node) -> tuple[Any, ...]:
-    attributes = tuple(sorted((k, v if isinstance(v, str) else _is_default(node, k)) for k, v in node.attributes.items()))
-    inputs, outputs = (tuple(v and v.type.dtype for v in values) for values in (node.inputs, node.outputs))
-    return node.op, attributes, inputs, outputs
+    attributes = [(k, v if isinstance(v, str) else _is_default(node, k)) for k, v in node.attributes.items()]
+    inputs, outputs = [v and v.type.dtype for v in node.inputs], [v and v.type.dtype for v in node.outputs]
+    return node.op, tuple(sorted(attributes)), tuple(inputs), tuple(outputs)
 
 
 def _is_default(node: Node, name: str) -> bool:

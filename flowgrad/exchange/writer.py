@@ -9,7 +9,7 @@ from tempfile import NamedTemporaryFile
 
 import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from flowgrad import ir
 from flowgrad.exchange.data_file import DataFile
@@ -25,6 +25,8 @@ from flowgrad.ir.files import new_file, write_file
 from flowgrad.ir.graph import DEFAULT, ENTRIES, LITERAL, Array, Graph, Node, Value
 from flowgrad.ir.limits import check_time
 from flowgrad.ir.ops.control.loop_layout import layout_of
+from flowgrad.ir.ops.registry import opdef
+from flowgrad.ir.types import Type
 
 EMBEDDED_BYTES = 2**31 - 2**26
 """Above this size a file keeps its weights beside it: protobuf ends at 2 GiB."""
@@ -152,6 +154,7 @@ class _Writer:
         self.store = store
         self.names = _Names()
         self.opset = LOWEST_STAMP
+        self.types: dict[Type, TypeProto] = {}
 
     def model(self, graph: Graph) -> ModelProto:
         graph = lowered(graph)
@@ -232,8 +235,13 @@ class _Writer:
 
     def _describe(self, proto: GraphProto, values: Iterable[Value]) -> None:
         for value in values:
-            if value.type.shape is not None:
-                proto.value_info.add(name=self.names[value], type=type_proto(value.type, keep_names=True))
+            type_ = value.type
+            if type_.shape is None:
+                continue
+            made = self.types.get(type_)
+            if made is None:
+                made = self.types[type_] = type_proto(type_, keep_names=True)
+            proto.value_info.add(name=self.names[value], type=made)
 
     def _constant(self, proto: GraphProto, value: Value) -> None:
         data = value.producer.data
@@ -260,13 +268,12 @@ class _Writer:
             inputs.pop()
         while outputs and not outputs[-1]:
             outputs.pop()
-        lead = layout_of(node).lead_outputs if "body" in node.subgraphs else 0
-        for subgraph in node.subgraphs.values():  # as many as the subgraph returns (a Loop: besides its condition), all named
-            outputs += [""] * (len(subgraph.output_entries) - lead - len(outputs))
-            outputs = [name or self.names.fresh(f"{node.label}_unused") for name in outputs]
+        if node.subgraphs:
+            outputs = self._all_outputs(node, outputs)
         made: NodeProto = proto.node.add(op_type=node.op, name=node.name, input=inputs, output=outputs)
-        with boundary(node, "writing the attributes of", SaveError, "attribute"):
-            made.attribute.extend(attributes_of(node, self.opset))
+        if opdef(node.op).attributes:
+            with boundary(node, "writing the attributes of", SaveError, "attribute"):
+                made.attribute.extend(attributes_of(node, self.opset))
         for name, subgraph in node.subgraphs.items():
             attribute = made.attribute.add(name=name, type=onnx.AttributeProto.GRAPH)
             self._subgraph(attribute.g, node, subgraph, f"{node.label}_{name}")
@@ -275,6 +282,14 @@ class _Writer:
                 made.doc_string = node.metadata[key]
             else:
                 made.metadata_props.add(key=key, value=node.metadata[key])
+
+    def _all_outputs(self, node: Node, outputs: list[str]) -> list[str]:
+        """Return as many outputs as the subgraphs return (of a Loop: besides its condition), all named."""
+        lead = layout_of(node).lead_outputs if "body" in node.subgraphs else 0
+        for subgraph in node.subgraphs.values():
+            outputs = outputs + [""] * (len(subgraph.output_entries) - lead - len(outputs))
+            outputs = [name or self.names.fresh(f"{node.label}_unused") for name in outputs]
+        return outputs
 
     def _subgraph(self, proto: GraphProto, node: Node, graph: Graph, name: str) -> None:
         """Write a closed graph as one that takes its captures by name."""
