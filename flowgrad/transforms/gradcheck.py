@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.evaluate import evaluate
+from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model
 from flowgrad.passes.differences import central_difference, moved
@@ -69,10 +70,10 @@ def gradcheck(
     forward = jvp(wide, of, wrt, zero="allow") if "fwd" in modes else None
     names = [w for (role, _, w) in reverse.roles if role == "grad"]
     rng = np.random.default_rng(seed)
-    base = wide(feeds)
     at = {n: feeds[n] if n in feeds else _value(reverse, n) for n in names}
     outputs = {o: name for (role, o, _), name in reverse.roles.items() if role == "cotangent"}
-    cotangents = {o: np.asarray(rng.standard_normal(_output(base, wide, o, feeds).shape)) for o in outputs}
+    shapes = _shapes(wide, reverse, outputs, feeds)
+    cotangents = {o: np.asarray(rng.standard_normal(shapes[o])) for o in outputs}
     fixed = {**feeds, **{outputs[o]: ct for o, ct in cotangents.items()}}
     gradients, paired = reverse(fixed), _pairing(reverse, fixed, cotangents)
     checks: list[Check] = []
@@ -112,6 +113,8 @@ class _Slope:
     step: float
     atol: float
     rtol: float
+    differences: dict[float, float] = field(default_factory=dict, init=False)
+    """What was found so far, by the step."""
 
     def check(self, what: str, got: float, slope_at: Callable[[dict[str, Array]], float]) -> Check:
         """Compare ``got`` with the slope; on a kink, what ``slope_at`` gives beside it with the slope there."""
@@ -129,13 +132,18 @@ class _Slope:
             steps.append(steps[-1] / 10)
         first = None
         for step in steps:
-            expected = central_difference(self.function, self.at, self.direction, step)
+            expected = self._difference(step)
             check = _check(what, got, expected, self.atol + self.rtol * abs(expected))
             if check.passed or not np.isfinite(got):
                 return check
             first = first or check
         assert first is not None
         return first
+
+    def _difference(self, step: float) -> float:
+        if step not in self.differences:
+            self.differences[step] = central_difference(self.function, self.at, self.direction, step)
+        return self.differences[step]
 
     def _is_kink(self, allowed: float) -> bool:
         """Return whether the differences to both sides stay apart however small the step."""
@@ -195,6 +203,17 @@ def _output(outputs: Mapping[str, Array], model: Model, name: str, feeds: Mappin
         return outputs[name]
     value = find_value(model.graph, name)
     return next(iter(evaluate(model.graph, feeds, fetch=[value]).values()))
+
+
+def _shapes(model: Model, reverse: Model, cotangents: Mapping[str, str], feeds: Mapping[str, Array]
+            ) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what is differentiated, from the types of its cotangents where these say them."""
+    Signature(model.graph).checked(feeds)
+    types = {o: reverse.graph.value(name).type for o, name in cotangents.items()}
+    if all(t.is_static for t in types.values()):
+        return {o: t.static_shape for o, t in types.items()}
+    base = model(feeds)
+    return {o: _output(base, model, o, feeds).shape for o in cotangents}
 
 
 def _pairing(model: Model, fixed: Mapping[str, Array], cotangents: Mapping[str, Array]

@@ -14,6 +14,7 @@ from flowgrad.ir.names import quote
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.reach import path_nodes
 from flowgrad.model import Model
+from flowgrad.passes.edits import remove_dead
 
 
 class Kink(NamedTuple):
@@ -64,6 +65,7 @@ def _masked(graph: Graph) -> dict[Node, str]:
         if rule is not None and node.operands[0].type.dtype.is_float:
             made = rule(Builder(graph, prefix=node.label), node)
             found[node] = graph.add_output(made, graph.unique_output_name(f"{node.label}_kinks")).name
+    remove_dead(graph, reversed(graph.nodes()))  # before passes meet it
     return found
 
 
