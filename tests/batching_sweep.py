@@ -18,10 +18,13 @@ import onnxruntime
 
 import flowgrad as fg
 from flowgrad.exchange.writer import write_onnx
+from flowgrad.ir.batching import within_batch
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, NotDifferentiableError, UnsupportedError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph
-from flowgrad.ir.ops.registry import opdef
+from flowgrad.ir.ops.registry import op, opdef
+from flowgrad.ir.registry import scoped
 from flowgrad.ir.verify import verify
 from flowgrad.model import Model
 from tests.op_cases import Case, all_cases
@@ -120,6 +123,32 @@ def check_values(case: Case, how: str, symbolic: bool = False, count: int = 3) -
 def graph_is_static(graph: Graph) -> bool:
     """Return whether all extents of the outputs are known before the run."""
     return all(y.type.is_static for y in graph.outputs)
+
+
+def check_rows(case: Case, how: str = "all") -> None:
+    """Check the examples of a case whose operands come from an operator that takes examples for more samples."""
+    examples, names = draws(case, 3), [f"x{i}" for i in subset(case, how)]
+    if examples is None or not names:
+        return
+    with scoped():
+        @op("Sampled")
+        def sampled(x: Array) -> Array:
+            return x
+
+        sampled.types(lambda node: node.input(0).type)
+        sampled.batch(within_batch(0))
+        plain, _ = case.graph(case.arrays())
+        graph = plain.copy()
+        for name in names:
+            x = graph.value(name)
+            if x.type.rank:
+                y = Builder(graph).add("Sampled", [x])
+                graph.replace_uses(x, y, only=lambda user, made=y.producer: user is not made)  # type: ignore[misc]
+        batched = fg.vmap(Model(graph), dict.fromkeys(names, 0)).graph
+        verify(batched)
+        many = stacked(examples, names)
+        found = evaluate(batched, many)
+    agree(found, [evaluate(plain, one_of(many, names, k)) for k in range(3)], rounding(case))
 
 
 def check_twice(case: Case) -> None:
@@ -253,6 +282,8 @@ def checks(case: Case) -> Iterator[tuple[str, Callable[[], object]]]:
             for count in (3, 1, 0):
                 name = f"{how} {'symbolic' if symbolic else 'static'} {count}"
                 yield name, partial(check_values, case, how, symbolic, count)
+    for how in SUBSETS:
+        yield f"rows {how}", partial(check_rows, case, how)
     yield "twice", partial(check_twice, case)
     for kind in DERIVATIVES:
         for how in SUBSETS:

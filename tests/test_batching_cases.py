@@ -17,6 +17,7 @@ from tests.batching_sweep import (
     check_derivative_of_examples,
     check_engine,
     check_export,
+    check_rows,
     check_twice,
     check_values,
     subset,
@@ -77,6 +78,13 @@ def test_extents_that_only_the_run_can_tell(name: str) -> None:
     for case in BY_OP[name]:
         if case.symbolic:
             check_values(case, "all", symbolic=True)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_examples_that_are_more_samples(name: str) -> None:
+    for case in BY_OP[name]:
+        for how in ("all", "others"):
+            check_rows(case, how)
 
 
 @pytest.mark.parametrize("name", BATCHED)

@@ -165,17 +165,20 @@ def _swapped(b: Builder, x: Value) -> Value:
 
 @matmul.batch
 def _(b: BatchBuilder, node: Node, x: Value, w: Value) -> Any:
-    """One product for all: where one factor is shared, the examples are more rows or columns; else one more batch axis."""
+    """Rows of all examples make one product with a factor that they share; else they are one more batch axis."""
     ranks = [v.type.rank for v in node.operands]
     if None in ranks:
         return looped(b, node, x, w)
-    if all(r and r > 2 for r in ranks) and (made := in_rows(b, node, [x, w])) is not None:
-        return made
-    return _batched_product(b, x, w)
+    is_alike = ranks[0] == ranks[1] and (ranks[0] or 0) > 2 and all(b.holds(v) or v.shape[0] == 1 for v in (x, w))
+    rows = in_rows(b, node, [x, w]) if is_alike else None
+    return rows or _batched_product(b, x, w)
 
 
 def _batched_product(b: BatchBuilder, x: Value, w: Value) -> Value:
-    """Return the matrix products of the examples of two factors, one of which at least differs between them."""
+    """Return the matrix products of the examples of two factors, one of which at least differs between them.
+
+    A first factor that they share is not copied: to make columns into rows takes longer than the calls that it saves.
+    """
     ranks = [len(v.shape) - b.holds(v) for v in (x, w)]
     if not b.holds(w) and (ranks[1] == 1 or ranks == [1, 2]):
         return b.MatMul(x, w)
@@ -183,10 +186,6 @@ def _batched_product(b: BatchBuilder, x: Value, w: Value) -> Value:
         return b.unmerged(b.MatMul(b.merged(x), w), x.shape[1], lambda: b.extent(x, 1))
     if not b.holds(x) and ranks == [2, 1]:
         return b.MatMul(w, _swapped(b, x))
-    if not b.holds(x) and ranks == [2, 2]:
-        columns = b.alike(_swapped(b, w), w)  # those of all examples, as rows
-        product = b.MatMul(b.merged(columns), _swapped(b, x))
-        return _swapped(b, b.unmerged(product, columns.shape[1], lambda: b.extent(columns, 1)))
     rows = b.alike(b.Unsqueeze(x, [-2]), x) if ranks[0] == 1 else x
     columns = b.alike(b.Unsqueeze(w, [-1]), w) if ranks[1] == 1 else w
     rank = max(*ranks, 2)
