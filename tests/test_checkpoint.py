@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tracemalloc
 from pathlib import Path
 
@@ -274,3 +275,34 @@ def test_onnxruntime_runs_it_and_keeps_what_is_recomputed(tmp_path: Path) -> Non
         np.testing.assert_allclose(got, small(feeds)[name], rtol=1e-4, atol=1e-5)
     ops = [n.op_type for n in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert ops.count("Tanh") == sum(n.op == "Tanh" for n in small.graph.nodes()) > 20
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flowgrad.tools.cli import main
+
+    source, plain, small, kept = (str(tmp_path / f"{name}.msgpack") for name in ("model", "plain", "small", "kept"))
+    chain(30, batch=256).save(source)
+    assert main(["grad", source, plain, "--of", "loss"]) == 0
+    assert main(["grad", source, small, "--of", "loss", "--checkpoint", "sqrt"]) == 0
+    assert "nodes in" in capsys.readouterr().err
+    assert main(["grad", source, kept, "--of", "loss", "--checkpoint", "h9,h19"]) == 0
+    assert main(["grad", source, str(tmp_path / "none.msgpack"), "--of", "loss", "--checkpoint", "1KiB"]) == 4
+    assert "the least peak is" in capsys.readouterr().err
+    peaks = []
+    for path in (plain, small, kept):
+        assert main(["inspect", path, "--json"]) == 0
+        peaks.append(json.loads(capsys.readouterr().out)["peak_bytes"])
+    assert peaks[1] < peaks[0] / 2 and peaks[2] < peaks[0]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_scratch_of_convolutions_and_pooling_is_planned(batch: int) -> None:
+    graph = parse_graph(f"""
+    graph @g (%x: f32[{batch},8,64,64], %w: f32[16,8,3,3]) -> (%loss: f32[]) opset 28 {{
+      %c: f32[{batch},16,64,64] = Conv(%x, %w) {{pads=[1,1,1,1]}}
+      %r: f32[{batch},16,64,64] = Relu(%c)
+      %p: f32[{batch},16,32,32] = MaxPool(%r) {{kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]}}
+      %loss: f32[] = ReduceSum(%p) {{keepdims=0}}
+    }}""")
+    model = fg.grad(Model(graph), "loss", ["x", "w"])
+    assert measured(model, feeds_of(model)) == pytest.approx(peak(model), rel=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,13 @@ def layer_normalization(
     shape = (*x.shape[:axis], *(1,) * (x.ndim - axis))
     mean, r = mean.reshape(shape), r.reshape(shape)
     return y, mean, r, mean, r
+
+
+@layer_normalization.scratch
+def _(node: Node) -> int:
+    """The standardised operand, where statistics are asked for, too."""
+    x = node.input(0).type
+    return math.prod(x.static_shape) * x.dtype.wide.itemsize if len(node.results) > 1 else 0
 
 
 @layer_normalization.types
