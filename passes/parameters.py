@@ -112,11 +112,11 @@ def _uses(node: Node) -> list[tuple[Value, _Use]]:
 def _literal_weights(uses: Mapping[Value, _Use], judged: Mapping[Value, Candidate]) -> dict[Value, _Use]:
     """Return the contents of Constant nodes that are weights.
 
-    Those are matrices that something else than an elementwise operator takes. Where a file has more of these in Constant
-    nodes than elsewhere, or no other weights, all that have several elements are.
+    Those are matrices that something else than an elementwise operator takes, one number all over apart. Where a file has more
+    of these in Constant nodes than elsewhere, or no other weights, all that have several elements are.
     """
     several = {v: use for v, use in uses.items() if _is_literal(v) and v.type.size != 1 and not use.is_setting}
-    matrices = {v: use for v, use in several.items() if _is_matrix(v, use)}
+    matrices = {v: use for v, use in several.items() if _is_matrix(v, use) and not _is_filled(v)}
     elsewhere = sum(c.included and _is_matrix(v, uses[v]) for v, c in judged.items() if v.producer.op == CONSTANT)
     others = any(c.included for c in judged.values())
     return several if len(matrices) > elsewhere or not others else matrices
@@ -124,6 +124,11 @@ def _literal_weights(uses: Mapping[Value, _Use], judged: Mapping[Value, Candidat
 
 def _is_literal(value: Value) -> bool:
     return value.producer.op == CONSTANT and value.producer.role == LITERAL
+
+
+def _is_filled(value: Value) -> bool:
+    data = value.producer.data
+    return data is not None and data.size > 0 and bool((data == data.flat[0]).all())
 
 
 def _is_matrix(value: Value, use: _Use) -> bool:

@@ -142,6 +142,22 @@ def test_scalars_with_the_names_of_literals_are_literals(name: str, counts: bool
         assert "exporters" in reasons(text)[name]
 
 
+def test_a_number_with_axes_counts_under_any_name() -> None:
+    """Exporters reshape the slope of a PRelu on the way, and call it as they call the numbers of formulas."""
+    text = """graph @g (%a: f32[3,1]) -> (%out: f32[3,1]) initializers (%val_12: f32[1,1] = [[2.0]])
+    { %out: f32[3,1] = PRelu(%a, %val_12) }"""
+    assert included(text) == ["val_12"]
+
+
+def test_a_filling_in_a_constant_node_is_no_weight_where_others_lie_elsewhere() -> None:
+    text = """
+    graph @g (%x: f32[3,2]) -> (%y: f32[3,2]) initializers (%m: f32[2,2] = [[0.0,1.0],[1.0,0.0]])
+        literals (%z: f32[3,2] = [[0.0,0.0],[0.0,0.0],[0.0,0.0]], %i: i64[1,2] = [[0,1]])
+    { %h: f32[3,2] = MatMul(%x, %m) %g: f32[1,2] = Slice(%h, [0], [1]) %y: f32[3,2] = ScatterElements(%z, %i, %g) }
+    """
+    assert included(text) == ["m"]
+
+
 def test_what_only_comparisons_take_is_a_setting() -> None:
     text = """
     graph @g (%x: f32[3]) -> (%y: f32[3]) initializers (%bound: f32[3] = [0.1,0.2,0.3])
