@@ -15,7 +15,7 @@ from flowgrad.ir.types import Dim, Type
 from flowgrad.model import Model
 from flowgrad.passes.batch import Examples, batch
 from flowgrad.passes.edits import remove_dead
-from flowgrad.transforms.derivatives import stage
+from flowgrad.transforms.task import stage
 
 Axes = int | None | Mapping[str, int | None]
 """An axis for all, None for no axis, or one of both by name."""
