@@ -32,6 +32,7 @@ from flowgrad.transforms.editing import stop_gradient as stop_gradient
 from flowgrad.transforms.editing import straight_through as straight_through
 from flowgrad.transforms.editing import unbatch as unbatch
 from flowgrad.transforms.gradcheck import gradcheck as gradcheck
+from flowgrad.transforms.jacobians import jacobian as jacobian
 from flowgrad.transforms.kinks import kinks as kinks
 from flowgrad.transforms.losses import with_loss as with_loss
 from flowgrad.transforms.networks import Network as Network

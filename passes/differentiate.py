@@ -10,8 +10,9 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.ops.operands import joined
 from flowgrad.ir.ops.registry import FLOWGRAD, Trait, find_op, opdef
-from flowgrad.ir.types import Dim
+from flowgrad.ir.types import Dim, Type
 from flowgrad.passes import adjoint as reverse
 from flowgrad.passes import tangent as forward
 from flowgrad.passes.adjoint import Zero
@@ -35,8 +36,24 @@ def tangent(
     return forward.tangent(graph, pairs, of, Bodies())
 
 
-def fed_like(graph: Graph, values: Sequence[Value], names: Sequence[str]) -> list[tuple[Value, Value]]:
+Seeds = int | str | None
+"""How many seeds: a number, the name of a dim, or None for one that has no axis."""
+
+
+def seeded(type_: Type, seeds: int | str, name: str) -> Type:
+    """Return ``type_`` with a new first axis for ``seeds``. InputError for what is neither a positive number nor a name."""
+    is_number = isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1
+    if not is_number and not (isinstance(seeds, str) and seeds):
+        raise InputError(f"seeds is a number from 1 on or the name of a dim, got {seeds!r}", code="seeds")
+    if type_.shape is None:
+        raise InputError(f"the rank of {name!r} is not known, so many seeds of it have no axes", code="rank")
+    return Type(type_.dtype, (Dim.named(seeds) if isinstance(seeds, str) else seeds, *type_.shape))
+
+
+def fed_like(graph: Graph, values: Sequence[Value], names: Sequence[str], seeds: Seeds = None) -> list[tuple[Value, Value]]:
     """Add an input of the type of each of ``values``, called as ``names`` say; return the inputs, and what to derive with.
+
+    With ``seeds``, each holds as many along a new first axis.
 
     That is the input itself where the inputs of the graph tell the shape of its value, so that feeds are checked; where only
     the run can tell, it is checked there.
@@ -44,13 +61,18 @@ def fed_like(graph: Graph, values: Sequence[Value], names: Sequence[str]) -> lis
     told = {name for x in graph.inputs for dim in x.type.shape or () if isinstance(dim, Dim) for name in dim.names()}
     pairs = []
     for value, name in zip(values, names, strict=True):
-        fed = graph.add_input(graph.unique_name(name), value.type)
+        fed = graph.add_input(graph.unique_name(name), value.type if seeds is None else seeded(value.type, seeds, value.name))
         shape = value.type.shape
         is_checked = shape is not None and all(d.names() <= told for d in shape if isinstance(d, Dim))
-        checked = fed if is_checked or value.type.dtype.element is not None else Builder(graph, prefix=fed.name).OfShape(
-            fed, Builder(graph, prefix=value.name).Shape(value))
-        pairs.append((fed, checked))
+        pairs.append((fed, fed if is_checked or value.type.dtype.element is not None else _checked(graph, fed, value, seeds)))
     return pairs
+
+
+def _checked(graph: Graph, fed: Value, value: Value, seeds: Seeds) -> Value:
+    """Return ``fed``, checked by the run to have the shape of ``value``, behind the axis of seeds if there is one."""
+    b = Builder(graph, prefix=fed.name)
+    shape = Builder(graph, prefix=value.name).Shape(value)
+    return b.OfShape(fed, shape if seeds is None else joined(b, [b.extent(fed, 0), shape]))
 
 
 class Extended(NamedTuple):

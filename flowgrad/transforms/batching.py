@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import get_args
 
 from flowgrad.ir.batching import SEQUENCES, Randomness
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, UnsupportedError, suggestion
-from flowgrad.ir.graph import ENTRIES, Graph, Value
+from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.ops.operands import inverse_of, moved_first, permuted
-from flowgrad.ir.reach import dependents
 from flowgrad.ir.types import Dim, Type
 from flowgrad.model import Model
-from flowgrad.passes.batch import Examples, batch
-from flowgrad.passes.edits import remove_dead
+from flowgrad.passes.batch import batch
+from flowgrad.passes.stand_ins import take_places
 from flowgrad.transforms.task import stage
 
 Axes = int | None | Mapping[str, int | None]
@@ -49,7 +48,7 @@ def vmap(model: Model, in_axes: Axes = 0, out_axes: int | Mapping[str, int] = 0,
         graph.remove(entry)
     for name, value in made:
         graph.add_output(value, name)
-    _replace(graph, [x for x, _ in pairs], examples, names)
+    take_places(graph, [x for x, _ in pairs], examples, names)
     added = [v for v in graph.inputs if v.name not in order]
     graph.reorder_inputs([*(graph.value(name) for name in order), *added])
     return model.with_graph(graph)
@@ -130,23 +129,3 @@ def _moved(b: Builder, name: str, y: Value, axis: int) -> Value:
         raise InputError(f"the rank of {name!r} is not known, so its axes cannot be moved", code="rank")
     b.prefix = name
     return permuted(b, y, inverse_of(moved_first([_axis(axis, rank, name)], rank)))
-
-
-def _replace(graph: Graph, olds: Sequence[Value], examples: Examples, names: Mapping[Value, str]) -> None:
-    """Remove what is computed from ``olds``, the inputs of one example, and give the names to what stands for it."""
-    stale = dependents(graph.nodes(), olds)
-    gone = {y.name for y in stale}
-    pinned = [name for name in graph.pinned if name in gone]
-    for name in pinned:
-        del graph.pinned[name]
-    remove_dead(graph, [y.producer for y in stale])
-    for x in olds:
-        graph.remove(x.producer)
-    for y, many in {**examples.known, **examples.rows}.items():
-        name = names.get(y, "")
-        if name and name not in graph.values and graph.values.get(many.name) is many and many.producer.op not in ENTRIES:
-            graph.rename(many, name)
-            many.producer.name = many.producer.name or (y.producer.name if y.producer.op == many.producer.op else "")
-    for name in pinned:
-        if name in graph.values:
-            graph.pin(graph.value(name))

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from flowgrad.model import Model
 from flowgrad.passes.adjoint import Zero
-from flowgrad.passes.differentiate import fed_like, tangent
+from flowgrad.passes.differentiate import Seeds, tangent
 from flowgrad.passes.refusals import check_zero
 from flowgrad.passes.selection import Names, Of, Pick, find_of, find_scalar, find_value, find_wrt
 from flowgrad.transforms.task import Task, check_option, stage
 
 
 @stage
-def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, zero: Zero = "error",
-        stabilize: bool = True) -> Model:
+def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, seeds: Seeds = None,
+        zero: Zero = "error", stabilize: bool = True) -> Model:
     """Return a model of the vector-Jacobian product: cotangents in, gradients out.
 
     Each y in ``of`` (default: all float outputs) gets a new input ``y_grad`` of its type; the outputs are the original
     ones, those in ``keep``, then ``x_grad`` = sum over y of (dy/dx)^T y_grad for each x in ``wrt``. Raises InputError for
     unknown names, NotDifferentiableError (naming every op and path) where no derivative may be claimed; with
     ``zero="allow"``, a derivative that is zero by piecewise constancy is zeros.
+
+    With ``seeds`` (a number, or the name of a dim), cotangents and gradients have a new first axis, for many cotangents at
+    once: the model itself is computed once for all.
 
     Formulas that overflow or divide zero by zero (log(sum(exp)), sqrt(sum(x^2)), ...) are differentiated after they are
     repaired, and a note says which; with ``stabilize=False`` the model and its derivative stay as they are written.
@@ -28,11 +31,10 @@ def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names =
     task = Task(model, stabilize)
     of_values, wrt_values = find_of(task.graph, of), find_wrt(task.graph, wrt)  # before cotangents become inputs
     task.repair([*(y for _, y in of_values), *wrt_values], keep)
-    fed = fed_like(task.graph, [y for _, y in of_values], [f"{name}_grad" for name, _ in of_values])
-    task.roles.update((("cotangent", name, ""), given.name) for (name, _), (given, _) in zip(of_values, fed, strict=True))
-    seeds = [(name, y, y_bar) for (name, y), (_, y_bar) in zip(of_values, fed, strict=True)]
+    bars = task.fed(of_values, "cotangent", "grad", seeds)
+    cotangents = [(name, y, y_bar) for (name, y), y_bar in zip(of_values, bars, strict=True)]
     task.keep(keep)
-    task.gradients(seeds, wrt_values, zero)
+    task.gradients(cotangents, wrt_values, zero)
     return task.finish()
 
 
@@ -69,25 +71,25 @@ def _scalar_gradient(
     if with_value:
         task.graph.add_output(y, name)
     task.gradients([(name, y, task.one(y))], wrt_values, zero)
-    for kept_name, value in kept:
-        task.graph.add_output(value, task.graph.unique_output_name(kept_name))
+    task.output_all(kept)
     return task.finish()
 
 
 @stage
-def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, zero: Zero = "error",
+def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, seeds: Seeds = None, zero: Zero = "error",
         stabilize: bool = True) -> Model:
     """Return a model of the Jacobian-vector product: tangents in, tangents out.
 
     Each x in ``wrt`` gets a new input ``x_tangent`` of its type; the outputs are the original ones, then ``y_tangent`` =
-    sum over x of (dy/dx) x_tangent for each y in ``of`` (default: all float outputs). Raises like ``vjp``.
+    sum over x of (dy/dx) x_tangent for each y in ``of`` (default: all float outputs). With ``seeds`` (a number, or the name
+    of a dim), tangents have a new first axis, for many directions at once. Raises like ``vjp``.
     """
     task = Task(model, stabilize)
     values = find_of(task.graph, of)
     wrt_values = find_wrt(task.graph, wrt)
     task.repair([*wrt_values, *(y for _, y in values)])
-    pairs = task.tangents([(x.name, x) for x in wrt_values])
-    found = tangent(task.graph, pairs, [v for _, v in values])
+    pairs = task.tangents([(x.name, x) for x in wrt_values], seeds)
+    found = task.for_each_seed(tangent(task.graph, pairs, [v for _, v in values]))
     if check_option(zero) != "allow":
         check_zero(task.graph, wrt_values, [y for (_, y), y_dot in zip(values, found, strict=True) if y_dot is None])
     for (name, y), y_dot in zip(values, found, strict=True):

@@ -11,12 +11,15 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
 from flowgrad.ir.limits import Limits, in_time
+from flowgrad.ir.ops.operands import joined
 from flowgrad.ir.roles import Role
+from flowgrad.ir.types import Type
 from flowgrad.model import Model
 from flowgrad.passes.adjoint import Zero
-from flowgrad.passes.differentiate import adjoint, fed_like
+from flowgrad.passes.differentiate import Seeds, adjoint, fed_like
 from flowgrad.passes.parameters import sharing
 from flowgrad.passes.selection import Names, as_list, find_value
+from flowgrad.transforms.seeds import for_each_seed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +69,8 @@ class Task:
         self.graph: Graph = model.graph.copy()
         self.roles: dict[Role, str] = dict(model.roles)
         self.notes = list(model.notes)
+        self.placeholders: dict[Value, Value] = {}
+        """What stands for one seed while derivatives are made, by the input that takes many."""
 
     def finish(self) -> Model:
         """Return the model made."""
@@ -90,11 +95,28 @@ class Task:
         """Return the cotangent 1 of a scalar."""
         return Builder(self.graph, prefix=y.name).filled(1, y)
 
-    def tangents(self, wrt: Sequence[tuple[str, Value]]) -> list[tuple[Value, Value]]:
-        """Return each value with its tangent, which becomes an input."""
-        fed = fed_like(self.graph, [x for _, x in wrt], [f"{name}_tangent" for name, _ in wrt])
-        self.roles.update((("tangent", "", name), given.name) for (name, _), (given, _) in zip(wrt, fed, strict=True))
-        return [(x, x_dot) for (_, x), (_, x_dot) in zip(wrt, fed, strict=True)]
+    def fed(self, values: Sequence[tuple[str, Value]], role: str, suffix: str, seeds: Seeds = None) -> list[Value]:
+        """Add the inputs of ``role`` for values, by name, or for as many as ``seeds`` says; return what to derive with."""
+        pairs = fed_like(self.graph, [v for _, v in values], [f"{name}_{suffix}" for name, _ in values], seeds)
+        for (name, _), (given, _) in zip(values, pairs, strict=True):
+            self.roles[(role, name, "") if role == "cotangent" else (role, "", name)] = given.name
+        if seeds is None:
+            return [checked for _, checked in pairs]
+        ones = [self.graph.add_input(self.graph.unique_name(f"{name}_seed"), v.type) for name, v in values]
+        self.placeholders = {many: one for (_, many), one in zip(pairs, ones, strict=True)}
+        return ones
+
+    def tangents(self, wrt: Sequence[tuple[str, Value]], seeds: Seeds = None) -> list[tuple[Value, Value]]:
+        """Return each value with its tangent, which becomes an input, or with what stands for one of many."""
+        return [(x, x_dot) for (_, x), x_dot in zip(wrt, self.fed(wrt, "tangent", "tangent", seeds), strict=True)]
+
+    def for_each_seed(self, found: Sequence[Value | None]) -> list[Value | None]:
+        """Return what derivatives are for all seeds, if there may be many."""
+        if not self.placeholders:
+            return list(found)
+        pairs = [(one, many) for many, one in self.placeholders.items()]
+        made = iter(for_each_seed(self.graph, pairs, [v for v in found if v is not None]))
+        return [None if v is None else next(made) for v in found]
 
     def drop_outputs(self) -> None:
         """Take all outputs away, and their roles; the values stay."""
@@ -117,6 +139,7 @@ class Task:
             self.graph.pin(value)
         self.notes += shared_notes(wrt)
         found = adjoint(self.graph, [(y, y_bar) for _, y, y_bar in seeds], wrt, zero=zero)
+        found = self.for_each_seed(found)
         of = ",".join(name for name, _, _ in seeds)
         for x, x_bar in zip(wrt, found, strict=True):
             self.add_derivative(("grad", of, x.name), f"{x.name}_grad", x, x_bar, of, x.name)
@@ -124,8 +147,44 @@ class Task:
     def add_derivative(self, role: Role, wanted: str, like: Value, found: Value | None, of: str, wrt: str) -> Node:
         """Output a derivative under a free name; zeros, and a note, where there is none."""
         if found is None:
-            found = Builder(self.graph, prefix=like.name).zeros_like(like)
-            self.notes.append(f"{of!r} does not depend on {wrt!r}, or by steps alone: its derivative is zero")
+            found = self.zeros(like)
+            self.remark_zero(of, wrt)
+        return self.output(role, wanted, found)
+
+    def zeros(self, like: Value) -> Value:
+        """Return zeros of the type of ``like``, one for each seed if there may be many."""
+        b = Builder(self.graph, prefix=like.name)
+        for many in self.placeholders:
+            shape = joined(b, [b.extent(many, 0), b.shape(like)])
+            type_ = Type(like.type.dtype, (many.shape[0], *like.shape))
+            return b.add_node("Expand", [b.scalar(0, like.type.dtype), shape], types=[type_]).output()
+        return b.zeros_like(like)
+
+    def add_block(self, role: Role, wanted: str, axes: Sequence[Value], found: Value | None) -> Node:
+        """Output derivatives whose axes are those of ``axes``, joined; zeros, and a note, where there are none."""
+        if found is None:
+            b = Builder(self.graph, prefix=wanted)
+            zero, shape = b.scalar(0, axes[0].type.dtype), joined(b, [b.shape(x) for x in axes])
+            found = b.add_node("Expand", [zero, shape], types=[block_type(axes)]).output()
+            self.remark_zero(role[1], role[2])
+        return self.output(role, wanted, found)
+
+    def remark_zero(self, of: str, wrt: str) -> None:
+        """Note that a derivative is zero."""
+        self.notes.append(f"{of!r} does not depend on {wrt!r}, or by steps alone: its derivative is zero")
+
+    def output_all(self, values: Sequence[tuple[str, Value]]) -> None:
+        """Output values under their names."""
+        for name, value in values:
+            self.graph.add_output(value, self.graph.unique_output_name(name))
+
+    def output(self, role: Role, wanted: str, found: Value) -> Node:
+        """Output a value under a free name."""
         name = self.graph.unique_output_name(wanted if wanted not in self.graph.values else self.graph.unique_name(wanted))
         self.roles[role] = name
         return self.graph.add_output(found, name)
+
+
+def block_type(axes: Sequence[Value]) -> Type:
+    """Return the type of derivatives whose axes are those of ``axes``, joined."""
+    return Type(axes[0].type.dtype, tuple(d for x in axes for d in x.shape))

@@ -1,0 +1,126 @@
+"""Many seeds at once: one forward part, and the subgraph of a derivative for many cotangents or tangents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.graph import Graph, Value
+from flowgrad.ir.inline import inline
+from flowgrad.ir.ops.operands import joined, ramp
+from flowgrad.ir.reach import dependents
+from flowgrad.ir.types import INT64, DimLike, Type, ceil_div, dim_product
+from flowgrad.passes.batch import batch
+from flowgrad.passes.edits import remove_dead
+from flowgrad.passes.stand_ins import take_places
+
+
+def for_each_seed(graph: Graph, pairs: Sequence[tuple[Value, Value]], results: Sequence[Value]) -> list[Value]:
+    """Return what ``results`` are for every seed, along a new first axis.
+
+    ``pairs`` are graph inputs that stand for one seed, each with the value that holds many. Those inputs are removed, and
+    what was computed from them; what depends on no seed is computed once.
+    """
+    examples = batch(graph, pairs, results, randomness="same")
+    made = [examples.of(y) for y in results]
+    take_places(graph, [one for one, _ in pairs], examples, {y: y.name for y in (*examples.known, *examples.rows)})
+    return made
+
+
+def rows_of(graph: Graph, seed: Value, like: Value, results: Sequence[Value], chunk_size: int | None = None, *,
+            diagonal: bool = False) -> list[Value]:
+    """Return ``results``, which are linear in the input ``seed``, for all unit seeds: shape [K, *result.shape] each.
+
+    ``seed`` has the type of ``like``, and K is their number of elements; the input is removed. With ``chunk_size``, that many seeds at a time are worked
+    on, by a Scan. With ``diagonal``, element k of result k alone is kept, shape [K]: results have the type of the seed then.
+    """
+    b = Builder(graph, prefix=seed.name)
+    count, size = dim_product(like.shape), element_count(b, like)
+    if chunk_size is None or (isinstance(count, int) and count <= chunk_size):
+        rows = for_each_seed(graph, [(seed, _identity(b, like, size))], results)
+        return [_diagonal(b, y, ramp(b, size), count) for y in rows] if diagonal else rows
+    start = graph.add_input(graph.unique_name(f"{seed.name}_start"), Type(INT64, ()))
+    places = b.Add(start, b.ints(range(chunk_size)))
+    chunk = for_each_seed(graph, [(seed, _unit_rows(b, like, size, places))], results)
+    if diagonal:
+        chunk = [_diagonal(b, y, b.Min(places, b.Sub(size, np.int64(1))), chunk_size) for y in chunk]
+    return _scanned(b, start, chunk, size, count, chunk_size)
+
+
+def element_count(b: Builder, x: Value) -> Value:
+    """Return the number of elements of ``x`` as an int64 vector of length 1."""
+    count = dim_product(x.shape)
+    return b.ints([count]) if isinstance(count, int) else b.Reshape(b.Size(x), b.ints([1]))
+
+
+def spread(b: Builder, rows: Value, like: Sequence[Value]) -> Value:
+    """Return ``rows`` in the shape that the shapes of ``like`` make when they are joined."""
+    shape = [d for x in like for d in x.shape]
+    if rows.type.shape == tuple(shape):
+        return rows
+    target = joined(b, [b.shape(x) for x in like])
+    return b.add_node("Reshape", [rows, target], {"allowzero": 1}, types=[Type(rows.type.dtype, tuple(shape))]).output()
+
+
+def _identity(b: Builder, like: Value, size: Value) -> Value:
+    """Return one seed for each element of ``like``: 1 there, 0 elsewhere; shape [K, *like.shape]."""
+    dtype = like.type.dtype.wide
+    eye = b.EyeLike(b.ConstantOfShape(joined(b, [size, size])), dtype=dtype.onnx)
+    return _shaped(b, b.cast_like(eye, like), like, size, dim_product(like.shape))
+
+
+def _unit_rows(b: Builder, like: Value, size: Value, places: Value) -> Value:
+    """Return the seeds in ``places``; a place behind the last gives zeros."""
+    rows = b.Equal(b.Unsqueeze(places, [1]), ramp(b, size))
+    return _shaped(b, b.cast_like(rows, like), like, b.shape(places), places.shape[0])
+
+
+def _shaped(b: Builder, flat: Value, like: Value, count: Value, dim: DimLike) -> Value:
+    target = joined(b, [count, b.shape(like)])
+    type_ = Type(flat.type.dtype, (dim, *like.shape))
+    return b.add_node("Reshape", [flat, target], {"allowzero": 1}, types=[type_]).output()
+
+
+def _diagonal(b: Builder, rows: Value, places: Value, count: DimLike) -> Value:
+    """Return element ``places[k]`` of row k, shape [count]."""
+    flat = b.Flatten(rows, axis=1)
+    chosen = b.GatherElements(flat, b.Unsqueeze(places, [1]), axis=1)
+    return b.add_node("Reshape", [chosen, [-1]], types=[Type(rows.type.dtype, (count,))]).output()
+
+
+def _scanned(b: Builder, start: Value, chunk: Sequence[Value], size: Value, count: DimLike, chunk_size: int) -> list[Value]:
+    """Return the rows of all chunks: what depends on ``start`` becomes the body of a Scan over the chunks."""
+    graph = b.graph
+    order = graph.nodes()
+    inside = dependents(order, [start])
+    moved = [node for node in order if any(v in inside for v in node.results)]
+    body = Graph("chunk", graph.limits)
+    formals = {start: body.add_input("start", start.type)}
+    captures: list[Value] = []
+    for x in dict.fromkeys(v for node in moved for v in node.operands):
+        if x not in inside and (x.name or x.constant is None):
+            formals[x] = body.add_input(body.unique_name(x.name), x.type)
+            formals[x].symbolic = x.symbolic
+            captures.append(x)
+    for y, copy in zip(chunk, inline(Builder(body), graph, formals, chunk), strict=True):
+        body.add_output(copy, body.unique_output_name(y.name))
+    steps = ceil_div(count, chunk_size)
+    last = b.Div(b.Add(size, np.int64(chunk_size - 1)), np.int64(chunk_size))
+    starts = b.Mul(ramp(b, last), np.int64(chunk_size))
+    types = [Type(y.type.dtype, (steps, *y.shape)) for y in chunk]
+    made = b.add_node("Scan", [starts], {"num_scan_inputs": 1}, outputs=len(chunk), types=types, captures=captures,
+                      subgraphs={"body": body})
+    rows = [_joined_chunks(b, y, b.Mul(last, np.int64(chunk_size)), size, count) for y in made.results]
+    remove_dead(graph, moved)
+    graph.remove(start.producer)
+    return rows
+
+
+def _joined_chunks(b: Builder, chunks: Value, seeds: Value, size: Value, count: DimLike) -> Value:
+    """Return [steps, chunk, ...] as [count, ...]: the last chunk may hold more seeds than there are."""
+    rest = [b.extent(chunks, axis) for axis in range(2, len(chunks.shape))]
+    flat = b.Reshape(chunks, joined(b, [seeds, *rest]), allowzero=1)
+    type_ = Type(chunks.type.dtype, (count, *chunks.shape[2:]))
+    return b.add_node("Slice", [flat, b.ints([0]), size, b.ints([0])], types=[type_]).output()
