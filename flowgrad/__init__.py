@@ -18,6 +18,10 @@ from flowgrad.runtime.engines import engines as engines
 from flowgrad.session import InferenceSession as InferenceSession
 from flowgrad.transforms.batching import vmap as vmap
 from flowgrad.transforms.checkpointing import checkpoint as checkpoint
+from flowgrad.transforms.curvature import fisher as fisher
+from flowgrad.transforms.curvature import gauss_newton as gauss_newton
+from flowgrad.transforms.curvature import inverse_outer_product as inverse_outer_product
+from flowgrad.transforms.curvature import outer_product as outer_product
 from flowgrad.transforms.derivatives import grad as grad
 from flowgrad.transforms.derivatives import hvp as hvp
 from flowgrad.transforms.derivatives import jvp as jvp
@@ -32,6 +36,7 @@ from flowgrad.transforms.editing import stop_gradient as stop_gradient
 from flowgrad.transforms.editing import straight_through as straight_through
 from flowgrad.transforms.editing import unbatch as unbatch
 from flowgrad.transforms.gradcheck import gradcheck as gradcheck
+from flowgrad.transforms.hessians import hessian as hessian
 from flowgrad.transforms.jacobians import jacobian as jacobian
 from flowgrad.transforms.kinks import kinks as kinks
 from flowgrad.transforms.losses import with_loss as with_loss

@@ -98,12 +98,13 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, seeds: See
 
 
 @stage
-def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, zero: Zero = "error",
+def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, seeds: Seeds = None, zero: Zero = "error",
         stabilize: bool = True) -> Model:
     """Return a model of the Hessian-vector product: forward over reverse.
 
     Inputs gain ``x_tangent`` for each x in ``wrt``; the outputs are the value, ``x_grad`` for each x, then ``x_hvp`` =
-    sum over u of (d2 of / dx du) u_tangent. Raises like ``grad``.
+    sum over u of (d2 of / dx du) u_tangent. With ``seeds`` (a number, or the name of a dim), tangents and products have a
+    new first axis, for many directions at once. Raises like ``grad``.
     """
     first = value_and_grad(model, of, wrt, zero=zero, stabilize=stabilize)
     task = Task(first, stabilize)
@@ -111,7 +112,8 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, ze
     wrt_values = [(w, first.roles["grad", name, w]) for r, o, w in first.roles if r == "grad" and o == name]
     wrt_values = [(w, g) for w, g in wrt_values if w in task.graph.values]
     gradients = [find_value(task.graph, g) for _, g in wrt_values]
-    pairs = task.tangents([(w, task.graph.value(w)) for w, _ in wrt_values])
-    for (w, _), g, dot in zip(wrt_values, gradients, tangent(task.graph, pairs, gradients), strict=True):
+    pairs = task.tangents([(w, task.graph.value(w)) for w, _ in wrt_values], seeds)
+    found = task.for_each_seed(tangent(task.graph, pairs, gradients))
+    for (w, _), g, dot in zip(wrt_values, gradients, found, strict=True):
         task.add_derivative(("hvp", name, w), f"{w}_hvp", g, dot, name, w)
     return task.finish()

@@ -44,7 +44,7 @@ def jacobian(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Na
     task.notes += shared_notes(wrt_values)
     ys = [y for _, y in of_values]
     is_forward = mode == "fwd" or (mode == "auto" and _prefers_forward(task.graph, ys, wrt_values))
-    found = (_forward if is_forward else _reverse)(task.graph, ys, wrt_values, chunk_size, zero)
+    found = (forward_blocks if is_forward else reverse_blocks)(task.graph, ys, wrt_values, chunk_size, zero)
     for (name, y), row in zip(of_values, found, strict=True):
         for x, block in zip(wrt_values, row, strict=True):
             task.add_block(("jacobian", name, x.name), f"{name}_{x.name}_jacobian", (y, x), block)
@@ -81,7 +81,7 @@ def _prefers_forward(graph: Graph, ys: Sequence[Value], xs: Sequence[Value]) -> 
     return more.is_nonnegative if isinstance(more, Dim) else more > 0
 
 
-def _reverse(graph: Graph, ys: Sequence[Value], xs: Sequence[Value], chunk_size: int | None, zero: Zero
+def reverse_blocks(graph: Graph, ys: Sequence[Value], xs: Sequence[Value], chunk_size: int | None, zero: Zero
              ) -> list[list[Value | None]]:
     """Return dy/dx for each y and x by unit cotangents of each y; None where y does not depend on x."""
     blocks: list[list[Value | None]] = []
@@ -94,7 +94,7 @@ def _reverse(graph: Graph, ys: Sequence[Value], xs: Sequence[Value], chunk_size:
     return blocks
 
 
-def _forward(graph: Graph, ys: Sequence[Value], xs: Sequence[Value], chunk_size: int | None, zero: Zero
+def forward_blocks(graph: Graph, ys: Sequence[Value], xs: Sequence[Value], chunk_size: int | None, zero: Zero
              ) -> list[list[Value | None]]:
     """Return dy/dx for each y and x by unit tangents of each x; None where y does not depend on x."""
     columns: list[list[Value | None]] = []
