@@ -34,6 +34,8 @@ from flowgrad.runtime.program import Program
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from flowgrad.transforms.sparse import Sparsity
+
 
 @dataclass(frozen=True)
 class ValueInfo:
@@ -100,6 +102,13 @@ class Model:
     def params(self) -> list[ValueInfo]:
         """Every parameter candidate with the reason why ``wrt="params"`` includes it or not."""
         return [info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph)]
+
+    @property
+    def sparsity(self) -> dict[str, Sparsity]:
+        """The patterns of sparse derivatives among the outputs, by name: rows, cols, shape, and ``matrix(values)``."""
+        from flowgrad.transforms.sparse import sparsity_of
+
+        return sparsity_of(self)
 
     @guarded("while printing")
     def __str__(self) -> str:

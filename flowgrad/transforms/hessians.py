@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import ENTRIES, Graph, Value
 from flowgrad.ir.ops.operands import permuted
 from flowgrad.ir.types import dim_product
@@ -14,19 +15,21 @@ from flowgrad.passes.differentiate import adjoint, tangent
 from flowgrad.passes.selection import Names, Pick, find_scalar, find_wrt
 from flowgrad.transforms.jacobians import check_ranks, check_sweeps
 from flowgrad.transforms.seeds import rows_of, spread
+from flowgrad.transforms.sparse import sparse_hessian
 from flowgrad.transforms.task import Task, check_option, shared_notes, stage
 
 
 @stage
 def hessian(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep: Names = (), *, diagonal: bool = False,
-            chunk_size: int | None = None, zero: Zero = "error", stabilize: bool = True) -> Model:
+            chunk_size: int | None = None, sparse: bool = False, zero: Zero = "error", stabilize: bool = True) -> Model:
     """Return a model of the Hessian of a scalar: outputs ``x_u_hessian`` for all x and u in ``wrt``, then those in ``keep``.
 
     ``x_u_hessian``, of shape x.shape + u.shape, holds d2 of / dx_i du_j; ``of`` is the scalar (default: the only scalar
     output). The gradient is computed once; tangents of it are carried for one unit tangent per element. Of the blocks
     ``x_u`` and ``u_x`` one is computed, from the variable with fewer elements, and turned for the other. With ``diagonal``,
     the outputs are ``x_hessian_diagonal`` of the shape of x instead. ``chunk_size`` bounds how many unit tangents are worked
-    on at a time, and so the memory.
+    on at a time, and so the memory. With ``sparse``, the outputs are values at the places that can be other than zero, as in
+    ``jacobian``; entries and their mirror images share a sweep.
 
     The Hessian of a sum over examples, with respect to what each has of its own, is a block for each example:
     ``vmap(hessian(unbatch(model)))`` makes those alone. Raises like ``grad``, and InputError for a chunk size below 1 and a
@@ -34,6 +37,8 @@ def hessian(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", k
     """
     check_sweeps("auto", chunk_size)
     check_option(zero)
+    if diagonal and sparse:
+        raise InputError("a diagonal has no pattern: diagonal=True or sparse=True, not both", code="option")
     task = Task(model, stabilize)
     name, y = find_scalar(task.graph, of)
     wrt_values = find_wrt(task.graph, wrt)
@@ -46,6 +51,8 @@ def hessian(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", k
         for x, x_bar in gradients.items():
             task.add_derivative(("hessian_diagonal", name, x.name), f"{x.name}_hessian_diagonal", x,
                                 _diagonal(task.graph, x, x_bar, chunk_size), name, x.name)
+    elif sparse:
+        sparse_hessian(task, name, wrt_values, list(gradients.values()))
     else:
         blocks = _blocks(task.graph, gradients, chunk_size)
         for x in wrt_values:

@@ -16,6 +16,7 @@ from flowgrad.passes.differentiate import adjoint, tangent
 from flowgrad.passes.refusals import check_zero
 from flowgrad.passes.selection import Names, Of, find_of, find_wrt
 from flowgrad.transforms.seeds import rows_of, spread
+from flowgrad.transforms.sparse import sparse_jacobian
 from flowgrad.transforms.task import Task, check_option, shared_notes, stage
 
 Mode = Literal["auto", "rev", "fwd"]
@@ -23,7 +24,7 @@ Mode = Literal["auto", "rev", "fwd"]
 
 @stage
 def jacobian(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names = (), *, mode: Mode = "auto",
-             chunk_size: int | None = None, zero: Zero = "error", stabilize: bool = True) -> Model:
+             chunk_size: int | None = None, sparse: bool = False, zero: Zero = "error", stabilize: bool = True) -> Model:
     """Return a model of the Jacobians: outputs ``y_x_jacobian`` for each y in ``of`` and x in ``wrt``, then those in ``keep``.
 
     ``y_x_jacobian``, of shape y.shape + x.shape, holds dy_k/dx_i; ``of`` is one or several (default: all float outputs).
@@ -31,6 +32,10 @@ def jacobian(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Na
     at once, or its forward part ("fwd") on one unit tangent for each element of x. "auto" takes the side with fewer
     elements; where extents are symbols, forward only if y has at least as many elements as x whatever they are, and the
     reverse otherwise. ``chunk_size`` bounds how many of these are worked on at a time, and so the memory.
+
+    With ``sparse``, where shapes are static, ``y_x_jacobian`` has one axis: the values at the places that can be other than
+    zero. ``y_x_jacobian_rows`` and ``_cols`` say which element of y and of x each belongs to, ``_shape`` how many there are;
+    ``model.sparsity`` holds the same. Zeros of constants count as zeros. Elements that nothing mixes share a sweep.
 
     Raises like ``vjp``, and InputError for an unknown mode, a chunk size below 1, and a rank that is not known.
     """
@@ -43,6 +48,10 @@ def jacobian(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Na
     task.drop_outputs()
     task.notes += shared_notes(wrt_values)
     ys = [y for _, y in of_values]
+    if sparse:
+        sparse_jacobian(task, of_values, wrt_values, mode, zero)
+        task.output_all(kept)
+        return task.finish()
     is_forward = mode == "fwd" or (mode == "auto" and _prefers_forward(task.graph, ys, wrt_values))
     found = (forward_blocks if is_forward else reverse_blocks)(task.graph, ys, wrt_values, chunk_size, zero)
     for (name, y), row in zip(of_values, found, strict=True):

@@ -199,7 +199,7 @@ def _outer(b: Builder, x: Value, w: Value) -> Value:
     return b.Mul(x, w) if x.shape[-1] == 1 == w.shape[-2] else b.MatMul(x, w)
 
 
-@op("Gemm", since=11)
+@op("Gemm", since=11, traits=(Trait.MULTILINEAR,))
 def gemm(
     A: Array, B: Array, C: Array | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
     transB: int = 0, out: Array | None = None,
@@ -394,7 +394,7 @@ def _without_dots(term: str, dots: str, rank: int) -> str:
     return found
 
 
-@op("Einsum", since=12, outputs=("Output",))
+@op("Einsum", since=12, outputs=("Output",), traits=(Trait.MULTILINEAR,))
 def einsum(*Inputs: Array, equation: str) -> Array:
     terms, result = einsum_labels(equation, [x.ndim for x in Inputs])
     if len(Inputs) == 2 and Inputs[0].dtype.kind == "f" and _is_contraction(terms, result, Inputs):

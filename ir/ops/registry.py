@@ -29,6 +29,7 @@ class Trait(enum.Enum):
     ELEMENTWISE = "each output element depends on the input elements at its own place alone"
     LINEAR = "linear in all float inputs jointly: the op is its own tangent; a support rule, if coefficients may be negative"
     BILINEAR = "linear in each of its first two inputs"
+    MULTILINEAR = "each term of the result has at most one factor from each float input"
     QUOTIENT = "linear in its first input, for any second"
     CHOOSES = "the first input chooses between the others"
     SPREADS = "linear, and puts what it is given among zeros"

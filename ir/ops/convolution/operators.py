@@ -93,7 +93,7 @@ def bilinear_tangent(b: Builder, node: Node, x_dot: Value | None, w_dot: Value |
 # ---- Conv ---------------------------------------------------------------------------------------------------------------
 
 
-@op("Conv", since=11)
+@op("Conv", since=11, traits=(Trait.MULTILINEAR,))
 def conv(
     x: Array, w: Array, b: Array | None = None, *,
     auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
@@ -314,7 +314,7 @@ def _wanted_extents(sizes: Sequence[Any], steps: Sequence[int], auto_pad: str, g
     return tuple(n * s for n, s in zip(sizes, steps, strict=True)) if auto_pad in SAME else None
 
 
-@op("ConvTranspose", since=11)
+@op("ConvTranspose", since=11, traits=(Trait.MULTILINEAR,))
 def conv_transpose(
     x: Array, w: Array, b: Array | None = None, *,
     auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,

@@ -1,0 +1,170 @@
+"""Sparse Jacobians and Hessians: values at the places of a fixed pattern, by few compressed sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import InputError
+from flowgrad.ir.graph import Array, Graph, Value
+from flowgrad.ir.ops.operands import concatenated
+from flowgrad.ir.roles import Role
+from flowgrad.model import Model
+from flowgrad.passes.adjoint import Zero
+from flowgrad.passes.coloring import color_count, column_colors, star_colors, symmetric_places
+from flowgrad.passes.differentiate import adjoint, tangent
+from flowgrad.passes.refusals import check_zero
+from flowgrad.passes.sparsity import Pattern, dependencies
+from flowgrad.transforms.seeds import for_each_seed
+from flowgrad.transforms.task import Task
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+
+class Sparsity(NamedTuple):
+    """Where the values of a sparse derivative stand: rows and columns count the elements of its two sides."""
+
+    rows: Array
+    cols: Array
+    shape: tuple[int, int]
+
+    def matrix(self, values: Array) -> csr_array:
+        """Return the values as a matrix of SciPy. InputError without SciPy."""
+        try:
+            from scipy.sparse import csr_array
+        except ImportError as error:
+            raise InputError("a sparse matrix needs SciPy: pip install scipy", code="scipy") from error
+        return csr_array((values, (self.rows, self.cols)), shape=self.shape)
+
+    def dense(self, values: Array) -> Array:
+        """Return the values as an array of two axes, with zeros elsewhere."""
+        full = np.zeros(self.shape, values.dtype)
+        full[self.rows, self.cols] = values
+        return full
+
+
+def sparsity_of(model: Model) -> dict[str, Sparsity]:
+    """Return the pattern of each sparse derivative among the outputs of ``model``, by its name."""
+    constants = {e.name: _constant(e.input(0)) for e in model.graph.output_entries}
+    found = {}
+    for role, of, _ in model.roles:
+        parts = [constants.get(model.roles.get((part, of, ""), "")) for part in _PARTS]
+        if role == _PARTS[0] and all(p is not None for p in parts):
+            rows, cols, shape = (np.asarray(p) for p in parts)
+            found[of] = Sparsity(rows, cols, (int(shape[0]), int(shape[1])))
+    return found
+
+
+def _constant(value: Value) -> Array | None:
+    """Return the array of a constant, or of its copy: files have constants go through Identity before they are outputs."""
+    while value.producer.op == "Identity":
+        value = value.producer.input(0)
+    return value.constant
+
+
+_PARTS = ("sparsity_rows", "sparsity_cols", "sparsity_shape")
+
+
+class Piece(NamedTuple):
+    """A part of all elements of a side of the matrix: those of one value."""
+
+    name: str
+    value: Value
+    start: int
+    end: int
+
+
+def pieces(values: Sequence[tuple[str, Value]]) -> list[Piece]:
+    """Return values, by name, as parts of one side of a matrix."""
+    ends = np.cumsum([int(np.prod(v.type.static_shape)) for _, v in values]).tolist()
+    return [Piece(name, v, end - int(np.prod(v.type.static_shape)), end) for (name, v), end in zip(values, ends, strict=True)]
+
+
+def sparse_jacobian(task: Task, ys: Sequence[tuple[str, Value]], xs: Sequence[Value], mode: str, zero: Zero) -> None:
+    """Output ``y_x_jacobian`` as values, with their pattern, for all y and x: forward or reverse, whichever is fewer sweeps."""
+    graph = task.graph
+    down, across = pieces(ys), pieces([(x.name, x) for x in xs])
+    pattern = _pattern(graph, xs, [y for _, y in ys])
+    options = [] if mode == "rev" else [(column_colors(pattern), across)]
+    options += [] if mode == "fwd" else [(column_colors(pattern.transposed()), down)]
+    colors, seeded = min(options, key=lambda option: color_count(option[0]))
+    seeds = [(piece, graph.add_input(graph.unique_name(f"{piece.name}_seed"), piece.value.type)) for piece in seeded]
+    pairs = [(piece.value, seed) for piece, seed in seeds]
+    if seeded is down:
+        swept = _swept(graph, seeds, colors, adjoint(graph, pairs, xs, zero=zero), across)
+        index = colors[pattern.rows] * pattern.width + pattern.columns
+    else:
+        found = tangent(graph, pairs, [y for _, y in ys])
+        if zero != "allow":
+            check_zero(graph, xs, [y for (_, y), dot in zip(ys, found, strict=True) if dot is None])
+        swept = _swept(graph, seeds, colors, found, down)
+        index = colors[pattern.columns] * pattern.height + pattern.rows
+    _remark(task, pattern, colors)
+    for y in down:
+        for x in across:
+            _output(task, ("jacobian", y.name, x.name), f"{y.name}_{x.name}_jacobian", (pattern, y, x), swept, index)
+
+
+def sparse_hessian(task: Task, of: str, xs: Sequence[Value], gradients: Sequence[Value | None]) -> None:
+    """Output ``x_u_hessian`` as values, with their pattern, for all x and u in ``xs``."""
+    graph, b = task.graph, Builder(task.graph)
+    bars = [b.zeros_like(x) if g is None else g for x, g in zip(xs, gradients, strict=True)]
+    pattern = _pattern(graph, xs, bars)
+    pattern = Pattern.joined(pattern.height, pattern.width, [pattern, pattern.transposed()])
+    colors, sides = star_colors(pattern), pieces([(x.name, x) for x in xs])
+    seeds = [(piece, graph.add_input(graph.unique_name(f"{piece.name}_seed"), piece.value.type)) for piece in sides]
+    swept = _swept(graph, seeds, colors, tangent(graph, [(piece.value, seed) for piece, seed in seeds], bars), sides)
+    sweep, row = symmetric_places(pattern, colors)
+    _remark(task, pattern, colors)
+    for x in sides:
+        for u in sides:
+            _output(task, ("hessian", of, f"{x.name},{u.name}"), f"{x.name}_{u.name}_hessian", (pattern, x, u), swept,
+                    sweep * pattern.height + row)
+
+
+def _remark(task: Task, pattern: Pattern, colors: Array) -> None:
+    task.notes.append(f"{pattern.entries.size} of {pattern.height * pattern.width} derivatives may be other than zero: "
+                      f"they take {color_count(colors)} sweeps")
+
+
+def _pattern(graph: Graph, xs: Sequence[Value], ys: Sequence[Value]) -> Pattern:
+    """Return the pattern of the derivatives of ``ys`` by ``xs``, found on a copy of the graph."""
+    copy = graph.copy()
+    twins = [[copy.entries[v.producer.key].output(v.index) for v in values] for values in (xs, ys)]
+    return dependencies(copy, *twins)
+
+
+def _swept(graph: Graph, pairs: Sequence[tuple[Piece, Value]], colors: Array, found: Sequence[Value | None],
+           sides: Sequence[Piece]) -> Value:
+    """Return what is found for the seeds of each colour: [colours, elements of ``sides``], as one axis."""
+    b = Builder(graph, prefix="sweeps")
+    count = color_count(colors)
+    seeds = []
+    for piece, seed in pairs:
+        own = colors[piece.start: piece.end]
+        chosen = b.cast(b.Equal(np.arange(count)[:, None], own[None, :]), piece.value.type.dtype)
+        seeds.append((seed, b.Reshape(chosen, b.ints([count, *piece.value.type.static_shape]), allowzero=1)))
+    made = iter(for_each_seed(graph, seeds, [v for v in found if v is not None]))
+    rows = []
+    for piece, value in zip(sides, found, strict=True):
+        shape = b.ints([count, piece.end - piece.start])
+        zero = b.scalar(0, piece.value.type.dtype)
+        rows.append(b.Expand(zero, shape) if value is None else b.Reshape(next(made), shape, allowzero=1))
+    return b.Reshape(concatenated(b, rows, 1), b.ints([-1]))
+
+
+def _output(task: Task, role: Role, name: str, block: tuple[Pattern, Piece, Piece], swept: Value, index: Array) -> None:
+    """Output the values of one block and their pattern; ``index`` says where in ``swept`` each entry stands."""
+    pattern, down, across = block
+    rows, columns = pattern.rows, pattern.columns
+    inside = (rows >= down.start) & (rows < down.end) & (columns >= across.start) & (columns < across.end)
+    b = Builder(task.graph, prefix=name)
+    made = task.output(role, name, b.Gather(swept, index[inside])).name
+    places = (rows[inside] - down.start, columns[inside] - across.start,
+              np.array([down.end - down.start, across.end - across.start]))
+    for part, suffix, array in zip(_PARTS, ("rows", "cols", "shape"), places, strict=True):
+        task.output((part, made, ""), f"{made}_{suffix}", task.graph.add_constant(array))
