@@ -29,6 +29,14 @@ def drop_zero(b: Builder, node: Node, x: Value) -> Any:
     return unchanged(node, x, "broadcasting")
 
 
+@rewrite("Sub(0.0, %x)", kind="rounding")
+def negate(b: Builder, node: Node, x: Value) -> Any:
+    """0 - x = -x up to the sign of zero."""
+    if not x.type.dtype.is_float or x.type != node.output().type:
+        return no_match("broadcasting changes the type, or it is one of integers")
+    return b.Neg(x)
+
+
 @rewrite("Neg(Sub(%x, %y))", kind="rounding")
 def turn_difference(b: Builder, x: Value, y: Value) -> Any:
     """-(x - y) = y - x up to the sign of zero."""
@@ -104,6 +112,51 @@ def flip_right_flag(b: Builder, node: Node, x: Value, w: Value, c: Value | None)
 def _is_matrix_transpose(transposed: Value, other: Value) -> bool:
     is_float = other.type.dtype.is_float
     return is_float and other.type.rank == 2 and permutation(transposed.producer) == [1, 0]
+
+
+# ---- products with the identity: unit seeds of Jacobians meet them ---------------------------------------------------------
+
+
+@rewrite("MatMul(%x, %w)", "Gemm(%x, %w)", kind="rounding")
+def drop_identity_factor(b: Builder, node: Node, x: Value, w: Value) -> Any:
+    """I w = w and x I = x, transposed where Gemm says so."""
+    if _said(node, "alpha", 1.0) != 1:
+        return no_match("the product is scaled")
+    if _is_identity(x) and (w.type.rank or 0) > 1:
+        return _turned(b, node, w, "transB")
+    if _is_identity(w) and x.type.rank:
+        return _turned(b, node, x, "transA")
+    return no_match("no factor is the identity")
+
+
+@rewrite("MatMul(Mul(%e, %d), %w)", "Gemm(Mul(%e, %d), %w)", kind="rounding")
+def scale_rows(b: Builder, node: Node, e: Value, d: Value, w: Value) -> Any:
+    """diag(d) w is w with its rows scaled: the columns of I are scaled by d."""
+    if _said(node, "alpha", 1.0) != 1 or _said(node, "transA", 0):
+        return no_match("the product is scaled or turned")
+    if not _is_identity(e) or w.type.rank != 2:
+        return no_match("no factor is a scaled identity")
+    if d.type.shape not in (e.shape[1:], (1, *e.shape[1:])):
+        return no_match("the identity is scaled by more than a row")
+    column = b.Reshape(d, b.ints([-1, 1]))
+    return b.Mul(column, _turned(b, node, w, "transB"))
+
+
+def _said(node: Node, name: str, otherwise: Any) -> Any:
+    """Return an attribute of Gemm, and what stands for it in MatMul, which has none."""
+    return attr(node, name) if node.op == "Gemm" else otherwise
+
+
+def _is_identity(x: Value) -> bool:
+    """Return whether ``x`` is a literal that holds the identity matrix."""
+    array = x.constant
+    if array is None or not is_literal(x) or array.ndim != 2 or array.shape[0] != array.shape[1]:
+        return False
+    return x.type.dtype.is_float and np.array_equal(array, np.eye(len(array), dtype=array.dtype))
+
+
+def _turned(b: Builder, node: Node, x: Value, flag: str) -> Value:
+    return b.Transpose(x, perm=[1, 0]) if _said(node, flag, 0) else x
 
 
 RULES = rules_in(globals())

@@ -82,14 +82,14 @@ def dependencies(graph: Graph, xs: Sequence[Value], ys: Sequence[Value]) -> Patt
     UnsupportedError, with the ways out, where one is not, LimitError where the pattern takes too much memory, and
     NotDifferentiableError like ``tangent``.
     """
-    width = sum(_size(x) for x in xs)
+    width = sum(size_of(x) for x in xs)
     dots = [graph.add_input(graph.unique_name(f"{x.name}_dot"), x.type) for x in xs]
     found = tangent(graph, list(zip(xs, dots, strict=True)), ys)
     reader = _Reader(graph, [v for v in found if v is not None], width)
     start = 0
     for dot in dots:
-        reader.patterns[dot] = Pattern(_size(dot), width, np.arange(_size(dot), dtype=np.int64) * (width + 1) + start)
-        start += _size(dot)
+        reader.patterns[dot] = Pattern(size_of(dot), width, np.arange(size_of(dot), dtype=np.int64) * (width + 1) + start)
+        start += size_of(dot)
     reader.run(dots)
     rows, columns, start = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
     for y, y_dot in zip(ys, found, strict=True):
@@ -97,11 +97,12 @@ def dependencies(graph: Graph, xs: Sequence[Value], ys: Sequence[Value]) -> Patt
         if pattern is not None:
             rows.append(pattern.rows + start)
             columns.append(pattern.columns)
-        start += _size(y)
+        start += size_of(y)
     return Pattern.of(start, width, np.concatenate(rows), np.concatenate(columns))
 
 
-def _size(value: Value) -> int:
+def size_of(value: Value) -> int:
+    """Return how many elements ``value`` has. UnsupportedError, with the ways out, if that is not known before the run."""
     if value.type.dtype.element is not None or not value.type.is_static:
         raise UnsupportedError(
             f"{value!r} has no shape that is known before the run, so its derivatives have no pattern: load the model with fixed "
@@ -125,7 +126,7 @@ class _Reader:
             check_time()
             for y in node.results:
                 if y.type.dtype.is_float or y.type.dtype.element is not None:
-                    _size(y)
+                    size_of(y)
             carried = [slot for slot, v in enumerate(node.inputs) if v in self.patterns]
             if not carried and not any(v in self.patterns for v in node.captures):
                 continue
@@ -138,11 +139,11 @@ class _Reader:
         if not traits & {Trait.ELEMENTWISE, Trait.BROADCASTS} or node.captures or len(node.results) != 1:
             return None
         y = node.output()
-        shape, height = y.type.static_shape, _size(y)
+        shape, height = y.type.static_shape, size_of(y)
         places, parts = np.arange(height), []
         for slot in carried:
             x = node.input(slot)
-            sources = np.broadcast_to(np.arange(_size(x)).reshape(x.type.static_shape), shape).reshape(-1)
+            sources = np.broadcast_to(np.arange(size_of(x)).reshape(x.type.static_shape), shape).reshape(-1)
             kept = self._kept(node, slot, traits)
             keep = slice(None) if kept is None else np.broadcast_to(kept, shape).reshape(-1)
             parts.append(self.patterns[x].led(height, places[keep], sources[keep]))
@@ -165,7 +166,7 @@ class _Reader:
         found = {}
         for y in node.results:
             if y.type.dtype.is_float:
-                height = _size(y)
+                height = size_of(y)
                 self.graph.limits.check("tensor_bytes", 8 * height * columns.size, describe(node))
                 entries = np.arange(height, dtype=np.int64)[:, None] * self.width + columns
                 found[y] = Pattern(height, self.width, entries.reshape(-1))
@@ -188,8 +189,8 @@ class _Reader:
         found: dict[Value, Pattern] = {}
         for (index, slot), (targets, sources) in links.items():
             y = node.output(index)
-            part = self.patterns[node.input(slot)].led(_size(y), targets, sources)
-            found[y] = Pattern.joined(_size(y), self.width, [found[y], part] if y in found else [part])
+            part = self.patterns[node.input(slot)].led(size_of(y), targets, sources)
+            found[y] = Pattern.joined(size_of(y), self.width, [found[y], part] if y in found else [part])
         return found
 
     def _others(self, node: Node, carried: Sequence[int]) -> list[Array | None] | None:
@@ -236,7 +237,7 @@ class _Probe:
 
     def __init__(self, node: Node, carried: Sequence[int], arrays: Sequence[Array | None], rng: np.random.Generator) -> None:
         self.node, self.carried, self.arrays, self.rng = node, list(dict.fromkeys(carried)), list(arrays), rng
-        self.sizes = [_size(node.input(slot)) for slot in self.carried]
+        self.sizes = [size_of(node.input(slot)) for slot in self.carried]
         self.starts = np.cumsum([0, *self.sizes])
 
     def run(self, numbers: Array) -> list[Array]:
@@ -279,7 +280,7 @@ class _Probe:
     def units(self) -> Mapping[tuple[int, int], Links] | None:
         """Return the links of any linear node: one run for each element; None where that is too much work."""
         count = int(self.starts[-1])
-        if count * sum(_size(y) for y in self.node.results) > MOST_PROBED:
+        if count * sum(size_of(y) for y in self.node.results) > MOST_PROBED:
             return None
         pairs: list[list[tuple[Array, int]]] = [[] for _ in self.node.results]
         numbers = np.zeros(count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.coloring import color_count, column_colors, star_colors, symmetric_places
 from flowgrad.passes.differentiate import adjoint, tangent
 from flowgrad.passes.refusals import check_zero
-from flowgrad.passes.sparsity import Pattern, dependencies
+from flowgrad.passes.sparsity import Pattern, dependencies, size_of
 from flowgrad.transforms.seeds import for_each_seed
 from flowgrad.transforms.task import Task
 
@@ -80,8 +81,8 @@ class Piece(NamedTuple):
 
 def pieces(values: Sequence[tuple[str, Value]]) -> list[Piece]:
     """Return values, by name, as parts of one side of a matrix."""
-    ends = np.cumsum([int(np.prod(v.type.static_shape)) for _, v in values]).tolist()
-    return [Piece(name, v, end - int(np.prod(v.type.static_shape)), end) for (name, v), end in zip(values, ends, strict=True)]
+    ends = accumulate(size_of(v) for _, v in values)
+    return [Piece(name, v, end - size_of(v), end) for (name, v), end in zip(values, ends, strict=True)]
 
 
 def sparse_jacobian(task: Task, ys: Sequence[tuple[str, Value]], xs: Sequence[Value], mode: str, zero: Zero) -> None:
