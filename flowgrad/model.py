@@ -21,6 +21,7 @@ from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, in_time, limits_or_default
 from flowgrad.ir.ops.registry import Borrowed
 from flowgrad.ir.roles import Role, take_roles, with_roles
+from flowgrad.ir.sparse import Sparsity, sparsity_of
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
 from flowgrad.passes.edits import has_shared_weights
@@ -33,8 +34,6 @@ from flowgrad.runtime.program import Program
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-    from flowgrad.transforms.sparse import Sparsity
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,7 @@ class Model:
     @property
     def sparsity(self) -> dict[str, Sparsity]:
         """The patterns of sparse derivatives among the outputs, by name: rows, cols, shape, and ``matrix(values)``."""
-        from flowgrad.transforms.sparse import sparsity_of
-
-        return sparsity_of(self)
+        return sparsity_of(self.graph, self.roles)
 
     @guarded("while printing")
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
-from flowgrad.ir.ops.registry import attr
+from flowgrad.ir.ops.registry import attr, opdef
 from flowgrad.ir.process_state import quiet
 from flowgrad.passes.canonicalize import unchanged
 from flowgrad.passes.canonicalize_shapes import permutation
@@ -143,8 +143,8 @@ def scale_rows(b: Builder, node: Node, e: Value, d: Value, w: Value) -> Any:
 
 
 def _said(node: Node, name: str, otherwise: Any) -> Any:
-    """Return an attribute of Gemm, and what stands for it in MatMul, which has none."""
-    return attr(node, name) if node.op == "Gemm" else otherwise
+    """Return an attribute of a product, and ``otherwise`` for one whose op has none of this name."""
+    return attr(node, name) if name in opdef(node.op).attributes else otherwise
 
 
 def _is_identity(x: Value) -> bool:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.ops.operands import concatenated
 from flowgrad.ir.roles import Role
-from flowgrad.model import Model
+from flowgrad.ir.sparse import PARTS
 from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.coloring import color_count, column_colors, star_colors, symmetric_places
 from flowgrad.passes.differentiate import adjoint, tangent
@@ -21,53 +20,6 @@ from flowgrad.passes.refusals import check_zero
 from flowgrad.passes.sparsity import Pattern, dependencies, size_of
 from flowgrad.transforms.seeds import for_each_seed
 from flowgrad.transforms.task import Task
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
-
-class Sparsity(NamedTuple):
-    """Where the values of a sparse derivative stand: rows and columns count the elements of its two sides."""
-
-    rows: Array
-    cols: Array
-    shape: tuple[int, int]
-
-    def matrix(self, values: Array) -> csr_array:
-        """Return the values as a matrix of SciPy. InputError without SciPy."""
-        try:
-            from scipy.sparse import csr_array
-        except ImportError as error:
-            raise InputError("a sparse matrix needs SciPy: pip install scipy", code="scipy") from error
-        return csr_array((values, (self.rows, self.cols)), shape=self.shape)
-
-    def dense(self, values: Array) -> Array:
-        """Return the values as an array of two axes, with zeros elsewhere."""
-        full = np.zeros(self.shape, values.dtype)
-        full[self.rows, self.cols] = values
-        return full
-
-
-def sparsity_of(model: Model) -> dict[str, Sparsity]:
-    """Return the pattern of each sparse derivative among the outputs of ``model``, by its name."""
-    constants = {e.name: _constant(e.input(0)) for e in model.graph.output_entries}
-    found = {}
-    for role, of, _ in model.roles:
-        parts = [constants.get(model.roles.get((part, of, ""), "")) for part in _PARTS]
-        if role == _PARTS[0] and all(p is not None for p in parts):
-            rows, cols, shape = (np.asarray(p) for p in parts)
-            found[of] = Sparsity(rows, cols, (int(shape[0]), int(shape[1])))
-    return found
-
-
-def _constant(value: Value) -> Array | None:
-    """Return the array of a constant, or of its copy: files have constants go through Identity before they are outputs."""
-    while value.producer.op == "Identity":
-        value = value.producer.input(0)
-    return value.constant
-
-
-_PARTS = ("sparsity_rows", "sparsity_cols", "sparsity_shape")
 
 
 class Piece(NamedTuple):
@@ -167,5 +119,5 @@ def _output(task: Task, role: Role, name: str, block: tuple[Pattern, Piece, Piec
     made = task.output(role, name, b.Gather(swept, index[inside])).name
     places = (rows[inside] - down.start, columns[inside] - across.start,
               np.array([down.end - down.start, across.end - across.start]))
-    for part, suffix, array in zip(_PARTS, ("rows", "cols", "shape"), places, strict=True):
+    for part, suffix, array in zip(PARTS, ("rows", "cols", "shape"), places, strict=True):
         task.output((part, made, ""), f"{made}_{suffix}", task.graph.add_constant(array))
