@@ -99,6 +99,18 @@ def test_inspect(capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["ops"]["Loop"] == 1
 
 
+@pytest.mark.parametrize(("command", "options", "made"), [
+    ("jacobian", ["--of", "logits", "--wrt", "x", "--mode", "fwd"], "logits_x_jacobian"),
+    ("hessian", ["--of", "loss", "--wrt", "x,b1"], "x_x_hessian x_b1_hessian b1_x_hessian b1_b1_hessian"),
+    ("hessian", ["--of", "loss", "--wrt", "x", "--diagonal", "--chunk-size", "2"], "x_hessian_diagonal"),
+])
+def test_jacobians_and_hessians(tmp_path: Path, capsys: Capture, command: str, options: list[str], made: str) -> None:
+    assert run(command, DATA / "mlp.onnx", tmp_path / "out.onnx", *options, "--keep", "loss") == 0
+    assert f"derivatives: {made}\n" in capsys.readouterr().err
+    found = fg.load(tmp_path / "out.onnx")(x=np.ones((2, 4), np.float32), target=np.array([0, 2]))
+    assert list(found) == [*made.split(), "loss"]
+
+
 def test_gradcheck(capsys: Capture) -> None:
     assert run("gradcheck", DATA / "mlp.onnx", "--of", "loss", "--wrt", "params", "--input-shapes", "x:3,4") == 0
     out = capsys.readouterr().out
@@ -139,6 +151,9 @@ BAD: list[tuple[Sequence[str], int, str]] = [
     (["run", "{data}/mlp.onnx", "--engine", "cuda"], 8, "cuda"),
     (["grad", "{data}/mlp.onnx", "--of", "logits"], 2, "not a scalar"),
     (["grad", "{data}/mlp.onnx", "--of", "loss", "--wrt", "w9"], 2, "w9"),
+    (["jacobian", "{data}/mlp.onnx", "--of", "logits", "--chunk-size", "0"], 2, "chunk_size"),
+    (["hessian", "{data}/mlp.onnx", "--of", "logits"], 2, "not a scalar"),
+    (["jacobian", "{data}/mlp.onnx", "--of", "logits", "--sparse"], 3, "unbatch"),
     (["grad", "{data}/mlp.onnx", "out.pdf", "--of", "loss"], 2, "cannot tell the form"),
     (["grad", "{data}/mlp.onnx", "/nowhere/out.onnx", "--of", "loss"], 7, "SaveError"),
     (["opt", "{data}/mlp.onnx", "--passes", "folt"], 2, "did you mean 'fold'"),

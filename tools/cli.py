@@ -17,6 +17,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 SUBCOMMANDS = {
     "run": "run a graph; without inputs, seeded ones are made",
     "grad": "append the adjoint graph: gradients of a scalar",
+    "jacobian": "append Jacobians: all derivatives of outputs by inputs",
+    "hessian": "append Hessians: all second derivatives of a scalar",
     "opt": "run passes and look at what they do",
     "inspect": "show inputs, outputs, operators and what cannot be differentiated",
     "zoo": "check models that have reference gradients",

@@ -1,0 +1,47 @@
+"""What ``flowgrad jacobian`` and ``flowgrad hessian`` share: load, differentiate, optimise, write."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from flowgrad.model import Model
+from flowgrad.tools import files
+from flowgrad.tools.notes import note, progress, say_json
+
+
+def add_derivative_arguments(parser: argparse.ArgumentParser, of: str) -> None:
+    """Declare the arguments that both commands have; ``of`` says what is differentiated by default."""
+    parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
+    parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: text on stdout")
+    parser.add_argument("--of", metavar="A,B", help=f"what to differentiate (default: {of})")
+    parser.add_argument("--wrt", metavar="A,B", default="inputs", help='names, globs, "inputs" (default) or "params"')
+    parser.add_argument("--keep", metavar="A,B", default="", help="values to output as well")
+    parser.add_argument("--sparse", action="store_true", help="values at the places that can be other than zero")
+    parser.add_argument("--chunk-size", type=int, metavar="N", help="work on N unit seeds at a time, to save memory")
+    parser.add_argument("--zero", choices=("error", "allow"), default="error",
+                        help="a derivative that is zero by piecewise constancy: an error, or zeros")
+    parser.add_argument("--passes", metavar="STR", help='pipeline to run on the result ("" for none)')
+    parser.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
+
+
+def write_derivative(arguments: argparse.Namespace, role: str, differentiate: Callable[[Model], Model]) -> int:
+    """Load the graph, differentiate it, optimise what is made and write it; ``role`` is that of the outputs made."""
+    quiet = arguments.quiet or arguments.json
+    with progress(f"loading {arguments.graph}", quiet):
+        model = files.load_graph(arguments.graph, arguments.strict)
+    with progress("differentiating", quiet):
+        result = differentiate(model)
+    made = [name for (kind, _, _), name in result.roles.items() if kind == role]
+    note(f"{arguments.graph}: {len(model.graph)} nodes; {len(made)} derivatives: {' '.join(made[:12])}", quiet)
+    with progress("optimising", quiet):
+        optimised = result.optimized(arguments.passes)
+    note(f"optimised: {len(result.graph)} -> {len(optimised.graph)} nodes", quiet)
+    for text in result.notes:
+        note(f"note: {text}", quiet)
+    with progress(f"writing {arguments.out}", quiet):
+        wrote = files.save_graph(optimised, arguments.out, arguments.opset)
+    note(wrote, quiet or not wrote)
+    if arguments.json and arguments.out != "-":
+        say_json({"nodes": len(optimised.graph), "derivatives": made, "notes": list(result.notes), "out": arguments.out})
+    return 0
