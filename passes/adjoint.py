@@ -49,12 +49,12 @@ class _Reverse:
                  bodies: BodyDifferentiator, pass_name: str) -> None:
         self.graph = graph
         self.wrt = list(wrt)
-        self.seeds = list(seeds)
+        self.seeds = [(y, graph.own_literal(y_bar)) for y, y_bar in seeds]  # what is 1 elsewhere is no cotangent
         self.pass_name = pass_name
         self.order, self.beside = expand_for_derivative(graph, wrt, [y for y, _ in seeds])
         self.b = DerivativeBuilder(graph, bodies)
         self.active = active_values(self.order, wrt)
-        self.named = {y_bar for _, y_bar in seeds}
+        self.named = {y_bar for _, y_bar in self.seeds}
         self.bars: dict[Value, list[Value]] = {}
         self.refusals: list[tuple[Node, str]] = []
 

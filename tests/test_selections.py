@@ -437,3 +437,17 @@ def test_a_row_read_by_a_single_index_carries_its_own_mask(op: str) -> None:
     shares = 1 / (1 + np.exp(np.array([1.0, 3.0])))
     slopes = shares * (1 - shares) if op == "Softmax" else 1 - shares
     np.testing.assert_allclose(found["vjp of 0"], np.concatenate([slopes, -slopes]), rtol=1e-12)
+
+
+def test_the_number_one_is_no_cotangent_elsewhere() -> None:
+    """The cotangent of a scalar is 1, and so is a literal of the power rule: x^-3 discarded at 0 has the derivative 0."""
+    model = fg.load(b"""graph @g (%x: f64[2], %keep: bool[2]) -> (%y: f64[]) {
+        %i: f64[2] = Reciprocal(%x)
+        %p: f64[2] = Pow(%i, f64(3.0))
+        %w: f64[2] = Where(%keep, %p, f64(0.0))
+        %s: f64[] = ReduceSum(%w) {keepdims=0}
+        %y: f64[] = Mul(%s, f64(2.0))
+    }""")
+    feeds = {"x": np.array([0.0, 2.0]), "keep": np.array([False, True])}
+    np.testing.assert_allclose(fg.grad(model, "y", "x")(feeds)["x_grad"], [0.0, -6 / 2**4])
+    np.testing.assert_allclose(fg.hessian(model, "y", "x")(feeds)["x_x_hessian"], [[0.0, 0.0], [0.0, 24 / 2**5]])
