@@ -181,6 +181,44 @@ def test_files_and_runtimes_agree(mlp: fg.Model, batch: dict[str, Any], make: Ca
         np.testing.assert_array_equal(fg.load(tmp_path / "m.msgpack")(batch)[name], value)
 
 
+LENNARD_JONES = b"""graph @lennard_jones (%positions: f64[N,3]) -> (%energy: f64[]) {
+    %from: f64[N,1,3] = Unsqueeze(%positions, [1])
+    %to: f64[1,N,3] = Unsqueeze(%positions, [0])
+    %apart: f64[N,N,3] = Sub(%from, %to)
+    %squares: f64[N,N,3] = Mul(%apart, %apart)
+    %distance: f64[N,N] = ReduceSum(%squares, [2]) {keepdims=0}
+    %itself: f64[N,N] = EyeLike(%distance)
+    %other: bool[N,N] = Equal(%itself, f64(0.0))
+    %inverse: f64[N,N] = Reciprocal(%distance)
+    %sixth: f64[N,N] = Pow(%inverse, f64(3.0))
+    %twelfth: f64[N,N] = Mul(%sixth, %sixth)
+    %pair: f64[N,N] = Sub(%twelfth, %sixth)
+    %counted: f64[N,N] = Where(%other, %pair, f64(0.0))
+    %total: f64[] = ReduceSum(%counted) {keepdims=0}
+    %energy: f64[] = Mul(%total, f64(2.0))
+}"""
+
+
+def test_energy_forces_and_hessian_product_of_any_number_of_atoms_in_one_file(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = fg.load(LENNARD_JONES)
+    fg.hvp(model, "energy", "positions").to_onnx(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    whole, gradient = fg.hessian(model, "energy", "positions"), fg.grad(model, "energy", "positions")
+    rng = np.random.default_rng(4)
+    for count in (2, 5, 9):
+        at = 1.1 * np.stack(np.unravel_index(np.arange(count), (3, 3, 3)), 1) + rng.uniform(-0.1, 0.1, (count, 3))
+        v = rng.standard_normal((count, 3))
+        energy, slope, product = session.run(None, {"positions": at, "positions_tangent": v})
+        matrix = whole(positions=at)["positions_positions_hessian"].reshape(3 * count, 3 * count)
+        bound = 1e-12 * np.abs(matrix).max()
+        np.testing.assert_allclose(energy, model(positions=at)["energy"], rtol=1e-12)
+        np.testing.assert_allclose(slope, gradient(positions=at)["positions_grad"], rtol=1e-10, atol=bound)
+        np.testing.assert_allclose(product.reshape(-1), matrix @ v.reshape(-1), rtol=1e-10, atol=10 * bound)
+        np.testing.assert_allclose(matrix, matrix.T, atol=bound)
+        np.testing.assert_allclose(matrix.reshape(-1, count, 3).sum(1), 0, atol=10 * bound)  # moving all together costs nothing
+
+
 # ---- approximations ----------------------------------------------------------------------------------------------------------
 
 
