@@ -6,6 +6,8 @@ from flowgrad import explain as explain
 from flowgrad import passes as passes
 from flowgrad.fitting import Fitted as Fitted
 from flowgrad.fitting import fit as fit
+from flowgrad.functions import Objective as Objective
+from flowgrad.functions import VectorFunction as VectorFunction
 from flowgrad.ir.errors import FlowgradError as FlowgradError
 from flowgrad.ir.limits import Limits as Limits
 from flowgrad.ir.ops.registry import op as op

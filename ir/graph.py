@@ -283,16 +283,6 @@ class Graph:
             self._literals[literal] = value
         return value
 
-    def own_literal(self, value: Value) -> Value:
-        """Return a constant like ``value``; of an anonymous literal, which all equal ones share, one that nothing else uses."""
-        data = value.producer.data
-        if value.name or value.producer.op != CONSTANT or data is None:
-            return value
-        self._forget_literal(value)
-        made = self.add_constant(data)
-        self._literals[value.type, data.tobytes()] = value
-        return made
-
     def add_output(self, value: Value, name: str = "") -> Node:
         """Make ``value`` an output called ``name`` (default: its own name)."""
         node = self._add_entry(OUTPUT)

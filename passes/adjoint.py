@@ -49,7 +49,8 @@ class _Reverse:
                  bodies: BodyDifferentiator, pass_name: str) -> None:
         self.graph = graph
         self.wrt = list(wrt)
-        self.seeds = [(y, graph.own_literal(y_bar)) for y, y_bar in seeds]  # what is 1 elsewhere is no cotangent
+        self.literals: dict[Value, Value] = {}
+        self.seeds = [(y, self._apart(y_bar)) for y, y_bar in seeds]
         self.pass_name = pass_name
         self.order, self.beside = expand_for_derivative(graph, wrt, [y for y, _ in seeds])
         self.b = DerivativeBuilder(graph, bodies)
@@ -74,7 +75,23 @@ class _Reverse:
         self.b.sweep([*results, *(y_bar for _, y_bar in self.seeds)])
         for stand_in in self.beside:
             stand_in.restore(self.graph)
-        return results
+        return self._joined(results)
+
+    def _apart(self, y_bar: Value) -> Value:
+        """Return ``y_bar``; of a literal, which all equal ones share, one of its own: what is 1 elsewhere is no cotangent."""
+        data = y_bar.constant
+        if y_bar.name or data is None:
+            return y_bar
+        made = self.graph.add_constant(data, self.graph.unique_name("cotangent"))
+        self.literals[made] = y_bar
+        return made
+
+    def _joined(self, results: Sequence[Value | None]) -> list[Value | None]:
+        """Let the literals that were set apart be those that all equal ones share again."""
+        for own, shared in self.literals.items():
+            self.graph.replace_uses(own, shared)
+            self.graph.remove(own.producer)
+        return [self.literals.get(v, v) if v is not None else None for v in results]
 
     def _visit(self, node: Node) -> None:
         definition = opdef(node.op)

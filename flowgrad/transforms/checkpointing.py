@@ -24,7 +24,7 @@ from flowgrad.passes.segments import (
 )
 from flowgrad.passes.selection import as_list, find_value
 from flowgrad.runtime.forecast import Forecast, forecast
-from flowgrad.transforms.derivatives import stage
+from flowgrad.transforms.task import stage
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -1,0 +1,235 @@
+"""Models as functions of one flat float64 vector, with exact derivatives: what SciPy's solvers call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.errors import InputError, suggestion
+from flowgrad.ir.graph import CONSTANT, Array, Value
+from flowgrad.model import Model
+from flowgrad.passes.selection import Names, Of, Pick, find_of, find_scalar, find_wrt
+from flowgrad.transforms.derivatives import hvp, value_and_grad
+from flowgrad.transforms.hessians import hessian
+from flowgrad.transforms.jacobians import jacobian
+
+Bounds = Mapping[str, tuple[Any, Any]]
+"""The least and the largest value of a variable; None for none, arrays for each element."""
+
+
+class _Variables:
+    """The variables of a function: named arrays, and the one vector that holds them one after the other."""
+
+    def __init__(self, model: Model, wrt: Names, start: Mapping[str, Any], bounds: Bounds) -> None:
+        values = find_wrt(model.graph.copy(), wrt)
+        self.names = [v.name for v in values]
+        for given in (start, bounds):
+            for name in given:
+                if name not in self.names:
+                    raise InputError(f"{name!r} is no variable{suggestion(name, self.names)}; these are: {', '.join(self.names)}",
+                                     code="name")
+        self.dtypes = {v.name: v.type.dtype.numpy for v in values}
+        self.start = {v.name: _start_of(v, start.get(v.name)) for v in values}
+        self.shapes = {name: a.shape for name, a in self.start.items()}
+        self.size = sum(math.prod(s) for s in self.shapes.values())
+        self.bounds = dict(bounds)
+
+    def pack(self, arrays: Mapping[str, Any]) -> Array:
+        """Return the arrays of all variables as one vector."""
+        parts = [np.broadcast_to(np.asarray(arrays[n], np.float64), self.shapes[n]).reshape(-1) for n in self.names]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def unpack(self, x: Any) -> dict[str, Array]:
+        """Return the variables of a vector by name, in their own shapes and dtypes; InputError for another size."""
+        vector = np.asarray(x)
+        if vector.dtype.kind not in "fiub" or vector.size != self.size:
+            raise InputError(f"x is a vector of {self.size} real numbers ({', '.join(self.names)}), got "
+                             f"{vector.dtype.name}{list(vector.shape)}", code="shape")
+        flat, found, at = vector.reshape(-1), {}, 0
+        for name, shape in self.shapes.items():
+            end = at + math.prod(shape)
+            found[name] = np.asarray(flat[at:end].reshape(shape), self.dtypes[name], order="C")
+            at = end
+        return found
+
+
+def _start_of(value: Value, given: Any) -> Array:
+    """Return where a variable starts: what is given, the value that a weight has, or zeros."""
+    shape = value.type.shape
+    if given is not None:
+        array = np.asarray(given, np.float64)
+        if shape is not None and (len(shape) != array.ndim or any(isinstance(d, int) and d != n for d, n in
+                                                                  zip(shape, array.shape, strict=True))):
+            raise InputError(f"start[{value.name!r}] has shape {list(array.shape)}, and the variable is {value.type!r}", code="shape")
+        return array
+    if value.producer.op == CONSTANT and value.producer.data is not None:
+        return value.producer.data.astype(np.float64)
+    if not value.type.is_static:
+        raise InputError(f"{value.name!r} is {value.type!r}: say its shape by start={{{value.name!r}: ...}}", code="shape")
+    return np.zeros(value.type.static_shape)
+
+
+class _Function:
+    """What scalar and vector functions share: variables, fixed inputs, programs made when first asked for."""
+
+    def __init__(self, model: Model, wrt: Names, fixed: Mapping[str, Any] | None, start: Mapping[str, Any] | None,
+                 bounds: Bounds | None, dtype: str | None, engine: str, threads: int | None) -> None:
+        self.model = model if dtype is None else model.astype(dtype)
+        self.variables = _Variables(self.model, wrt, start or {}, bounds or {})
+        self.wrt = self.variables.names
+        self._dtypes = {v.name: v.type.dtype.numpy for v in self.model.graph.inputs}
+        self.fixed = self._cast(fixed or {})
+        self._engine, self._threads = engine, threads
+        self._programs: dict[str, tuple[Model, Any]] = {}
+        self._last: tuple[bytes, str, dict[str, Array]] | None = None
+
+    @property
+    def x0(self) -> Array:
+        """Where the variables start, as one float64 vector."""
+        return self.variables.pack(self.variables.start)
+
+    @property
+    def bounds(self) -> Any:
+        """The bounds as ``scipy.optimize.Bounds``. Needs SciPy."""
+        from scipy.optimize import Bounds as ScipyBounds
+
+        sides = []
+        for side, none in ((0, -np.inf), (1, np.inf)):
+            given = {n: self.variables.bounds.get(n, (None, None)) for n in self.wrt}
+            sides.append(self.variables.pack({n: none if pair[side] is None else pair[side] for n, pair in given.items()}))
+        return ScipyBounds(*sides)
+
+    def pack(self, arrays: Mapping[str, Any]) -> Array:
+        """Return arrays by name as one float64 vector."""
+        return self.variables.pack(arrays)
+
+    def unpack(self, x: Any) -> dict[str, Array]:
+        """Return a vector as arrays by name, in the shapes and dtypes of the variables."""
+        return self.variables.unpack(x)
+
+    def _cast(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        for name in feeds:
+            if name not in self._dtypes or name in self.wrt:
+                raise InputError(f"no other input {name!r}{suggestion(name, self._dtypes)}", code="name")
+        return {name: np.asarray(a, self._dtypes[name]) for name, a in feeds.items()}
+
+    def _run(self, kind: str, x: Any, feeds: Mapping[str, Any], extra: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Run one of the derived models at ``x``. What was computed last at the same place is not computed again."""
+        program = self._derived(kind)[1]
+        arrays = {**self.fixed, **self._cast(feeds), **self.unpack(x), **(extra or {})}
+        key = b"".join(a.tobytes() for a in arrays.values())
+        if self._last is not None and self._last[:2] == (key, kind):
+            return self._last[2]
+        result: dict[str, Array] = program.run(arrays)
+        self._last = key, kind, result
+        return result
+
+    def _make(self, kind: str) -> Model:
+        raise NotImplementedError
+
+    def _derived(self, kind: str) -> tuple[Model, Any]:
+        """Return a derived model and its program, made when first asked for."""
+        if kind not in self._programs:
+            made = self._make(kind)
+            self._programs[kind] = made, made.compile(self._engine, self._threads)
+        return self._programs[kind]
+
+    def _made(self, kind: str) -> Model:
+        return self._derived(kind)[0]
+
+
+class Objective(_Function):
+    """A scalar of a model as a function of one float64 vector: ``minimize(f.fun, f.x0, jac=f.jac, hessp=f.hessp)``.
+
+    ``of`` is the scalar (default: the only scalar output), ``wrt`` the variables: they lie in the vector one after the other,
+    each flat. Other inputs are ``fixed``, or given by name with every call. ``start`` says where variables start (weights
+    have a value, other inputs of static shape are zeros), ``bounds`` their least and largest values. The model computes in
+    ``dtype``; None leaves it as it is. Vectors of any real type are taken. Raises like ``grad``.
+    """
+
+    def __init__(self, model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, fixed: Mapping[str, Any] | None = None,
+                 start: Mapping[str, Any] | None = None, bounds: Bounds | None = None, dtype: str | None = "float64",
+                 engine: str = "numpy", threads: int | None = None) -> None:
+        super().__init__(model, wrt, fixed, start, bounds, dtype, engine, threads)
+        self.of = of if isinstance(of, Pick) else find_scalar(self.model.graph, of)[0]
+
+    def _make(self, kind: str) -> Model:
+        transforms: dict[str, Callable[..., Model]] = {"grad": value_and_grad, "hvp": hvp, "hess": hessian}
+        return transforms[kind](self.model, self.of, self.wrt)
+
+    def fun(self, x: Any, **feeds: Any) -> float:
+        """Return the scalar at ``x``."""
+        return self.fun_and_jac(x, **feeds)[0]
+
+    def jac(self, x: Any, **feeds: Any) -> Array:
+        """Return the gradient at ``x``: one float64 vector."""
+        return self.fun_and_jac(x, **feeds)[1]
+
+    def fun_and_jac(self, x: Any, **feeds: Any) -> tuple[float, Array]:
+        """Return both, as ``minimize(f.fun_and_jac, f.x0, jac=True)`` wants them."""
+        result = self._run("grad", x, feeds)
+        value, *gradients = (result[e.name] for e in self._made("grad").graph.output_entries)
+        return float(np.reshape(value, ())), self.pack(dict(zip(self.wrt, gradients, strict=True)))
+
+    def hessp(self, x: Any, p: Any, **feeds: Any) -> Array:
+        """Return the Hessian at ``x`` times the vector ``p``."""
+        roles = self._made("hvp").roles
+        extra = {roles["tangent", "", n]: a for n, a in self.unpack(p).items()}
+        result = self._run("hvp", x, feeds, extra)
+        return self.pack({w: result[name] for (role, _, w), name in roles.items() if role == "hvp"})
+
+    def hess(self, x: Any, **feeds: Any) -> Array:
+        """Return the Hessian at ``x``: a float64 matrix."""
+        result = self._run("hess", x, feeds)
+        by_pair = {w: result[name] for (role, _, w), name in self._made("hess").roles.items() if role == "hessian"}
+        sizes = {n: math.prod(s) for n, s in self.variables.shapes.items()}
+        rows = [[np.asarray(by_pair[f"{n},{u}"], np.float64).reshape(sizes[n], sizes[u]) for u in self.wrt] for n in self.wrt]
+        return np.block(rows) if rows else np.zeros((0, 0))
+
+
+class VectorFunction(_Function):
+    """Outputs of a model as one float64 vector, a function of one float64 vector: ``least_squares(f.fun, f.x0, f.jac)``.
+
+    ``of`` is one or several outputs (default: all float ones), flat and one after the other. With ``sparse``, Jacobians are
+    ``scipy.sparse`` arrays of a fixed pattern; that needs SciPy, and static shapes. The rest is as in ``Objective``.
+    """
+
+    def __init__(self, model: Model, of: Of | None = None, wrt: Names = "inputs", *, fixed: Mapping[str, Any] | None = None,
+                 start: Mapping[str, Any] | None = None, bounds: Bounds | None = None, sparse: bool = False,
+                 dtype: str | None = "float64", engine: str = "numpy", threads: int | None = None) -> None:
+        super().__init__(model, wrt, fixed, start, bounds, dtype, engine, threads)
+        self.sparse = sparse
+        self.of = [name for name, _ in find_of(self.model.graph.copy(), of)]
+
+    def _make(self, kind: str) -> Model:
+        if kind == "fun":
+            graph = self.model.graph.copy()
+            for entry in graph.output_entries:
+                if entry.name not in self.of:
+                    graph.remove(entry)
+            return self.model.with_graph(graph)
+        return jacobian(self.model, self.of, self.wrt, sparse=self.sparse)
+
+    def fun(self, x: Any, **feeds: Any) -> Array:
+        """Return the outputs at ``x``: one float64 vector."""
+        return _joined([self._run("fun", x, feeds)[name] for name in self.of])
+
+    def jac(self, x: Any, **feeds: Any) -> Any:
+        """Return the Jacobian at ``x``: a float64 matrix, one row per element of the outputs."""
+        result = self._run("jac", x, feeds)
+        made = self._made("jac")
+        names = [[made.roles["jacobian", y, w] for w in self.wrt] for y in self.of]
+        if self.sparse:
+            from scipy.sparse import block_array
+
+            return block_array([[made.sparsity[n].matrix(result[n]) for n in row] for row in names], format="csr")
+        sizes = [math.prod(s) for s in self.variables.shapes.values()]
+        return np.block([[np.asarray(result[n], np.float64).reshape(-1, size) for n, size in zip(row, sizes, strict=True)]
+                         for row in names])
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return np.concatenate([np.asarray(a, np.float64).reshape(-1) for a in arrays]) if arrays else np.zeros(0)
