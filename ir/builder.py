@@ -209,7 +209,7 @@ class Builder:
     def _name(self, op: str, index: int, taken: Sequence[tuple[str, Type] | None]) -> str:
         base = f"{self.prefix}_{snake(op)}" if self.prefix else snake(op)
         name = self.fresh(base)
-        used = {spec[0] for spec in taken if spec is not None} if taken else ()
+        used = {spec[0] for spec in taken if spec is not None}
         while name in used:
             index += 1
             name = self.fresh(f"{base}_{index}")
