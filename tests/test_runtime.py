@@ -1,14 +1,8 @@
-"""The program: specialisation, caching, memory, threads, segments, refusals, pickling."""
+"""The program: specialisation, caching, segments, refusals, pickling."""
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
-import threading
-import tracemalloc
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,84 +11,29 @@ import pytest
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import EngineError, InputError, LimitError, ResourceError, RunError
 from flowgrad.ir.evaluate import evaluate
-from flowgrad.ir.graph import INITIALIZER, PARAMETER, Array, Graph
+from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import Trait, op
 from flowgrad.ir.registry import scoped
 from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, INT64, Dim, Type, dtype_of
-from flowgrad.passes.differentiate import adjoint
 from flowgrad.runtime import codegen, engines
 from flowgrad.runtime import executor as executor_module
 from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.runtime.program import Program
-from flowgrad.runtime.splits import SplitKernel
 from flowgrad.session import InferenceSession
-
-N, M = Dim.named("N"), Dim.named("M")
-
-
-def mlp(sizes: tuple[int, ...] = (4, 16, 16, 1), *, batch: int | Dim = N, seed: int = 0, dtype: Any = FLOAT32,
-        gradient: bool = True) -> Graph:
-    """Return a tanh network with its squared sum, and gradients of the weights."""
-    rng = np.random.default_rng(seed)
-    graph = Graph("mlp")
-    b = Builder(graph)
-    h = graph.add_input("x", Type(dtype, (batch, sizes[0])))
-    weights = []
-    for i, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        w = graph.add_constant(rng.standard_normal((n, m)).astype(dtype.numpy) / np.sqrt(n, dtype=dtype.numpy), f"w{i}",
-                               PARAMETER if gradient else INITIALIZER)
-        c = graph.add_constant(rng.standard_normal(m).astype(dtype.numpy), f"b{i}", PARAMETER if gradient else INITIALIZER)
-        h = b.Add(b.MatMul(h, w), c)
-        if i < len(sizes) - 2:
-            h = b.Tanh(h)
-        weights += [w, c]
-    loss = b.ReduceSum(b.Mul(h, h), keepdims=0)
-    graph.add_output(loss, "loss")
-    if gradient:
-        found = adjoint(graph, [(loss, graph.add_constant(np.ones((), dtype.numpy)))], weights)
-        for w, w_bar in zip(weights, found, strict=True):
-            assert w_bar is not None
-            graph.add_output(w_bar, f"{w.name}_grad")
-    return graph
-
-
-def feed(n: int, k: int = 4, dtype: Any = np.float32, seed: int = 0) -> dict[str, Array]:
-    return {"x": np.random.default_rng(seed).standard_normal((n, k)).astype(dtype)}
-
-
-def assert_bitwise(got: dict[str, Array], expected: dict[str, Array]) -> None:
-    assert list(got) == list(expected)
-    for name, array in expected.items():
-        assert got[name].shape == array.shape and got[name].dtype == array.dtype, name
-        assert got[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
-
-
-def pointwise(op: str = "Tanh", *, shape: tuple[Any, ...] = (N, 3), dtype: Any = FLOAT64) -> Graph:
-    graph = Graph("pointwise")
-    graph.add_output(getattr(Builder(graph), op)(graph.add_input("x", Type(dtype, shape))), "y")
-    return graph
-
-
-ENGINES = ("numpy", "ort")
-RUNNERS = (*ENGINES, "evaluate")
-
-
-def skip_unless_ready(engine: str) -> None:
-    if engines.engines()[engine] != "ready":
-        pytest.skip(engines.engines()[engine])
-
-
-def compiled(graph: Graph, engine: str) -> Program:
-    """Return a program; skips the test where the engine cannot start."""
-    skip_unless_ready(engine)
-    return engines.compile_graph(graph, engine)
-
-
-def runner(how: str, graph: Graph) -> Callable[[dict[str, Any]], dict[str, Array]]:
-    """Return what runs ``graph`` on feeds: the program of an engine, or the evaluator."""
-    return partial(evaluate, graph) if how == "evaluate" else compiled(graph, how).run
-
+from tests.runtime_graphs import (
+    ENGINES,
+    RUNNERS,
+    M,
+    N,
+    assert_bitwise,
+    compiled,
+    feed,
+    mlp,
+    pointwise,
+    runner,
+    skip_unless_ready,
+)
 
 # ---- specialisation -----------------------------------------------------------------------------------------------------
 
@@ -308,156 +247,6 @@ def test_shapes_that_do_not_fit_are_a_run_error() -> None:
         NumpyProgram(graph).run({"x": np.ones(2, np.float32), "y": np.ones(3, np.float32)})
 
 
-# ---- memory -------------------------------------------------------------------------------------------------------------
-
-
-def test_outputs_alias_nothing() -> None:
-    graph = Graph()
-    b = Builder(graph)
-    x = graph.add_input("x", Type(FLOAT32, (N, 4)))
-    w = graph.add_constant(np.ones((4, 4), np.float32), "w", INITIALIZER)
-    p = graph.add_constant(np.ones((2, 2), np.float32), "p", PARAMETER)
-    y = b.Mul(x, 2.0)
-    t = b.Transpose(y)
-    for name, value in (("x_again", x), ("w_again", w), ("p_again", p), ("y", y), ("y_twice", y), ("t", t),
-                        ("r", b.Reshape(y, [-1])), ("i", b.Identity(x)), ("s", b.Slice(x, [0], [1])),
-                        ("e", b.Expand(b.ReduceSum(x, keepdims=0), [3, 3])), ("flat", b.Reshape(b.Neg(y), [-1]))):
-        graph.add_output(value, name)
-    program = NumpyProgram(graph)
-    feeds = {"x": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
-    expected = evaluate(graph, feeds)
-    first = program.run(feeds)
-    kept = {k: v.copy() for k, v in first.items()}
-    assert_bitwise(first, expected)
-    everything = [feeds["x"], w.constant, p.producer.data, *first.values()]
-    for i, a in enumerate(everything):
-        for other in everything[:i]:
-            assert a is not None and other is not None and not np.shares_memory(a, other)
-    for array in first.values():
-        array[...] = 7.0
-    assert_bitwise(program.run(feeds), kept)
-    second = program.run({"x": feeds["x"] + 1})
-    for name, array in first.items():
-        assert not np.shares_memory(array, second[name])
-        assert (array == 7.0).all()
-
-
-def test_a_chain_needs_few_buffers() -> None:
-    graph = Graph()
-    b = Builder(graph)
-    y = graph.add_input("x", Type(FLOAT32, (1024,)))
-    for _ in range(50):
-        y = b.Tanh(b.Mul(y, 2.0))
-    graph.add_output(y, "y")
-    plan = NumpyProgram(graph).plan({})
-    assert plan.arena_bytes == 4096 and plan.peak_bytes == 8192 and plan.complete
-
-
-def test_steady_state_allocates_only_outputs() -> None:
-    graph = mlp((64, 256, 256, 8), batch=64)
-    program = NumpyProgram(graph, threads=1)
-    feeds = feed(64, 64)
-    result = program.run(feeds)
-    outputs = sum(a.nbytes for a in result.values())
-    del result
-    tracemalloc.start()
-    try:
-        base = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        program.run(feeds)
-        peak = tracemalloc.get_traced_memory()[1] - base
-    finally:
-        tracemalloc.stop()
-    buffers = program.plan({"x": (64, 64)}).arena_bytes
-    assert buffers > 100_000
-    assert peak < outputs + 40_000
-
-
-def test_plan_predicts_what_a_run_allocates() -> None:
-    program = NumpyProgram(mlp((64, 256, 256, 8)), threads=1)
-    plan = program.plan({"x": (128, 64)})
-    feeds = feed(128, 64)
-    tracemalloc.start()
-    try:
-        base = tracemalloc.get_traced_memory()[0]
-        program.run(feeds)
-        peak = tracemalloc.get_traced_memory()[1] - base
-    finally:
-        tracemalloc.stop()
-    assert plan.complete and plan.steps > 10
-    assert 0.7 * plan.peak_bytes < peak < plan.peak_bytes + 600_000  # code and types of the specialisation come on top
-
-
-@pytest.mark.parametrize(("shapes", "code"), [
-    ({}, "missing"), ({"y": (1,)}, "name"), ({"x": (1, 5)}, "shape"), ({"x": (-1, 4)}, "shape"), ({"x": (4,)}, "shape"),
-])
-def test_plan_checks_its_shapes(shapes: dict[str, tuple[int, ...]], code: str) -> None:
-    with pytest.raises(InputError) as caught:
-        NumpyProgram(mlp()).plan(shapes)
-    assert caught.value.code == code
-
-
-def _bomb_static() -> tuple[Graph, dict[str, Array]]:
-    graph = Graph()
-    b = Builder(graph)
-    x = graph.add_input("x", Type(FLOAT32, (1,)))
-    graph.add_output(b.ReduceSum(b.Expand(x, [1 << 20, 1 << 20])), "y")
-    return graph, {"x": np.ones(1, np.float32)}
-
-
-def _bomb_shape_input() -> tuple[Graph, dict[str, Array]]:
-    graph = Graph()
-    b = Builder(graph)
-    shape = graph.add_input("shape", Type(INT64, (2,)))
-    graph.add_output(b.ReduceSum(b.ConstantOfShape(shape)), "y")
-    return graph, {"shape": np.array([1 << 20, 1 << 20])}
-
-
-def _bomb_computed() -> tuple[Graph, dict[str, Array]]:
-    graph = Graph()
-    b = Builder(graph)
-    x = graph.add_input("x", Type(FLOAT32, (2,)))
-    graph.add_output(b.ReduceSum(b.ConstantOfShape(b.Cast(x, to=7))), "y")
-    return graph, {"x": np.array([1 << 20, 1 << 20], np.float32)}
-
-
-def _bomb_doubling() -> tuple[Graph, dict[str, Array]]:
-    graph = Graph()
-    b = Builder(graph)
-    y = graph.add_input("x", Type(FLOAT32, (1,)))
-    for _ in range(40):
-        y = b.Concat(y, y, axis=0)
-    graph.add_output(y, "y")
-    return graph, {"x": np.ones(1, np.float32)}
-
-
-@pytest.mark.parametrize("bomb", [_bomb_static, _bomb_shape_input, _bomb_computed, _bomb_doubling])
-def test_bombs_are_refused_before_anything_is_allocated(bomb: Any) -> None:
-    graph, feeds = bomb()
-    program = NumpyProgram(graph)
-    tracemalloc.start()
-    try:
-        with pytest.raises(LimitError) as caught:
-            program.run(feeds)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert caught.value.code == "tensor_bytes" and caught.value.where
-    assert peak < 10_000_000
-
-
-def test_limits_hold_exactly() -> None:
-    graph = pointwise("Neg", shape=(1024,))
-    feeds = {"x": np.ones(1024)}
-    NumpyProgram(graph, limits=Limits(tensor_bytes=8192)).run(feeds)
-    with pytest.raises(LimitError, match="tensor_bytes"):
-        NumpyProgram(graph, limits=Limits(tensor_bytes=8191)).run(feeds)
-    needed = NumpyProgram(graph).plan({}).peak_bytes
-    NumpyProgram(graph, limits=Limits(live_bytes=needed)).run(feeds)
-    with pytest.raises(LimitError, match="live_bytes"):
-        NumpyProgram(graph, limits=Limits(live_bytes=needed - 1)).run(feeds)
-
-
 # ---- segments -----------------------------------------------------------------------------------------------------------
 
 
@@ -532,146 +321,6 @@ def test_loop_steps_are_limited() -> None:
     program.run({"x": np.ones(4)})
     with pytest.raises(LimitError, match="loop_steps"):
         NumpyProgram(loop_graph(51), limits=Limits(loop_steps=50)).run({"x": np.ones(4)})
-
-
-# ---- threads ------------------------------------------------------------------------------------------------------------
-
-
-def wide() -> Graph:
-    graph = Graph("wide")
-    b = Builder(graph)
-    x = graph.add_input("x", Type(FLOAT32, (512, 700)))
-    w = graph.add_input("w", Type(FLOAT32, (700, 600)))
-    y = b.Tanh(b.MatMul(x, w))
-    graph.add_output(b.ReduceSum(y, keepdims=0), "s")
-    graph.add_output(b.Mul(b.Add(y, graph.add_constant(np.ones((600,), np.float32))), y), "z")
-    t = b.Transpose(x)
-    graph.add_output(b.MatMul(t, y), "g")
-    graph.add_output(b.Exp(b.Neg(t)), "e")
-    graph.add_output(b.Gemm(x, y, transA=1), "tn")
-    graph.add_output(b.Gemm(y, w, graph.add_constant(np.ones((700,), np.float32)), transB=1), "nt")
-    graph.add_output(b.Gemm(x, w, graph.add_constant(np.ones((512, 1), np.float32)), alpha=0.5, beta=2.0), "nn")
-    graph.add_output(b.Gemm(w, x, transA=1, transB=1), "tt")
-    return graph
-
-
-def test_thread_counts_give_the_same_bits() -> None:
-    rng = np.random.default_rng(0)
-    feeds = {"x": (rng.standard_normal((512, 700)) / 26).astype(np.float32),
-             "w": rng.standard_normal((700, 600)).astype(np.float32)}
-    graph = wide()
-    one = NumpyProgram(graph, threads=1).run(feeds)
-    for count in (2, 4, 7):
-        assert_bitwise(NumpyProgram(graph, threads=count).run(feeds), one)
-    for name, array in evaluate(graph, feeds).items():
-        np.testing.assert_allclose(one[name], array, rtol=2e-4, atol=1e-3)
-
-
-def test_convolutions_in_pieces() -> None:
-    graph = Graph("images")
-    b = Builder(graph)
-    x = graph.add_input("x", Type(FLOAT32, (N, 16, 40, 40)))
-    w = graph.add_constant(np.random.default_rng(0).standard_normal((32, 16, 3, 3)).astype(np.float32) / 12, "w", PARAMETER)
-    y = b.Tanh(b.Conv(x, w, pads=[1, 1, 1, 1]))
-    loss = b.ReduceSum(b.Mul(y, y), keepdims=0)
-    graph.add_output(loss, "loss")
-    found = adjoint(graph, [(loss, graph.add_constant(np.ones((), np.float32)))], [x, w])
-    for name, value in zip(("x_bar", "w_bar"), found, strict=True):
-        assert value is not None
-        graph.add_output(value, name)
-    rng = np.random.default_rng(2)
-    program = NumpyProgram(graph, threads=1)
-    for count in (7, 2, 11):
-        feeds = {"x": rng.standard_normal((count, 16, 40, 40)).astype(np.float32)}
-        one = program.run(feeds)
-        for threads in (2, 4):
-            other = NumpyProgram(graph, threads=threads)
-            assert_bitwise(other.run(feeds), one)
-            assert_bitwise(other.run(feeds), one)
-        for name, array in evaluate(graph, feeds).items():
-            np.testing.assert_allclose(one[name], array, rtol=2e-4, atol=2e-4 * np.abs(array).max())
-    splits = [f for s in [program._executor.specialisation([feeds["x"]]).first]
-              for bound in s.code.bound for f in bound if isinstance(f, SplitKernel)]
-    assert any(f.works[0] for f in splits)  # a convolution, with scratch for each piece
-
-
-def test_forked_children_run() -> None:
-    feeds = {"x": np.ones((512, 700), np.float32), "w": np.ones((700, 600), np.float32)}
-    program = NumpyProgram(wide(), threads=3)
-    expected = program.run(feeds)
-    with multiprocessing.get_context("fork").Pool(2) as workers:
-        for got in workers.map(program.run, [feeds, feeds]):
-            assert_bitwise(got, expected)
-
-
-def test_eight_threads_share_a_program() -> None:
-    graph = mlp()
-    program = NumpyProgram(graph, threads=2)
-    feeds = [feed(1 + seed % 3, seed=seed) for seed in range(8)]
-    expected = [evaluate(graph, f) for f in feeds]
-
-    def work(index: int) -> None:
-        for _ in range(200):
-            assert_bitwise(program.run(feeds[index]), expected[index])
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-
-
-def test_threads_share_large_work_and_the_pool() -> None:
-    rng = np.random.default_rng(1)
-    feeds = {"x": rng.standard_normal((512, 700)).astype(np.float32), "w": rng.standard_normal((700, 600)).astype(np.float32)}
-    program = NumpyProgram(wide(), threads=3)
-    expected = program.run(feeds)
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            for _ in range(3):
-                assert_bitwise(program.run(feeds), expected)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-
-
-def test_errors_in_pool_threads_reach_the_caller() -> None:
-    from flowgrad.runtime.threads import pool
-
-    def task(piece: int) -> None:
-        if piece == 3:
-            raise ValueError("piece three")
-
-    with pytest.raises(ValueError, match="piece three"):
-        pool.each(task, 8, 4)
-    done: list[int] = []
-    pool.each(done.append, 100, 4)
-    assert sorted(done) == list(range(100))
-
-
-def test_nested_pool_calls_finish() -> None:
-    from flowgrad.runtime.threads import pool
-
-    done: list[int] = []
-    pool.each(lambda i: pool.each(lambda j: done.append(10 * i + j), 10, 4), 10, 4)
-    assert sorted(done) == list(range(100))
-
-
-def test_blas_limit_is_given_back() -> None:
-    from threadpoolctl import threadpool_info, threadpool_limits
-
-    def counts() -> list[int]:
-        return [e["num_threads"] for e in threadpool_info() if e["user_api"] == "blas"]
-
-    with threadpool_limits(2, user_api="blas"):
-        before = counts()
-        NumpyProgram(wide()).run({"x": np.ones((512, 700), np.float32), "w": np.ones((700, 600), np.float32)})
-        assert counts() == before
 
 
 # ---- random numbers -----------------------------------------------------------------------------------------------------
