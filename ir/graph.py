@@ -564,8 +564,8 @@ class Graph:
 
     def _forget_literal(self, value: Value) -> None:
         data = value.producer.data
-        if data is not None:
-            self._literals.pop((value.type, data.tobytes()), None)
+        if data is not None and self._literals.get((value.type, data.tobytes())) is value:
+            del self._literals[value.type, data.tobytes()]
 
     def _connect(self, node: Node, inputs: tuple[Value | None, ...], captures: tuple[Value, ...]) -> None:
         node.inputs, node.captures = inputs, captures
