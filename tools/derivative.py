@@ -14,7 +14,7 @@ def add_derivative_arguments(parser: argparse.ArgumentParser, of: str) -> None:
     """Declare the arguments that both commands have; ``of`` says what is differentiated by default."""
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
     parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: text on stdout")
-    files.add_input_shapes(parser)
+    files.add_loading(parser)
     parser.add_argument("--of", metavar="A,B", help=f"what to differentiate (default: {of})")
     parser.add_argument("--wrt", metavar="A,B", default="inputs", help='names, globs, "inputs" (default) or "params"')
     parser.add_argument("--keep", metavar="A,B", default="", help="values to output as well")
@@ -30,7 +30,7 @@ def write_derivative(arguments: argparse.Namespace, role: str, differentiate: Ca
     """Load the graph, differentiate it, optimise what is made and write it; ``role`` is that of the outputs made."""
     quiet = arguments.quiet or arguments.json
     with progress(f"loading {arguments.graph}", quiet):
-        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes)
+        model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes, arguments.limits)
     with progress("differentiating", quiet):
         result = differentiate(model)
     made = [name for (kind, _, _), name in result.roles.items() if kind == role]
