@@ -106,7 +106,8 @@ def size_of(value: Value) -> int:
     if value.type.dtype.element is not None or not value.type.is_static:
         raise UnsupportedError(
             f"{value!r} has no shape that is known before the run, so its derivatives have no pattern: load the model with fixed "
-            "shapes (fg.load(path, shapes=...)), take one example of a batch with unbatch, or make the derivative dense, with chunk_size to save memory",
+            "shapes (fg.load(path, shapes=...)), take one example of a batch with unbatch, or make the derivative dense, with "
+            "chunk_size to save memory",
             code="shape", where=value.name)
     return math.prod(value.type.static_shape)
 

@@ -211,5 +211,5 @@ def test_the_stages_of_optimal_control_take_as_many_sweeps_as_a_stage() -> None:
 
 def test_shapes_known_at_run_time_alone_are_refused_with_the_ways_out() -> None:
     model = fg.load(b"graph @g (%x: f64[N]) -> (%y: f64[N]) { %y: f64[N] = Exp(%x) }")
-    with pytest.raises(FlowgradError, match="fixed shapes, .* unbatch, .* chunk_size"):
+    with pytest.raises(FlowgradError, match="fixed shapes .* unbatch, .* chunk_size"):
         fg.jacobian(model, sparse=True)
