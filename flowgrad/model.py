@@ -21,7 +21,7 @@ from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, in_time, limits_or_default
 from flowgrad.ir.ops.registry import Borrowed
 from flowgrad.ir.roles import Role, take_roles, with_roles
-from flowgrad.ir.sparse import Sparsity, sparsity_of
+from flowgrad.ir.sparse import PARTS, Sparsity, sparsity_of
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
 from flowgrad.passes.edits import has_shared_weights
@@ -199,6 +199,7 @@ class Model:
             value, array = constants[name], np.array(given)  # the caller's may change
             if array.dtype != value.type.dtype.numpy:
                 raise InputError(f"{name!r} is {value.type!r}, got {array.dtype.name}{list(array.shape)}", code="dtype")
+            self._check_pattern(value, array)
             if array.shape == value.type.static_shape:
                 graph.set_data(value, array)
             else:
@@ -210,6 +211,16 @@ class Model:
             return self.with_graph(rebuilt(graph, resized))
         except ValidationError as error:
             raise InputError(f"the model does not take {shown}: {error.message}", code="shape", where=error.where) from error
+
+    def _check_pattern(self, value: Value, array: Array) -> None:
+        """Raise InputError for a new constant that the pattern of a sparse derivative of this model may not hold for."""
+        old = value.producer.data
+        if old is None or not any(role in PARTS for role, _, _ in self.roles):
+            return
+        holds = array.shape == old.shape and bool(((array == 0) | (old != 0)).all())
+        if not holds or (not value.type.dtype.is_float and not np.array_equal(array, old)):
+            raise InputError(f"the pattern of the sparse derivative counts on what {value.name!r} is (its zeros, if it holds floats): "
+                             "set the values of the model first, then make its sparse derivative", code="sparsity")
 
     def astype(self, dtype: str | DType) -> Model:
         """Return this model computing in another float type: weights, casts and constants alike.

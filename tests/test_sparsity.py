@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.ir.errors import FlowgradError, UnsupportedError
+from flowgrad.ir.errors import FlowgradError, InputError, UnsupportedError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.passes.coloring import color_count, column_colors, star_colors, symmetric_places
 from flowgrad.passes.differentiate import with_tangent
@@ -213,3 +213,17 @@ def test_shapes_known_at_run_time_alone_are_refused_with_the_ways_out() -> None:
     model = fg.load(b"graph @g (%x: f64[N]) -> (%y: f64[N]) { %y: f64[N] = Exp(%x) }")
     with pytest.raises(FlowgradError, match="fixed shapes .* unbatch, .* chunk_size"):
         fg.jacobian(model, sparse=True)
+
+
+def test_other_weights_may_not_fill_the_zeros_that_a_pattern_counts_on() -> None:
+    model = fg.load(b"""graph @g (%x: f64[3]) -> (%y: f64[3])
+  initializers (%w: f64[3] = [2.0,0.0,3.0])
+{
+  %y: f64[3] = Mul(%x, %w)
+}""")
+    sparse = fg.jacobian(model, sparse=True)
+    assert sparse(x=np.ones(3))["y_x_jacobian"].size == 2
+    np.testing.assert_array_equal(sparse.with_params({"w": np.array([4.0, 0.0, 0.0])})(x=np.ones(3))["y_x_jacobian"], [4, 0])
+    with pytest.raises(InputError, match="counts on what 'w' is"):
+        sparse.with_params({"w": np.ones(3)})
+    assert fg.jacobian(model.with_params({"w": np.ones(3)}), sparse=True)(x=np.ones(3))["y_x_jacobian"].size == 3
