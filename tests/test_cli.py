@@ -330,3 +330,11 @@ def test_a_model_that_is_a_derivative_itself_is_checked_by_its_own_inputs() -> N
     product = fg.hvp(model, "y", "x")
     found = fg.gradcheck(product, {"x": np.array([0.3, 0.7]), "w": np.ones(2), "x_tangent": np.array([1.0, -2.0])}, "x_hvp", "w")
     assert found and {c.what for c in found.checks} == {"reverse w", "forward w"}
+
+
+def test_the_output_may_stand_behind_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "gradient.msgpack"
+    assert main(["grad", "tests/data/mlp.onnx", "--of", "loss", "--wrt", "x", str(target)]) == 0
+    assert [o.name for o in fg.load(target).outputs] == ["loss", "x_grad"]
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"flowgrad {fg.__version__}\n"

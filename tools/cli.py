@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from flowgrad import __version__
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.tools.notes import note
 
@@ -33,15 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="flowgrad", description="Exact derivatives of ONNX models, as graphs.",
         epilog="example: flowgrad grad mlp.onnx mlp_grad.onnx --of loss --wrt params",
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"flowgrad {__version__}")
     given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] and given[0] in SUBCOMMANDS:
+        return run_command(_parser_of(given[0]), given[1:])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in SUBCOMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary.capitalize() + ".",
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name in given[:1]:
-            importlib.import_module(f"flowgrad.tools.{name}").add_arguments(sub)
-            add_common(sub)
+        commands.add_parser(name, help=summary)
     return run_command(parser, given)
+
+
+def _parser_of(name: str) -> argparse.ArgumentParser:
+    summary = SUBCOMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"flowgrad {name}", description=summary.capitalize() + ".",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(command=name)
+    importlib.import_module(f"flowgrad.tools.{name}").add_arguments(parser)
+    add_common(parser)
+    return parser
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +67,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     """Parse, dispatch, and turn every expected error into one message and an exit code."""
     try:
-        arguments = parser.parse_args(argv)
+        parsed, rest = parser.parse_known_args(argv)
+        arguments = parser.parse_intermixed_args(argv) if rest else parsed  # OUT may stand behind the options
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
