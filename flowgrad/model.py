@@ -20,7 +20,7 @@ from flowgrad.ir.inline import rebuilt
 from flowgrad.ir.kept import kept
 from flowgrad.ir.limits import Limits, in_time, limits_or_default
 from flowgrad.ir.ops.registry import Borrowed
-from flowgrad.ir.roles import Role, take_roles, with_roles
+from flowgrad.ir.roles import Role, casadi_named, take_roles, with_roles
 from flowgrad.ir.sparse import PARTS, Sparsity, sparsity_of
 from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
@@ -246,20 +246,26 @@ class Model:
 
     @guarded("while exporting")
     def to_onnx(
-        self, path: str | os.PathLike[str] | None = None, opset: int | None = None, passes: str | None = None
+        self, path: str | os.PathLike[str] | None = None, opset: int | None = None, passes: str | None = None, *,
+        naming: Literal["flowgrad", "casadi"] = "flowgrad",
     ) -> ModelProto:
         """Return the model as plain ONNX (default-domain operators only), and write it to ``path`` if given.
 
         ``passes`` run first (default: the standard pipeline; "" for none). The opset stamp is the lowest that is right, 18
-        at least; ``opset`` raises it. Raises SaveError.
+        at least; ``opset`` raises it. With ``naming="casadi"``, seeds and derivatives are called as CasADi does: ``adj_y`` in and
+        ``adj_x`` out for cotangents, ``fwd_x`` and ``fwd_y`` for tangents, ``jac_y_x``, ``hess_f_x_x``. Raises SaveError, and
+        InputError for another naming.
         """
-        return in_time(self.graph.limits, self._exported, path, opset, passes)
+        if naming not in ("flowgrad", "casadi"):
+            raise InputError(f"naming is 'flowgrad' or 'casadi', got {naming!r}", code="option")
+        return in_time(self.graph.limits, self._exported, path, opset, passes, naming)
 
-    def _exported(self, path: str | os.PathLike[str] | None, opset: int | None, passes: str | None) -> ModelProto:
+    def _exported(self, path: str | os.PathLike[str] | None, opset: int | None, passes: str | None, naming: str) -> ModelProto:
         from flowgrad.exchange.writer import save_onnx, write_onnx
 
         optimized = self if passes == "" else self.optimized(passes)
-        graph = with_roles(optimized.graph, self.roles)
+        named = casadi_named(optimized.graph, self.roles) if naming == "casadi" else (optimized.graph, self.roles)
+        graph = with_roles(*named)
         if path is None:
             return write_onnx(graph, opset)
         return save_onnx(graph, Path(path), opset)

@@ -37,3 +37,33 @@ def take_roles(graph: Graph) -> dict[Role, str]:
 
 def _is_row(row: object) -> bool:
     return isinstance(row, list) and len(row) == 4 and all(isinstance(item, str) for item in row)
+
+
+CASADI = {"grad": "adj_{wrt}", "cotangent": "adj_{of}", "tangent": "fwd_{of}{wrt}", "hvp": "fwd_adj_{wrt}",
+          "jacobian": "jac_{of}_{wrt}", "hessian": "hess_{of}_{wrt}", "hessian_diagonal": "hess_{of}_{wrt}_diag"}
+"""What CasADi calls what has a role: seeds and sensitivities after the values they belong to."""
+
+
+def casadi_named(graph: Graph, roles: Mapping[Role, str]) -> tuple[Graph, dict[Role, str]]:
+    """Return a copy of ``graph`` whose inputs and outputs with a role bear CasADi's names (unique, if taken), and the roles."""
+    graph, renamed = graph.copy(), dict(roles)
+    inputs, entries = {v.name: v for v in graph.inputs}, graph.output_entries
+    outputs = {e.name: e.name for e in entries}
+    for (role, of, wrt), name in roles.items():
+        pattern = CASADI.get(role)
+        if pattern is None:
+            continue
+        wanted = pattern.format(of=of.replace(",", "_"), wrt=wrt.replace(",", "_"))
+        if name in inputs:
+            renamed[role, of, wrt] = graph.unique_name(wanted)
+            graph.rename(inputs.pop(name), renamed[role, of, wrt])
+        elif outputs.get(name) == name:
+            taken = {*outputs.values(), *(v.name for v in graph.inputs)}
+            made = wanted if wanted not in taken else graph.unique_output_name(graph.unique_name(wanted))
+            renamed[role, of, wrt] = outputs[name] = made
+    values = [(outputs[e.name], e.input(0)) for e in entries]
+    for entry in entries:
+        graph.remove(entry)
+    for name, value in values:
+        graph.add_output(value, name)
+    return graph, renamed

@@ -248,3 +248,19 @@ def test_exported_cotangents_do_not_broadcast() -> None:
     assert session.run(["x_grad"], {"x": np.ones((2, 3)), "y_grad": np.ones((2, 3))})[0].shape == (2, 3)
     with pytest.raises(Exception, match="Reshape"):
         session.run(["x_grad"], {"x": np.ones((2, 3)), "y_grad": np.ones(3)})
+
+
+def test_exported_derivatives_can_bear_the_names_of_casadi() -> None:
+    model = fg.load(b"graph @g (%x: f64[2]) -> (%f: f64[]) {\n  %f: f64[] = ReduceSumSquare(%x) {keepdims=0}\n}")
+    names = {}
+    for made in (fg.vjp(model), fg.jvp(model), fg.hvp(model), fg.jacobian(model), fg.hessian(model)):
+        again = fg.load(made.to_onnx(naming="casadi"))
+        names.update({i.name: 1 for i in again.inputs} | {o.name: 1 for o in again.outputs})
+        plain = made({i.name: np.ones(2 if i.shape else ()) for i in made.inputs})
+        named = again({i.name: np.ones(2 if i.shape else ()) for i in again.inputs})
+        for array, other in zip(plain.values(), named.values(), strict=True):
+            np.testing.assert_array_equal(array, other)
+        assert set(again.roles) == set(made.roles)
+    assert set(names) == {"x", "f", "adj_f", "adj_x", "fwd_x", "fwd_f", "fwd_adj_x", "jac_f_x", "hess_f_x_x"}
+    with pytest.raises(InputError, match="naming is"):
+        fg.vjp(model).to_onnx(naming="casady")  # type: ignore[arg-type]
