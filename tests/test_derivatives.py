@@ -264,3 +264,16 @@ def test_exported_derivatives_can_bear_the_names_of_casadi() -> None:
     assert set(names) == {"x", "f", "adj_f", "adj_x", "fwd_x", "fwd_f", "fwd_adj_x", "jac_f_x", "hess_f_x_x"}
     with pytest.raises(InputError, match="naming is"):
         fg.vjp(model).to_onnx(naming="casady")  # type: ignore[arg-type]
+
+
+def test_products_by_a_value_and_what_is_computed_from_it_are_refused() -> None:
+    """The gradient by x is 2 h (1 - h^2), written in h: moving h alone would move the slope of tanh as well."""
+    model = fg.load(b"""graph @g (%x: f64[]) -> (%f: f64[]) {
+  %h: f64[] = Tanh(%x)
+  %f: f64[] = Mul(%h, %h)
+}""")
+    with pytest.raises(InputError, match="'h' is computed from another value in wrt"):
+        fg.hvp(model, "f", ["x", "h"])
+    x = np.array(0.7)
+    np.testing.assert_allclose(fg.hessian(model, "f", ["x", "h"])(x=x)["x_h_hessian"], 2 * (1 - np.tanh(x) ** 2), rtol=1e-12)
+    np.testing.assert_allclose(fg.hvp(model, "f", "h")(x=x, h_tangent=np.array(1.0))["h_hvp"], 2.0)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from flowgrad.ir.errors import InputError
+from flowgrad.ir.graph import Graph, Value
+from flowgrad.ir.reach import dependents
 from flowgrad.model import Model
 from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.differentiate import Seeds, tangent
@@ -104,16 +109,29 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, se
 
     Inputs gain ``x_tangent`` for each x in ``wrt``; the outputs are the value, ``x_grad`` for each x, then ``x_hvp`` =
     sum over u of (d2 of / dx du) u_tangent. With ``seeds`` (a number, or the name of a dim), tangents and products have a
-    new first axis, for many directions at once. Raises like ``grad``.
+    new first axis, for many directions at once. Raises like ``grad``, and InputError for a value beside another that it is
+    computed from: ``hessian`` has the derivatives by both.
     """
     first = value_and_grad(model, of, wrt, zero=zero, stabilize=stabilize)
     task = Task(first, stabilize)
     name = first.graph.output_entries[0].name
     wrt_values = [(w, first.roles["grad", name, w]) for r, o, w in first.roles if r == "grad" and o == name]
     wrt_values = [(w, g) for w, g in wrt_values if w in task.graph.values]
+    _check_apart(task.graph, [task.graph.value(w) for w, _ in wrt_values])
     gradients = [find_value(task.graph, g) for _, g in wrt_values]
     pairs = task.tangents([(w, task.graph.value(w)) for w, _ in wrt_values], seeds)
     found = task.for_each_seed(tangent(task.graph, pairs, gradients))
     for (w, _), g, dot in zip(wrt_values, gradients, found, strict=True):
         task.add_derivative(("hvp", name, w), f"{w}_hvp", g, dot, name, w)
     return task.finish()
+
+
+def _check_apart(graph: Graph, wrt: Sequence[Value]) -> None:
+    """Check that no value in ``wrt`` is computed from another: the gradient by that one may be written in terms of it."""
+    order = graph.nodes()
+    reached = dependents([node for node in order if not any(v in wrt for v in node.results)], wrt)
+    for node in order:
+        for x in node.results:
+            if x in wrt and any(v in reached for v in node.operands):
+                raise InputError(f"{x.name!r} is computed from another value in wrt, and the gradient by that is written in terms of "
+                                 f"{x.name!r}: ask for products by one of them, or for fg.hessian, which has both", code="wrt")
