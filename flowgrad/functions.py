@@ -19,6 +19,9 @@ from flowgrad.transforms.jacobians import jacobian
 Bounds = Mapping[str, tuple[Any, Any]]
 """The least and the largest value of a variable; None for none, arrays for each element."""
 
+Key = tuple[tuple[str, tuple[int, ...], bytes], ...]
+"""What a run was given: names, shapes and contents of its arrays."""
+
 
 class _Variables:
     """The variables of a function: named arrays, and the one vector that holds them one after the other."""
@@ -84,7 +87,7 @@ class _Function:
         self.fixed = self._cast(fixed or {})
         self._engine, self._threads = engine, threads
         self._programs: dict[str, tuple[Model, Any]] = {}
-        self._last: tuple[bytes, str, dict[str, Array]] | None = None
+        self._last: tuple[Key, str, dict[str, Array]] | None = None
 
     @property
     def x0(self) -> Array:
@@ -120,7 +123,7 @@ class _Function:
         """Run one of the derived models at ``x``. What was computed last at the same place is not computed again."""
         program = self._derived(kind)[1]
         arrays = {**self.fixed, **self._cast(feeds), **self.unpack(x), **(extra or {})}
-        key = b"".join(a.tobytes() for a in arrays.values())
+        key = tuple((name, a.shape, a.tobytes()) for name, a in sorted(arrays.items()))
         if self._last is not None and self._last[:2] == (key, kind):
             return self._last[2]
         result: dict[str, Array] = program.run(arrays)
@@ -160,28 +163,28 @@ class Objective(_Function):
         transforms: dict[str, Callable[..., Model]] = {"grad": value_and_grad, "hvp": hvp, "hess": hessian}
         return transforms[kind](self.model, self.of, self.wrt)
 
-    def fun(self, x: Any, **feeds: Any) -> float:
+    def fun(self, x: Any, /, **feeds: Any) -> float:
         """Return the scalar at ``x``."""
         return self.fun_and_jac(x, **feeds)[0]
 
-    def jac(self, x: Any, **feeds: Any) -> Array:
+    def jac(self, x: Any, /, **feeds: Any) -> Array:
         """Return the gradient at ``x``: one float64 vector."""
         return self.fun_and_jac(x, **feeds)[1]
 
-    def fun_and_jac(self, x: Any, **feeds: Any) -> tuple[float, Array]:
+    def fun_and_jac(self, x: Any, /, **feeds: Any) -> tuple[float, Array]:
         """Return both, as ``minimize(f.fun_and_jac, f.x0, jac=True)`` wants them."""
         result = self._run("grad", x, feeds)
         value, *gradients = (result[e.name] for e in self._made("grad").graph.output_entries)
         return float(np.reshape(value, ())), self.pack(dict(zip(self.wrt, gradients, strict=True)))
 
-    def hessp(self, x: Any, p: Any, **feeds: Any) -> Array:
+    def hessp(self, x: Any, p: Any, /, **feeds: Any) -> Array:
         """Return the Hessian at ``x`` times the vector ``p``."""
         roles = self._made("hvp").roles
         extra = {roles["tangent", "", n]: a for n, a in self.unpack(p).items()}
         result = self._run("hvp", x, feeds, extra)
         return self.pack({w: result[name] for (role, _, w), name in roles.items() if role == "hvp"})
 
-    def hess(self, x: Any, **feeds: Any) -> Array:
+    def hess(self, x: Any, /, **feeds: Any) -> Array:
         """Return the Hessian at ``x``: a float64 matrix."""
         result = self._run("hess", x, feeds)
         by_pair = {w: result[name] for (role, _, w), name in self._made("hess").roles.items() if role == "hessian"}
@@ -213,11 +216,11 @@ class VectorFunction(_Function):
             return self.model.with_graph(graph)
         return jacobian(self.model, self.of, self.wrt, sparse=self.sparse)
 
-    def fun(self, x: Any, **feeds: Any) -> Array:
+    def fun(self, x: Any, /, **feeds: Any) -> Array:
         """Return the outputs at ``x``: one float64 vector."""
         return _joined([self._run("fun", x, feeds)[name] for name in self.of])
 
-    def jac(self, x: Any, **feeds: Any) -> Any:
+    def jac(self, x: Any, /, **feeds: Any) -> Any:
         """Return the Jacobian at ``x``: a float64 matrix, one row per element of the outputs."""
         result = self._run("jac", x, feeds)
         made = self._made("jac")

@@ -144,3 +144,29 @@ def test_the_model_can_keep_its_type() -> None:
 def test_wrong_calls_say_the_way_out(call: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         call()
+
+
+def products() -> fg.Model:
+    """Return the sum of x (p q), with p of any two extents and q the shape of their product."""
+    graph = Graph("products")
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (2,)))
+    p, q = (graph.add_input(name, Type(FLOAT64, (Dim.named("R"), Dim.named("C")))) for name in ("p", "q"))
+    flat = b.ReduceSum(b.Sub(b.Mul(p, 2.0), q), np.array([1]), keepdims=0)
+    graph.add_output(b.ReduceSum(b.Mul(x, b.Slice(b.Concat(flat, flat, axis=0), [0], [2])), keepdims=0), "f")
+    return fg.Model(graph)
+
+
+def test_what_was_computed_last_is_told_apart_by_names_and_shapes() -> None:
+    f = fg.Objective(products(), wrt="x")
+    x, one, two = np.ones(2), np.array([[1.0, 2.0]]), np.array([[5.0, 7.0]])
+    assert f.fun(x, p=one, q=two) == -12.0
+    assert f.fun(x, q=one, p=two) == 42.0, "the same bytes in the same order, under other names"
+    assert f.fun(x, p=one.T, q=two.T) == -6.0
+    assert f.fun(x, p=one, q=two) == -12.0, "the same bytes in other shapes"
+
+
+def test_other_inputs_may_have_the_names_of_arguments() -> None:
+    f = fg.Objective(rosenbrock(), wrt="a")
+    x = np.array([0.3, -0.2, 0.5, 0.9, -1.1])
+    assert f.jac([1.0], x=x) == pytest.approx(2 * (4 - x[:4].sum()))
