@@ -210,6 +210,7 @@ class VectorFunction(_Function):
     def _make(self, kind: str) -> Model:
         if kind == "fun":
             graph = self.model.graph.copy()
+            find_wrt(graph, self.wrt)  # constants that are variables become parameters, which can be fed
             for entry in graph.output_entries:
                 if entry.name not in self.of:
                     graph.remove(entry)

@@ -90,6 +90,17 @@ def test_weights_are_variables_that_have_a_value() -> None:
     np.testing.assert_allclose(f.jac(f.x0), differences(f.fun, f.x0), rtol=1e-5, atol=1e-8)
 
 
+def test_a_number_that_is_no_parameter_is_a_variable_if_it_is_named() -> None:
+    model = fg.load(b"""graph @g (%t: f64[3]) -> (%y: f64[3])
+        literals (%"onnx::Mul_1": f64[] = 2.0) {
+        %y: f64[3] = Mul(%t, %"onnx::Mul_1")
+    }""")
+    f = fg.VectorFunction(model, wrt="onnx::*", fixed={"t": [1.0, 2.0, 3.0]})
+    assert f.x0.tolist() == [2.0]
+    assert f.fun([5.0]).tolist() == [5.0, 10.0, 15.0]
+    assert f.jac([5.0]).tolist() == [[1.0], [2.0], [3.0]]
+
+
 def test_a_vector_function_has_a_jacobian() -> None:
     f = fg.VectorFunction(decay(), wrt="x", fixed={"t": T})
     x = np.array([3.0, -2.0])
