@@ -9,10 +9,10 @@ from typing import Any
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
-from flowgrad.ir.graph import CONSTANT, DEFAULT, PARAMETER, Graph, Value
+from flowgrad.ir.graph import CONSTANT, DEFAULT, ENTRIES, PARAMETER, Graph, Value
 from flowgrad.ir.types import INT64, Type
 from flowgrad.passes.edits import BYPASSED
-from flowgrad.passes.parameters import parameters
+from flowgrad.passes.parameters import candidates, parameters
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
             graph.set_role(value, PARAMETER)
     if not chosen:
         raise InputError(f"wrt={wrt!r} names nothing; float inputs: {_listing(float_inputs(graph))}; "
-                         f"parameters: {_listing(parameters(graph))}", code="name")
+                         f"parameters: {_listing(parameters(graph))}{_left_out(graph)}", code="name")
     return list(chosen)
 
 
@@ -132,9 +132,17 @@ def picked(graph: Graph, wanted: Pick) -> Value:
     existing = next((v for v in graph.inputs if v.name == wanted.index), None)
     if existing is not None and existing.type.dtype != INT64:
         raise InputError(f"input {wanted.index!r} is {existing.type!r}, expected int64", code="dtype")
-    index = existing or graph.add_input(graph.unique_name(wanted.index), Type(INT64, shape[:-1]))
+    index = existing or add_named_input(graph, wanted.index, Type(INT64, shape[:-1]))
     chosen = b.GatherElements(value, b.Unsqueeze(index, [-1]), axis=-1)
     return b.ReduceSum(chosen, keepdims=0)
+
+
+def add_named_input(graph: Graph, name: str, type_: Type) -> Value:
+    """Append an input called ``name``, an inner value of that name giving way; a name of an output or constant stays taken."""
+    taken = graph.values.get(name)
+    if taken is not None and taken.producer.op not in ENTRIES and all(e.name != name for e in graph.output_entries):
+        graph.rename(taken, graph.unique_name(name))
+    return graph.add_input(graph.unique_name(name), type_)
 
 
 def find_scalar(graph: Graph, of: str | Pick | None) -> tuple[str, Value]:
@@ -165,6 +173,12 @@ def float_inputs(graph: Graph) -> list[Value]:
 def as_list(names: Names) -> list[str]:
     """Return names as a list; what is no name is refused by ``find_value``, an array as a whole."""
     return list(names) if isinstance(names, (list, tuple, set, frozenset)) else [names]  # type: ignore[list-item]
+
+
+def _left_out(graph: Graph) -> str:
+    """Return the candidates that are no parameters, as what an error says of them."""
+    left = [c.value for c in candidates(graph) if not c.included]
+    return f"; constants that are none unless named (model.params says why): {_listing(left)}" if left else ""
 
 
 def _listing(values: Iterable[Value]) -> str:

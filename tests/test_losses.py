@@ -167,6 +167,43 @@ def test_what_went_through_the_same_function_is_refused_and_the_logits_are_named
         fg.with_loss(identity((6, 4), ending), loss, output="z" if "%z" in ending else None)
 
 
+@pytest.mark.parametrize("divisor", ["ReduceSum(%a, [-1])", "ReduceSum(%p, [-1])", "ReduceL1(%p, [-1])"])
+def test_probabilities_that_were_divided_by_their_sum_are_refused(divisor: str) -> None:
+    model = fg.load(f"""graph @g (%x: f32[N,3]) -> (%y: f32[N,3]) {{
+        %p: f32[N,3] = Softmax(%x) {{axis=-1}}
+        %a: f32[N,3] = Abs(%p)
+        %s: f32[N,1] = {divisor} {{keepdims=1}}
+        %zero: bool[N,1] = Equal(%s, 0.0)
+        %d: f32[N,1] = Where(%zero, 1.0, %s)
+        %q: f32[N,3] = Div(%p, %d)
+        %y: f32[N,3] = Identity(%q)
+    }}""".encode())
+    with pytest.raises(InputError, match="give it the logits, output='x'"):
+        fg.with_loss(model, "softmax_cross_entropy")
+
+
+def test_a_quotient_of_other_things_is_no_share() -> None:
+    model = fg.load(b"""graph @g (%x: f32[N,3]) -> (%y: f32[N,3]) {
+        %p: f32[N,3] = Softmax(%x) {axis=-1}
+        %s: f32[N,1] = ReduceSum(%x, [-1]) {keepdims=1}
+        %y: f32[N,3] = Div(%p, %s)
+    }""")
+    assert fg.with_loss(model, "softmax_cross_entropy").outputs[-1].name == "loss"
+
+
+def test_an_inner_value_gives_its_name_to_the_target() -> None:
+    model = fg.load(b"""graph @g (%x: f32[N,3]) -> (%y: f32[N,3], %c: i64[N]) {
+        %y: f32[N,3] = Identity(%x)
+        %label: i64[N] = ArgMax(%x) {axis=1, keepdims=0}
+        %c: i64[N] = Identity(%label)
+    }""")
+    made = fg.with_loss(model, "softmax_cross_entropy", output="y", target="label")
+    assert [v.name for v in made.inputs] == ["x", "label"]
+    found = made(x=np.zeros((2, 3), np.float32), label=np.array([2, 1]))
+    assert found["c"].tolist() == [0, 0] and np.isclose(found["loss"], np.log(3))
+    assert [v.name for v in fg.grad(model, fg.pick("y", index="label"), "x").inputs] == ["x", "label"]
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     ({"loss": "softmax_crossentropy"}, "did you mean 'softmax_cross_entropy'"),
     ({"loss": "huber", "weights": 2.0}, "these do: sigmoid_cross_entropy, softmax_cross_entropy"),

@@ -123,6 +123,14 @@ def test_the_pipeline_takes_inner_values_and_suggests_names() -> None:
         fg.PassManager("adjoint{wrt=inputs}").run(model)
 
 
+def test_an_error_lists_the_constants_that_are_no_parameters() -> None:
+    model = fg.load(b"""graph @g (%t: f64[3]) -> (%y: f64[3]) literals (%"onnx::Mul_1": f64[] = 2.0) {
+        %y: f64[3] = Mul(%t, %"onnx::Mul_1")
+    }""")
+    with pytest.raises(InputError, match=r"parameters: none; constants .* \(model.params says why\): onnx::Mul_1: f64\[\]"):
+        fg.vjp(model, wrt="params")
+
+
 def test_a_thousand_outputs_without_inputs_are_looked_through_once() -> None:
     body = "\n".join(f"%v{i + 1}: f32[2] = Neg(%v{i})" for i in range(3000))
     outputs = ", ".join(f"%v{i}: f32[2]" for i in range(1, 3001))
