@@ -211,6 +211,9 @@ class VectorFunction(_Function):
         if kind == "fun":
             graph = self.model.graph.copy()
             find_wrt(graph, self.wrt)  # constants that are variables become parameters, which can be fed
+            for name, value in find_of(graph, self.of):
+                if all(e.name != name for e in graph.output_entries):
+                    graph.add_output(value, name)
             for entry in graph.output_entries:
                 if entry.name not in self.of:
                     graph.remove(entry)

@@ -101,6 +101,16 @@ def test_a_number_that_is_no_parameter_is_a_variable_if_it_is_named() -> None:
     assert f.jac([5.0]).tolist() == [[1.0], [2.0], [3.0]]
 
 
+def test_an_inner_value_can_be_the_function() -> None:
+    model = fg.load(b"""graph @g (%x: f64[2]) -> (%y: f64[]) {
+        %d: f64[2] = Mul(%x, %x)
+        %y: f64[] = ReduceSum(%d) {keepdims=0}
+    }""")
+    f = fg.VectorFunction(model, of="d")
+    assert f.fun([2.0, 3.0]).tolist() == [4.0, 9.0]
+    assert f.jac([2.0, 3.0]).tolist() == [[4.0, 0.0], [0.0, 6.0]]
+
+
 def test_a_vector_function_has_a_jacobian() -> None:
     f = fg.VectorFunction(decay(), wrt="x", fixed={"t": T})
     x = np.array([3.0, -2.0])
