@@ -56,6 +56,10 @@ class _Attack:
         if classes.dtype.kind not in "iu" or classes.shape != examples.shape[:1]:
             raise InputError(f"labels are one integer per example, got {classes.dtype.name}{list(classes.shape)} for "
                              f"{len(examples)} examples", code="labels")
+        low, high = (-np.inf, np.inf) if self.bounds is None else self.bounds
+        if examples.size and not (examples.min() >= low and examples.max() <= high):
+            raise InputError(f"the examples go from {examples.min():.4g} to {examples.max():.4g}, beyond bounds=({low:.4g}, "
+                             f"{high:.4g}): give the bounds that they have, or bounds=None", code="bounds")
         return examples, classes.astype(np.int64)
 
     def _within(self, x: Array, start: Array) -> Array:

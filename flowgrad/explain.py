@@ -55,6 +55,9 @@ class _Explained:
             raise InputError(f"target= must say which entry of {self.output!r} is explained: a class, or one per example",
                              code="target")
         classes = np.asarray(target, np.int64)
+        extent = (find_value(self.model.graph, self.output).type.shape or (None,))[-1]
+        if isinstance(extent, int) and classes.size and not (classes.min() >= 0 and classes.max() < extent):
+            raise InputError(f"target={target!r} lies outside 0..{extent - 1}, the entries of {self.output!r}", code="target")
         wanted = self._made.model.graph.value(TARGET).type.rank or 1
         if classes.ndim == 0:
             classes = np.full((len(x),) * (wanted > 0) + (1,) * (wanted - 1), classes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import networkx as nx
 import numpy as np
 
 from flowgrad.ir.errors import LimitError, PassError
@@ -27,6 +26,8 @@ def column_colors(pattern: Pattern) -> Array:
         return np.arange(pattern.width)  # a full row: no two can be done together
     _check_work(counts)
     met = pattern.led(pattern.width, pattern.columns, pattern.rows)
+    import networkx as nx  # takes as long to import as all else: not before it is needed
+
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(pattern.width))
     graph.add_edges_from(_pairs(met))

@@ -112,6 +112,8 @@ def any_of(word: Any) -> Any:
 
 @pytest.mark.parametrize(("call", "said"), [
     (lambda m: fg.explain.Saliency(m).attribute(IMAGES), "target= must say"),
+    (lambda m: fg.explain.Saliency(m).attribute(IMAGES, 3), "lies outside 0..2"),
+    (lambda m: fg.attack.FGSM(m)(IMAGES - 1, CLASSES), r"beyond bounds=\(0, 1\)"),
     (lambda m: fg.explain.Saliency(m, output="z"), "no output, value or node 'z'"),
     (lambda m: fg.explain.Saliency(m, input="z"), "no float input 'z'"),
     (lambda m: fg.explain.LayerGradCam(m, "y"), "a layer of feature maps"),
