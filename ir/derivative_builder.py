@@ -29,6 +29,8 @@ class DerivativeBuilder(Builder):
         self.independent = False
         """For tangent rules of ops with subgraphs: no tangent depends on a value of the graph, so that a forward node
         can take tangents as inputs without a cycle."""
+        self.in_place = True
+        """For tangent rules of ops with subgraphs: a forward node may compute its tangents as well."""
 
     def zero(self, like: Value) -> Value:
         """Return a symbolic zero of the type of ``like``."""

@@ -30,10 +30,10 @@ def adjoint(
 
 
 def tangent(
-    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value]
+    graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], *, in_place: bool = True,
 ) -> list[Value | None]:
     """Append the tangents of ``of``, through subgraphs too: see ``passes.tangent.tangent``."""
-    return forward.tangent(graph, pairs, of, Bodies())
+    return forward.tangent(graph, pairs, of, Bodies(), in_place=in_place)
 
 
 Seeds = int | str | None

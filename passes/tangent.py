@@ -28,19 +28,21 @@ Tangent = Value | None
 @guarded("while differentiating")
 def tangent(
     graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], bodies: BodyDifferentiator, *,
-    pass_name: str = "tangent",
+    in_place: bool = True, pass_name: str = "tangent",
 ) -> list[Tangent]:
     """Append to ``graph`` the tangents of ``of`` for the values and tangents in ``pairs``.
 
     Forward accumulation: y_dot = sum over the inputs x of (dy/dx) x_dot. Returns one value per entry of ``of``, of
     exactly its type, or None where it does not depend on any x. Raises NotDifferentiableError like ``adjoint``,
     and where a path crosses a node with an adjoint rule of its own, whose tangent nobody gave. ``bodies`` differentiates
-    subgraphs.
+    subgraphs. Without ``in_place``, nodes with subgraphs stay as they are, and tangents come from nodes beside them: what
+    is computed without tangents does not depend on them then, as is needed where these are about to be many at once.
     """
     wrt = [x for x, _ in pairs]
     order, beside = expand_for_derivative(graph, wrt, of, forward=True)
     active = active_values(order, wrt)
     b = DerivativeBuilder(graph, bodies)
+    b.in_place = in_place
     b.independent = all(x_dot.producer.op in ENTRIES for _, x_dot in pairs)
     dots: dict[Value, Value] = {}
     for x, x_dot in pairs:

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError, InputError
+from flowgrad.ir.graph import Graph
+from flowgrad.ir.types import BOOL, FLOAT64, Dim, Type
 
 MLP = Path(__file__).parent / "data" / "mlp.onnx"
 
@@ -221,3 +224,30 @@ def test_values_without_axes_that_are_known_are_refused() -> None:
         fg.jacobian(model)
     with pytest.raises(InputError, match="the rank of 'y' is not known"):
         fg.vjp(model, seeds=2)
+
+
+def selected() -> fg.Model:
+    """Return y = 2 x sin x or 3 x sin x, whichever ``c`` selects: an If whose output is that of the model."""
+    graph = Graph("selected")
+    b = Builder(graph)
+    x, c = graph.add_input("x", Type(FLOAT64, (Dim.named("N"),))), graph.add_input("c", Type(BOOL, ()))
+    branches = {}
+    for name, scale in (("then_branch", 2.0), ("else_branch", 3.0)):
+        branches[name] = Graph(name)
+        inner, formal = Builder(branches[name]), branches[name].add_input("inside", x.type)
+        branches[name].add_output(inner.Mul(inner.Sin(formal), inner.Mul(formal, scale)), "o")
+    graph.add_output(b.add_node("If", [c], captures=[x], subgraphs=branches).output(), "y")
+    return fg.Model(graph)
+
+
+def test_what_a_node_with_subgraphs_computes_stays_apart_from_many_tangents() -> None:
+    x, c = np.array([1.0, 2.0, 3.0]), np.array(True)
+    y, slopes = 2 * x * np.sin(x), 2 * (np.sin(x) + x * np.cos(x))
+    for chunk_size in (None, 2):
+        made = fg.jacobian(selected(), wrt="x", keep="y", mode="fwd", chunk_size=chunk_size)
+        found = made.compile().run({"x": x, "c": c})
+        np.testing.assert_allclose(found["y_x_jacobian"], np.diag(slopes), rtol=1e-14)
+        np.testing.assert_allclose(found["y"], y, rtol=1e-14)
+    found = fg.jvp(selected(), wrt="x", seeds=2).compile().run({"x": x, "c": c, "x_tangent": np.array([[1.0, 0, 2], [0, 1, 1]])})
+    np.testing.assert_allclose(found["y_tangent"], slopes * [[1, 0, 2], [0, 1, 1]], rtol=1e-14)
+    np.testing.assert_allclose(found["y"], y, rtol=1e-14)

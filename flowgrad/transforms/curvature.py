@@ -41,9 +41,10 @@ def gauss_newton(model: Model, of: str | Pick | None = None, wrt: Names = "param
     task.graph.add_output(y, name)
     pairs = task.tangents([(x.name, x) for x in wrt_values], seeds)
     z_bars = adjoint(task.graph, [(y, task.one(y))], zs, zero=check_option(zero))
-    z_dots = tangent(task.graph, pairs, zs)
+    z_dots = tangent(task.graph, pairs, zs, in_place=seeds is None)
     moved = [(z, z_dot) for z, z_dot in zip(zs, z_dots, strict=True) if z_dot is not None]
-    curved = iter(tangent(task.graph, moved, [z_bar for z_bar in z_bars if z_bar is not None]) if moved else ())
+    curved = iter(tangent(task.graph, moved, [z_bar for z_bar in z_bars if z_bar is not None],
+                          in_place=seeds is None) if moved else ())
     ends = [(z, end) for z, z_bar in zip(zs, z_bars, strict=True) if z_bar is not None and (end := next(curved, None))]
     _products(task, "ggn", name, wrt_values, ends, zero)
     return task.finish()
@@ -64,7 +65,7 @@ def fisher(model: Model, of: Names, wrt: Names = "params", *, link: Link = "iden
     task.drop_outputs()
     task.output_all(ys)
     pairs = task.tangents([(x.name, x) for x in wrt_values], seeds)
-    dots = tangent(task.graph, pairs, [y for _, y in ys])
+    dots = tangent(task.graph, pairs, [y for _, y in ys], in_place=seeds is None)
     ends = [(y, _weighted(Builder(task.graph, prefix=y.name), dot, y, link))
             for (_, y), dot in zip(ys, dots, strict=True) if dot is not None]
     _products(task, "fisher", ",".join(name for name, _ in ys), wrt_values, ends, zero)

@@ -94,7 +94,7 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, seeds: See
     wrt_values = find_wrt(task.graph, wrt)
     task.repair([*wrt_values, *(y for _, y in values)])
     pairs = task.tangents([(x.name, x) for x in wrt_values], seeds)
-    found = task.for_each_seed(tangent(task.graph, pairs, [v for _, v in values]))
+    found = task.for_each_seed(tangent(task.graph, pairs, [v for _, v in values], in_place=seeds is None))
     if check_option(zero) != "allow":
         check_zero(task.graph, wrt_values, [y for (_, y), y_dot in zip(values, found, strict=True) if y_dot is None])
     for (name, y), y_dot in zip(values, found, strict=True):
@@ -120,7 +120,7 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, se
     _check_apart(task.graph, [task.graph.value(w) for w, _ in wrt_values])
     gradients = [find_value(task.graph, g) for _, g in wrt_values]
     pairs = task.tangents([(w, task.graph.value(w)) for w, _ in wrt_values], seeds)
-    found = task.for_each_seed(tangent(task.graph, pairs, gradients))
+    found = task.for_each_seed(tangent(task.graph, pairs, gradients, in_place=seeds is None))
     for (w, _), g, dot in zip(wrt_values, gradients, found, strict=True):
         task.add_derivative(("hvp", name, w), f"{w}_hvp", g, dot, name, w)
     return task.finish()

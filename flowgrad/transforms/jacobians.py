@@ -110,7 +110,7 @@ def forward_blocks(graph: Graph, ys: Sequence[Value], xs: Sequence[Value], chunk
     b = Builder(graph)
     for x in xs:
         seed = graph.add_input(graph.unique_name(f"{x.name}_seed"), x.type)
-        found = tangent(graph, [(x, seed)], ys)
+        found = tangent(graph, [(x, seed)], ys, in_place=False)
         if zero != "allow":
             check_zero(graph, [x], [y for y, v in zip(ys, found, strict=True) if v is None])
         rows = iter(rows_of(graph, seed, x, [v for v in found if v is not None], chunk_size))

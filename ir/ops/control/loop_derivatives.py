@@ -361,5 +361,10 @@ class _WithTangents:
 
 
 def takes_in_place(b: DerivativeBuilder, node: Node, operands: Sequence[Value | None]) -> bool:
-    """Return whether ``node`` can take ``operands`` without becoming its own ancestor."""
+    """Return whether ``node`` may take ``operands``, and can without becoming its own ancestor.
+
+    Where it draws random numbers, it takes them if it can: a node beside it would draw others.
+    """
+    if not b.in_place and not is_random(node):
+        return False
     return b.independent or not depend_on([v for v in operands if v is not None], node)
