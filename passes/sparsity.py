@@ -84,7 +84,7 @@ def dependencies(graph: Graph, xs: Sequence[Value], ys: Sequence[Value]) -> Patt
     """
     width = sum(size_of(x) for x in xs)
     dots = [graph.add_input(graph.unique_name(f"{x.name}_dot"), x.type) for x in xs]
-    found = tangent(graph, list(zip(xs, dots, strict=True)), ys)
+    found = tangent(graph, list(zip(xs, dots, strict=True)), ys, in_place=False)
     reader = _Reader(graph, [v for v in found if v is not None], width)
     start = 0
     for dot in dots:

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError, InputError, UnsupportedError
 from flowgrad.ir.evaluate import evaluate
+from flowgrad.ir.graph import Graph
+from flowgrad.ir.types import BOOL, FLOAT64, Type
 from flowgrad.passes.coloring import color_count, column_colors, star_colors, symmetric_places
 from flowgrad.passes.differentiate import with_tangent
 from flowgrad.passes.sparsity import Pattern, dependencies
@@ -227,3 +230,26 @@ def test_other_weights_may_not_fill_the_zeros_that_a_pattern_counts_on() -> None
     with pytest.raises(InputError, match="counts on what 'w' is"):
         sparse.with_params({"w": np.ones(3)})
     assert fg.jacobian(model.with_params({"w": np.ones(3)}), sparse=True)(x=np.ones(3))["y_x_jacobian"].size == 3
+
+
+def test_values_of_subgraphs_do_not_count_as_tangents() -> None:
+    graph, branches = Graph("scaled"), {}
+    b = Builder(graph)
+    x, w, c = (graph.add_input(name, type_) for name, type_ in
+               (("x", Type(FLOAT64, (1, 3))), ("w", Type(FLOAT64, (3, 2))), ("c", Type(BOOL, ()))))
+    for name, scale in (("then_branch", 2.0), ("else_branch", 3.0)):
+        branches[name] = Graph(name)
+        inner, formal = Builder(branches[name]), branches[name].add_input("inside", x.type)
+        branches[name].add_output(inner.Mul(inner.Sin(formal), inner.Mul(formal, scale)), "o")
+    selected = b.add_node("If", [c], captures=[x], subgraphs=branches).output()
+    graph.add_output(b.MatMul(selected, w), "y")
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((1, 3)), "w": rng.standard_normal((3, 2)), "c": np.array(False)}
+    model = fg.Model(graph)
+    dense = fg.jacobian(model, wrt=["x", "w"]).compile().run(feeds)
+    made = fg.jacobian(model, wrt=["x", "w"], sparse=True)
+    values = made.compile().run(feeds)
+    for name, expected in dense.items():
+        found = np.zeros(values[f"{name}_shape"])
+        found[values[f"{name}_rows"], values[f"{name}_cols"]] = values[name]
+        np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-12)
