@@ -12,7 +12,7 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
-from flowgrad.ir.errors import FlowgradError, InputError
+from flowgrad.ir.errors import FlowgradError, InputError, UnsupportedError
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.types import BOOL, FLOAT64, Dim, Type
 
@@ -252,3 +252,13 @@ def test_what_a_node_with_subgraphs_computes_stays_apart_from_many_tangents() ->
     found = fg.jvp(selected(), wrt="x", seeds=2).compile().run({"x": x, "c": c, "x_tangent": tangents})
     np.testing.assert_allclose(found["y_tangent"], slopes * tangents, rtol=1e-14)
     np.testing.assert_allclose(found["y"], y, rtol=1e-14)
+
+
+def test_examples_that_take_branches_of_different_tapes_are_refused_by_name() -> None:
+    """What the branch that is not taken would keep is empty, and would pass for an extent of the examples."""
+    with pytest.raises(UnsupportedError, match="use forward mode, or differentiate what vmap makes"):
+        fg.vmap(fg.jacobian(selected(), wrt="x", mode="rev"))
+    x, c = np.arange(1, 7.0).reshape(2, 3), np.array([True, False])
+    each = fg.vmap(fg.jacobian(selected(), wrt="x", mode="fwd"))(x=x, c=c)["y_x_jacobian"]
+    whole = fg.jacobian(fg.vmap(selected()), wrt="x", mode="rev")(x=x, c=c)["y_x_jacobian"]
+    np.testing.assert_allclose(each, np.stack([whole[i, :, i] for i in range(2)]), rtol=1e-12)

@@ -8,8 +8,9 @@ from typing import Any
 from flowgrad.ir.batching import BatchBuilder, looped
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.inline import inline
-from flowgrad.ir.ops.control.loop_layout import Layout, layout_of
-from flowgrad.ir.ops.registry import Trait, opdef
+from flowgrad.ir.ops.control.loop_layout import Layout, dim_bindings, layout_of, outward
+from flowgrad.ir.ops.registry import Trait, opdef, refuse
+from flowgrad.ir.types import Dim, Shape
 
 
 def if_batched(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> Any:
@@ -33,6 +34,9 @@ def _chosen(b: BatchBuilder, node: Node, branches: Sequence[Graph], cond: Value 
     """Return the results of the branch that each example takes, from both branches of all if they are elementwise."""
     types = [[y.type for y in branch.outputs] for branch in branches]
     plain = all(t.shape is not None for t in types[0]) and types[0] == types[1] and cond is not None
+    if not plain and _are_mistaken(*(_shapes(node, branch) for branch in branches)):
+        return refuse("its branches give different shapes (of a derivative in reverse mode: what each keeps), and the examples may take "
+                      "different ones: use forward mode, or differentiate what vmap makes")
     if not plain or not all(_is_safe(branch) for branch in branches) or node.input(0).type.rank != 0:
         return looped(b, node, cond, *captures)
     everything = set(range(len(types[0])))
@@ -45,6 +49,17 @@ def _chosen(b: BatchBuilder, node: Node, branches: Sequence[Graph], cond: Value 
         results.append(_inlined(b, body, captures))
     assert cond is not None
     return [b.Where(b.padded(cond, len(y.shape) - 1), y, z) for y, z in zip(*results, strict=True)]
+
+
+def _shapes(node: Node, branch: Graph) -> list[Shape | None]:
+    """Return the shapes of what a branch gives, in terms of the values around the node."""
+    bindings = dim_bindings(branch.inputs, node.captures)
+    return [outward(y.type, bindings).shape for y in branch.outputs]
+
+
+def _are_mistaken(shapes: Sequence[Shape | None], others: Sequence[Shape | None]) -> bool:
+    """Return whether a named extent may be taken for what the other branch has in its place."""
+    return any(a != z and any(isinstance(n, Dim) for n in (*(a or ()), *(z or ()))) for a, z in zip(shapes, others, strict=True))
 
 
 def _is_safe(branch: Graph) -> bool:
