@@ -190,6 +190,8 @@ class Model:
         The dtype must be that of the present value. Another shape is taken where the operators of the model allow it, and
         types follow; InputError, with the node, where they do not.
         """
+        if not isinstance(values, Mapping):
+            raise InputError(f"with_params takes arrays by name, as in {{'w': array}}, not {type(values).__name__}", code="type")
         graph = self.graph.copy()
         constants = {v.name: v for v in graph.constants if v.name}
         resized: dict[Value, Array] = {}

@@ -106,8 +106,10 @@ def _is_safe(character: str) -> bool:
     return character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string; for no text, that names are."""
+    if not isinstance(name, str):
+        return f"; a name is a text, not {type(name).__name__}"
     names = list(itertools.islice(known, MOST_KNOWN)) if len(name) < 200 else []
     folded = name.casefold()
     close = [n for n in names if n.casefold() == folded][:1] or difflib.get_close_matches(name, names, n=1, cutoff=0.6)

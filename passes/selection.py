@@ -109,6 +109,8 @@ def find_of(graph: Graph, of: Of | None) -> list[tuple[str, Value]]:
         return pairs
     items: list[Any] = list(of) if isinstance(of, (list, tuple)) else [of]
     pairs = [_named(graph, item) for item in items]
+    if not pairs:
+        raise InputError("of= is empty: name what is to be differentiated", code="of")
     for name, value in pairs:
         if not value.type.dtype.carries:
             raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")
@@ -158,9 +160,14 @@ def find_scalar(graph: Graph, of: str | Pick | None) -> tuple[str, Value]:
                 f"({_listing(graph.outputs)}). Name a scalar, or use vjp, which takes a cotangent for any output.",
                 code="of")
         return pairs[0]
-    ((name, value),) = find_of(graph, of)
+    chosen = find_of(graph, of)
+    if len(chosen) != 1:
+        raise InputError(f"of= names one scalar, got {len(chosen)} names: {', '.join(name for name, _ in chosen) or 'none'}; their sum, or "
+                         "one of them, can be differentiated", code="of")
+    ((name, value),) = chosen
     if value.type.size != 1 or not value.type.dtype.is_float:
-        raise InputError(f"{name!r} is {value.type!r}, not a scalar: name a scalar, or use vjp, which takes a cotangent",
+        raise InputError(f"{name!r} is {value.type!r}, not a scalar: name a scalar, add a loss with with_loss, or use "
+                         "vjp, which takes a cotangent",
                          code="of")
     return name, value
 

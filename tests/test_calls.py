@@ -80,3 +80,20 @@ def test_printed_text_taken_for_a_path_is_explained(model: fg.Model) -> None:
     with pytest.raises(LoadError, match="loaded as bytes"):
         fg.load(str(model))
     assert fg.load(str(model).encode()).outputs == model.outputs
+
+
+UNTYPED: Any = fg
+"""The calls, as one who does not look at types makes them."""
+
+
+@pytest.mark.parametrize("call", [
+    lambda m: UNTYPED.vmap(m, {0: 0}), lambda m: UNTYPED.vmap(m, 0, {None: 0}), lambda m: UNTYPED.hessian(m, of=[]), lambda m: UNTYPED.jacobian(m, of=[]),
+    lambda m: UNTYPED.hessian(m, of=["loss", "loss"]), lambda m: m.with_params(3), lambda m: UNTYPED.with_loss(m, 3, output="logits"),
+    lambda m: UNTYPED.with_loss(m, ["huber"], output="logits"), lambda m: UNTYPED.extract(m, "hidden", {"a": 1}), lambda m: UNTYPED.extract(m, [3]),
+    lambda m: UNTYPED.inverse_outer_product(m, "logits", "w1", damping="a"),
+    lambda m: UNTYPED.inverse_outer_product(m, "logits", "w1", damping=True),
+    lambda m: UNTYPED.inverse_outer_product(m, "logits", "w1", damping=float("inf")),
+], ids=range(13))
+def test_arguments_of_wrong_kinds_are_typed_errors(call: Callable[[Any], object]) -> None:
+    with pytest.raises(InputError):
+        call(fg.load("tests/data/mlp.onnx"))

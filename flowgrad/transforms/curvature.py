@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal, get_args
@@ -114,7 +115,7 @@ def inverse_outer_product(model: Model, of: Names, wrt: Names = "params", *, dam
     x.shape + u.shape. Raises like ``outer_product``, and InputError for a damping that is not positive.
     """
     check_sweeps("auto", chunk_size)
-    if not damping > 0:
+    if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 < damping < math.inf:
         raise InputError(f"damping is the positive number that the recursion begins with, got {damping!r}", code="option")
     task = Task(model, stabilize)
     name, wrt_values, rows, weighted = _rows(task, of, wrt, link, chunk_size, zero)

@@ -132,10 +132,10 @@ def extract(model: Model, inputs: Names | None = None, outputs: Names | None = N
     """
     source = model.graph
     entries = {e.name: e.input(0) for e in source.output_entries}
-    wanted = entries if outputs is None else {n: entries.get(n) or find_value(source, n) for n in as_list(outputs)}
+    wanted = entries if outputs is None else {n: find_value(source, n) for n in _names(outputs)}
     if not wanted:
         raise InputError("outputs= names nothing: a model has an output", code="name")
-    chosen = source.inputs if inputs is None else [find_value(source, n) for n in as_list(inputs)]
+    chosen = source.inputs if inputs is None else [find_value(source, n) for n in _names(inputs)]
     needed = needed_nodes(source.nodes(), wanted.values(), given=chosen)
     used = {v for node in needed for v in node.operands} | set(wanted.values())
     missing = [v for v in source.inputs if v in used and v not in chosen]
@@ -153,6 +153,14 @@ def extract(model: Model, inputs: Names | None = None, outputs: Names | None = N
     names = {v.name for v in graph.inputs} | set(wanted)
     result.roles = {role: name for role, name in model.roles.items() if name in names}
     return result
+
+
+def _names(names: Names) -> list[str]:
+    """Return names as a list; InputError for what is none."""
+    for name in (listed := as_list(names)):
+        if not isinstance(name, str):
+            raise InputError(f"inputs and outputs are names, not {type(name).__name__}", code="name")
+    return listed
 
 
 def unbatch(model: Model, axis: int = 0) -> Model:

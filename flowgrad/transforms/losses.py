@@ -116,7 +116,7 @@ def _find_output(graph: Graph, output: str | None) -> tuple[str, Value]:
 
 
 def _by_name(b: Builder, name: str, y: Value, target: str, options: Options) -> Value:
-    loss = LOSSES.get(name)
+    loss = LOSSES.get(name) if isinstance(name, str) else None
     if loss is None:
         raise InputError(f"no loss {name!r}{suggestion(name, LOSSES)}; there are: {', '.join(LOSSES)}, or a Model", code="loss")
     _check_options(name, options, loss.takes)
