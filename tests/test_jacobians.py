@@ -262,3 +262,14 @@ def test_examples_that_take_branches_of_different_tapes_are_refused_by_name() ->
     each = fg.vmap(fg.jacobian(selected(), wrt="x", mode="fwd"))(x=x, c=c)["y_x_jacobian"]
     whole = fg.jacobian(fg.vmap(selected()), wrt="x", mode="rev")(x=x, c=c)["y_x_jacobian"]
     np.testing.assert_allclose(each, np.stack([whole[i, :, i] for i in range(2)]), rtol=1e-12)
+
+
+def test_a_jacobian_has_the_dtype_of_the_output_in_either_mode() -> None:
+    model = fg.load(b"""graph @g (%x: f32[2]) -> (%y: f64[2]) {
+  %d: f64[2] = Cast(%x) {to=11}
+  %y: f64[2] = Mul(%d, %d)
+}""")
+    for mode in ("rev", "fwd"):
+        found = fg.jacobian(model, mode=mode)(x=np.array([1, 3], np.float32))["y_x_jacobian"]
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, np.diag([2.0, 6.0]))

@@ -161,13 +161,14 @@ class Task:
         return b.zeros_like(like)
 
     def add_block(self, role: Role, wanted: str, axes: Sequence[Value], found: Value | None) -> Node:
-        """Output derivatives whose axes are those of ``axes``, joined; zeros, and a note, where there are none."""
+        """Output derivatives whose axes are those of ``axes``, joined, in the dtype of the first of these; zeros, and a note,
+        where there are none."""
         if found is None:
             b = Builder(self.graph, prefix=wanted)
             zero, shape = b.scalar(0, axes[0].type.dtype), joined(b, [b.shape(x) for x in axes])
             found = b.add_node("Expand", [zero, shape], types=[block_type(axes)]).output()
             self.remark_zero(role[1], role[2])
-        return self.output(role, wanted, found)
+        return self.output(role, wanted, Builder(self.graph, prefix=wanted).cast_like(found, axes[0]))
 
     def remark_zero(self, of: str, wrt: str) -> None:
         """Note that a derivative is zero."""
