@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from flowgrad.input_gradient import InputGradient, as_input, the_input, the_output
+from flowgrad.input_gradient import InputGradient, as_input, the_input
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.types import INT64, Type
 from flowgrad.model import Model
-from flowgrad.passes.selection import find_value
+from flowgrad.passes.selection import find_value, only_float_output
 from flowgrad.transforms.losses import with_loss
 
 Norm = Literal["linf", "l2"]
@@ -34,7 +34,8 @@ class _Attack:
                  output: str | None, input: str | None, others: Mapping[str, Any] | None, engine: str, threads: int | None,
                  batch: int) -> None:
         _check(eps, norm, bounds, loss, batch)
-        self.model, self.input, self.output = model, the_input(model, input), the_output(model, output)
+        self.model, self.input = model, the_input(model, input)
+        self.output = only_float_output(model.graph, output, "an attack")[0]
         self.eps, self.norm, self.bounds, self.targeted, self.batch = eps, norm, bounds, targeted, batch
         self.others = {name: np.asarray(a) for name, a in (others or {}).items()}
         self._gradient = InputGradient(_with_attacked(model, self.output, loss), LOSS, self.input, keep=(self.output, EACH),

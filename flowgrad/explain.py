@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowgrad.input_gradient import InputGradient, as_input, the_input, the_output
+from flowgrad.input_gradient import InputGradient, as_input, the_input
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model
-from flowgrad.passes.selection import Pick, find_value
+from flowgrad.passes.selection import Pick, find_value, only_float_output
 from flowgrad.transforms.editing import guided, override_adjoint
 
 TARGET = "attribution_target"
@@ -36,11 +36,11 @@ class _Explained:
 
     def __init__(self, model: Model, output: str | None = None, input: str | None = None, *, others: Mapping[str, Any] | None = None,
                  engine: str = "numpy", threads: int | None = None, batch: int | None = None, layer: str = "") -> None:
-        self.model, self.output, self.input = model, the_output(model, output), the_input(model, input)
+        self.model, self.input = model, the_input(model, input)
+        self.output, value = only_float_output(model.graph, output, "an explanation")
         self.others = {name: np.asarray(a) for name, a in (others or {}).items()}
         self.batch = batch
-        rank = find_value(model.graph, self.output).type.rank
-        self.picks = rank is None or rank > 1
+        self.picks = value.type.rank is None or value.type.rank > 1
         explained = model if self.picks else _summed(model, self.output)
         self._made = InputGradient(explained, Pick(self.output, TARGET) if self.picks else SUM, self.input, layer,
                                    keep=(layer,) if layer else (), engine=engine, threads=threads)

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.errors import EngineError, InputError, LoadError
+from flowgrad.ir.errors import InputError, LoadError
 from flowgrad.ir.files import read_file, write_file
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.weights import safetensors_errors, safetensors_library
 from flowgrad.model import Model
 from flowgrad.transforms.training import next_inputs
 
@@ -104,38 +104,24 @@ LOSSES = "flowgrad.losses"
 """The key of the losses among the metadata of a checkpoint."""
 
 
-def _library() -> ModuleType:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise EngineError("checkpoints need safetensors: pip install 'flowgrad[weights]'", code="weights") from error
-    return safetensors.numpy
-
-
-def _library_errors() -> tuple[type[Exception], ...]:
-    from safetensors import SafetensorError
-
-    return (SafetensorError, ValueError, KeyError, TypeError)
-
-
 def _save(path: Path, fitted: Fitted) -> None:
     arrays = {name: np.asarray(array, order="C") for name, array in fitted.state.items()}
     losses = json.dumps([loss.hex() for loss in fitted.losses])
-    write_file(path, [_library().save(arrays, {LOSSES: losses})])
+    write_file(path, [safetensors_library("checkpoints").save(arrays, {LOSSES: losses})])
 
 
 def _resumed(path: Path | None, following: Mapping[str, str]) -> Fitted:
     """Return what a checkpoint holds, or nothing done if there is none."""
     if path is None or not path.exists():
         return Fitted()
-    library = _library()
+    library = safetensors_library("checkpoints")
     data = bytes(read_file(path, Limits.default()))
     try:
         state = dict(library.load(data))
         size = int.from_bytes(data[:8], "little")
         losses = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][LOSSES])
         fitted = Fitted(state, [float.fromhex(loss) for loss in losses])
-    except _library_errors() as error:
+    except safetensors_errors() as error:
         raise LoadError(f"{str(path)!r} is no checkpoint of fit: {error}", code="checkpoint") from error
     expected = set(following.values())
     if set(state) != expected:

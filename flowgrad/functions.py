@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ def _start_of(value: Value, given: Any) -> Array:
     return np.zeros(value.type.static_shape)
 
 
-class _Function:
+class _Function(ABC):
     """What scalar and vector functions share: variables, fixed inputs, programs made when first asked for."""
 
     def __init__(self, model: Model, wrt: Names, fixed: Mapping[str, Any] | None, start: Mapping[str, Any] | None,
@@ -130,8 +131,9 @@ class _Function:
         self._last = key, kind, result
         return result
 
+    @abstractmethod
     def _make(self, kind: str) -> Model:
-        raise NotImplementedError
+        """Return the derived model called ``kind``."""
 
     def _derived(self, kind: str) -> tuple[Model, Any]:
         """Return a derived model and its program, made when first asked for."""

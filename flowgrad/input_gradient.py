@@ -67,16 +67,6 @@ def the_input(model: Model, name: str | None) -> str:
     return floats[0]
 
 
-def the_output(model: Model, name: str | None) -> str:
-    """Return ``name``, or the only float output. InputError if there are several."""
-    floats = [e.name for e in model.graph.output_entries if e.input(0).type.dtype.is_float]
-    if name is not None:
-        return name
-    if len(floats) != 1:
-        raise InputError(f"output= must say which of the float outputs is meant: {', '.join(floats) or 'there is none'}", code="name")
-    return floats[0]
-
-
 def as_input(model: Model, name: str, array: Any) -> Array:
     """Return examples for an input in its dtype."""
     return np.asarray(array, model.graph.value(name).type.dtype.numpy)

@@ -259,9 +259,12 @@ def _is_ragged(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> bool:
 
 
 def again(b: BatchBuilder, node: Node, xs: Sequence[Value | None], **changed: Any) -> Results:
-    """Return the outputs of the op of ``node`` on other inputs; ``changed`` attributes replace its own."""
+    """Return the outputs of the op of ``node`` on other inputs, then captures; ``changed`` attributes replace its own."""
     names = ["" if y is None else b.fresh(f"{y.name}_examples") for y in node.outputs]
-    made = b.add_node(node.op, xs, {**node.attributes, **changed}, outputs=names)
+    count = len(node.inputs) if node.captures else len(xs)
+    made = b.add_node(node.op, xs[:count], {**node.attributes, **changed}, outputs=names,
+                      captures=[x for x in xs[count:] if x is not None],
+                      subgraphs={name: sub.copy() for name, sub in node.subgraphs.items()})
     made.metadata, made.adjoint_rule = dict(node.metadata), node.adjoint_rule
     return tuple(made.outputs)
 

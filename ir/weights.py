@@ -86,8 +86,8 @@ def read_weights(directory: Path, name: str, digest: bytes, limits: Limits) -> d
         raise ExternalDataError("the weights file is not the one that was saved with the graph", code="digest",
                                 where=name)
     try:
-        return dict(_library().load(bytes(data)))
-    except _library_errors() as error:
+        return dict(safetensors_library("large tensors").load(bytes(data)))
+    except safetensors_errors() as error:
         raise ExternalDataError(f"not a safetensors file: {error}", code="safetensors", where=name) from error
 
 
@@ -99,15 +99,17 @@ def _as_bytes(array: Array) -> Array:
     return little_endian(array).reshape(-1).view(np.uint8)
 
 
-def _library() -> ModuleType:
+def safetensors_library(what: str) -> ModuleType:
+    """Return safetensors.numpy, which ``what`` need; EngineError where it is not installed."""
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise EngineError("large tensors need safetensors: pip install 'flowgrad[weights]'", code="weights") from error
+        raise EngineError(f"{what} need safetensors: pip install 'flowgrad[weights]'", code="weights") from error
     return safetensors.numpy
 
 
-def _library_errors() -> tuple[type[Exception], ...]:
+def safetensors_errors() -> tuple[type[Exception], ...]:
+    """Return what the library raises, and what its results raise, for a file that is none of its form."""
     from safetensors import SafetensorError
 
     return (SafetensorError, KeyError, TypeError, ValueError)

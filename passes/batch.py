@@ -117,7 +117,7 @@ def _made(examples: Examples, node: Node, lost: set[Value]) -> Refusal | None:
     b.prefix = node.label
     xs = [v and known.get(v, v) for v in (*node.inputs, *node.captures)]
     if not drawn and not any(b.holds(x) for x in xs):
-        made = again(b, node, xs) if not node.subgraphs else _rebuilt(b, node, xs)
+        made = again(b, node, xs)
         known.update({y: new for y, new in zip(node.outputs, made, strict=True) if y is not None and new is not None})
         return None
     with boundary(node, "the batching rule of", PassError, "rule"):
@@ -152,15 +152,6 @@ def rule_of(node: Node, definition: OpDef) -> BatchRule:
     if Trait.BOUNDED in traits:
         return ragged
     return looped
-
-
-def _rebuilt(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> tuple[Value | None, ...]:
-    """Return the outputs of a node with subgraphs on other operands, which are shared."""
-    count = len(node.inputs)
-    names = ["" if y is None else b.fresh(f"{y.name}_examples") for y in node.outputs]
-    made = b.add_node(node.op, xs[:count], node.attributes, outputs=names, captures=[x for x in xs[count:] if x is not None],
-                      subgraphs={name: sub.copy() for name, sub in node.subgraphs.items()})
-    return tuple(made.outputs)
 
 
 def _check(b: BatchBuilder, node: Node, y: Value, new: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import CONSTANT, DEFAULT, ENTRIES, PARAMETER, Graph, Value
-from flowgrad.ir.types import INT64, Type
+from flowgrad.ir.types import INT64, DType, Type
 from flowgrad.passes.edits import BYPASSED
 from flowgrad.passes.parameters import candidates, parameters
 
@@ -131,12 +131,34 @@ def picked(graph: Graph, wanted: Pick) -> Value:
     if isinstance(wanted.index, int):
         return b.ReduceSum(b.Gather(value, b.scalar(wanted.index, INT64), axis=-1), keepdims=0)
     shape = value.shape
-    existing = next((v for v in graph.inputs if v.name == wanted.index), None)
-    if existing is not None and existing.type.dtype != INT64:
-        raise InputError(f"input {wanted.index!r} is {existing.type!r}, expected int64", code="dtype")
-    index = existing or add_named_input(graph, wanted.index, Type(INT64, shape[:-1]))
+    index = find_input(graph, wanted.index, INT64) or add_named_input(graph, wanted.index, Type(INT64, shape[:-1]))
     chosen = b.GatherElements(value, b.Unsqueeze(index, [-1]), axis=-1)
     return b.ReduceSum(chosen, keepdims=0)
+
+
+def find_input(graph: Graph, name: str, dtype: DType) -> Value | None:
+    """Return the input called ``name``, or None; InputError if it has another dtype."""
+    existing = next((v for v in graph.inputs if v.name == name), None)
+    if existing is not None and existing.type.dtype != dtype:
+        raise InputError(f"input {name!r} is {existing.type!r}, expected {dtype.name}", code="dtype")
+    return existing
+
+
+def only_float_output(graph: Graph, name: str | None, what: str) -> tuple[str, Value]:
+    """Return (name, value) of the output or inner value called ``name``, by default the only float output, for ``what``.
+
+    Raises InputError for what is unknown, not a float, or not said where there are several.
+    """
+    if name is not None:
+        value = find_value(graph, name)
+        if not value.type.dtype.is_float:
+            raise InputError(f"{name!r} is {value.type!r}: {what} takes floats", code="dtype")
+        return name, value
+    floats = [e for e in graph.output_entries if e.input(0).type.dtype.is_float]
+    if len(floats) != 1:
+        raise InputError(f"output= must say what {what} is of: {graph.name!r} has {len(floats)} float outputs "
+                         f"({', '.join(e.name for e in floats)})", code="output")
+    return floats[0].name, floats[0].input(0)
 
 
 def add_named_input(graph: Graph, name: str, type_: Type) -> Value:

@@ -11,6 +11,7 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.ir.errors import FlowgradError
+from tests.exported_checks import check_files_and_runtimes
 
 MLP = Path(__file__).parent / "data" / "mlp.onnx"
 PARAMS = ("w1", "b1", "w2", "b2")
@@ -169,16 +170,7 @@ def test_third_derivatives(mlp: fg.Model, batch: dict[str, Any]) -> None:
 ], ids=["whole", "chunks", "diagonal", "third", "inverse", "outer"])
 def test_files_and_runtimes_agree(mlp: fg.Model, batch: dict[str, Any], make: Callable[[fg.Model], fg.Model], tmp_path: Path
                                   ) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model = make(mlp)
-    expected = model(batch)
-    model.save(tmp_path / "m.msgpack")
-    model.to_onnx(tmp_path / "m.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
-    results = session.run(None, {i.name: batch[i.name] for i in session.get_inputs()})
-    for (name, value), found in zip(expected.items(), results, strict=True):
-        np.testing.assert_allclose(found, value, rtol=1e-10, atol=1e-13)
-        np.testing.assert_array_equal(fg.load(tmp_path / "m.msgpack")(batch)[name], value)
+    check_files_and_runtimes(make(mlp), batch, tmp_path, atol=1e-13)
 
 
 LENNARD_JONES = b"""graph @lennard_jones (%positions: f64[N,3]) -> (%energy: f64[]) {

@@ -15,6 +15,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError, InputError, UnsupportedError
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.types import BOOL, FLOAT64, Dim, Type
+from tests.exported_checks import check_files_and_runtimes
 
 MLP = Path(__file__).parent / "data" / "mlp.onnx"
 
@@ -151,19 +152,7 @@ def test_one_block_for_each_example(mlp: fg.Model, batch: dict[str, Any]) -> Non
 ], ids=["rev", "chunks", "second", "vmap", "grad"])
 def test_files_and_runtimes_agree(mlp: fg.Model, batch: dict[str, Any], make: Callable[[fg.Model], fg.Model], tmp_path: Path
                                   ) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model = make(mlp)
-    expected = model(batch)
-    model.save(tmp_path / "m.msgpack")
-    proto = model.to_onnx(tmp_path / "m.onnx")
-    assert {node.domain for node in proto.graph.node} <= {"", "ai.onnx"}
-    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
-    feeds = {i.name: batch[i.name] for i in session.get_inputs()}
-    results = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
-    for name, value in expected.items():
-        np.testing.assert_allclose(results[name], value, rtol=1e-10, atol=1e-12)
-        np.testing.assert_array_equal(fg.load(tmp_path / "m.msgpack")(batch)[name], value)
-        np.testing.assert_allclose(fg.load(tmp_path / "m.onnx")(batch)[name], value, rtol=1e-10, atol=1e-12)
+    check_files_and_runtimes(make(mlp), batch, tmp_path, atol=1e-12)
 
 
 # ---- many seeds --------------------------------------------------------------------------------------------------------------

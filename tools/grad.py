@@ -6,7 +6,8 @@ import argparse
 
 from flowgrad.model import Model
 from flowgrad.tools import files
-from flowgrad.tools.notes import note, progress, say_json
+from flowgrad.tools.derivative import add_paths, optimise, write_optimised
+from flowgrad.tools.notes import note, progress
 from flowgrad.transforms.checkpointing import checkpoint
 from flowgrad.transforms.derivatives import grad, value_and_grad, vjp
 
@@ -14,9 +15,7 @@ from flowgrad.transforms.derivatives import grad, value_and_grad, vjp
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.epilog = "example: flowgrad grad mlp.onnx mlp_grad.onnx --of loss --wrt params"
-    parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
-    parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: text on stdout")
-    files.add_loading(parser)
+    add_paths(parser)
     what = parser.add_argument_group("what")
     what.add_argument("--of", metavar="A,B", help="what to differentiate (default: the only scalar output)")
     what.add_argument("--wrt", metavar="A,B", default="inputs", help='names, globs, "inputs" (default) or "params"')
@@ -43,20 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
         result = _differentiated(model, arguments)
     made = [name for (role, _, _), name in result.roles.items() if role == "grad"]
     note(f"adjoint: +{len(result.graph) - len(model.graph)} nodes, {len(made)} gradients: {' '.join(made[:12])}", quiet)
-    with progress("optimising", quiet):
-        optimised = result.optimized(arguments.passes)
-    note(f"optimised: {len(result.graph)} -> {len(optimised.graph)} nodes", quiet)
+    optimised = optimise(arguments, result)
     if arguments.checkpoint:
         with progress("checkpointing", quiet):
             optimised = _checkpointed(optimised, arguments.checkpoint)
-    for text in optimised.notes:
-        note(f"note: {text}", quiet)
-    with progress(f"writing {arguments.out}", quiet):
-        wrote = files.save_graph(optimised, arguments.out, arguments.opset)
-    note(wrote, quiet or not wrote)
-    if arguments.json and arguments.out != "-":
-        say_json({"nodes": len(optimised.graph), "gradients": made, "notes": list(optimised.notes), "out": arguments.out})
-    return 0
+    return write_optimised(arguments, optimised, "gradients", made)
 
 
 def _differentiated(model: Model, arguments: argparse.Namespace) -> Model:

@@ -128,10 +128,10 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, se
 
 def _check_apart(graph: Graph, wrt: Sequence[Value]) -> None:
     """Check that no value in ``wrt`` is computed from another: the gradient by that one may be written in terms of it."""
-    order = graph.nodes()
-    reached = dependents([node for node in order if not any(v in wrt for v in node.results)], wrt)
+    order, asked = graph.nodes(), set(wrt)
+    reached = dependents([node for node in order if asked.isdisjoint(node.results)], asked)
     for node in order:
         for x in node.results:
-            if x in wrt and any(v in reached for v in node.operands):
+            if x in asked and any(v in reached for v in node.operands):
                 raise InputError(f"{x.name!r} is computed from another value in wrt, and the gradient by that is written in terms of "
                                  f"{x.name!r}: ask for products by one of them, or for fg.hessian, which has both", code="wrt")

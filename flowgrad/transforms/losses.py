@@ -16,7 +16,7 @@ from flowgrad.ir.ops.operands import permuted
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
 from flowgrad.ir.types import INT64, Type, merge_types
 from flowgrad.model import Model
-from flowgrad.passes.selection import add_named_input, find_value
+from flowgrad.passes.selection import add_named_input, find_input, find_value, only_float_output
 
 Reduction = Literal["mean", "sum", "none"]
 Labels = Literal["indices", "probabilities"]
@@ -88,7 +88,7 @@ def with_loss(
     or sigmoid that the loss applies itself: the error names the logits.
     """
     graph = model.graph.copy()
-    found, y = _find_output(graph, output)
+    found, y = only_float_output(graph, output, "a loss")
     if reduction not in get_args(Reduction):
         raise InputError(f"reduction is {', '.join(map(repr, get_args(Reduction)))}, got {reduction!r}", code="option")
     options = Options(weights, ignore_index, label_smoothing, labels, axis, delta, variance, reduction)
@@ -100,19 +100,6 @@ def with_loss(
     result = model.with_graph(graph)
     result.roles["loss", found, target] = entry.name
     return result
-
-
-def _find_output(graph: Graph, output: str | None) -> tuple[str, Value]:
-    if output is not None:
-        value = find_value(graph, output)
-        if not value.type.dtype.is_float:
-            raise InputError(f"{output!r} is {value.type!r}: a loss takes floats", code="dtype")
-        return output, value
-    floats = [e for e in graph.output_entries if e.input(0).type.dtype.is_float]
-    if len(floats) != 1:
-        raise InputError(f"output= must say what the loss is of: {graph.name!r} has {len(floats)} float outputs "
-                         f"({', '.join(e.name for e in floats)})", code="output")
-    return floats[0].name, floats[0].input(0)
 
 
 def _by_name(b: Builder, name: str, y: Value, target: str, options: Options) -> Value:
@@ -164,11 +151,9 @@ def _is_share(node: Node) -> bool:
 
 def input_of(graph: Graph, name: str, type_: Type) -> Value:
     """Return the input called ``name``, which must have ``type_``; a new one if there is none."""
-    existing = next((v for v in graph.inputs if v.name == name), None)
+    existing = find_input(graph, name, type_.dtype)
     if existing is None:
         return add_named_input(graph, name, type_)
-    if existing.type.dtype != type_.dtype:
-        raise InputError(f"input {name!r} is {existing.type!r}, expected {type_!r}", code="dtype")
     graph.set_type(existing, merge_types(existing.type, type_))
     return existing
 

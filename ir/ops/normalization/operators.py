@@ -429,23 +429,28 @@ def _layers(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> Any:
     return again(b, node, [v if v is None else b.padded(v, rank) for v in xs], axis=axis + 1)
 
 
+def _samples(b: BatchBuilder, node: Node, x: Value, scale: Value, bias: Value) -> Any:
+    """Take the examples for more samples; None where they have factors of their own."""
+    if any(v.type.rank is None for v in node.operands):
+        return looped(b, node, x, scale, bias)
+    if b.holds(scale) or b.holds(bias):
+        return None
+    return merged_again(b, node, [x, scale, bias], {0: 0}, [0, 0, 0])
+
+
 @instance_normalization.batch
 def _(b: BatchBuilder, node: Node, x: Value, scale: Value, bias: Value) -> Any:
     """More samples by shared factors; with those of each example, more channels."""
-    if any(v.type.rank is None for v in node.operands):
-        return looped(b, node, x, scale, bias)
-    if not b.holds(scale) and not b.holds(bias):
-        return merged_again(b, node, [x, scale, bias], {0: 0}, [0, 0, 0])
+    if (made := _samples(b, node, x, scale, bias)) is not None:
+        return made
     return merged_again(b, node, [x, scale, bias], {0: 1, 1: 0, 2: 0}, [1, 1, 1])
 
 
 @group_normalization.batch
 def _(b: BatchBuilder, node: Node, x: Value, scale: Value, bias: Value) -> Any:
     """More samples; factors of their own are applied to what is standardized."""
-    if any(v.type.rank is None for v in node.operands):
-        return looped(b, node, x, scale, bias)
-    if not b.holds(scale) and not b.holds(bias):
-        return merged_again(b, node, [x, scale, bias], {0: 0}, [0, 0, 0])
+    if (made := _samples(b, node, x, scale, bias)) is not None:
+        return made
     one, none = (b.Expand(b.scalar(n, v.type.dtype), b.example_shape(v) if b.holds(v) else b.shape(v))
                  for n, v in ((1, scale), (0, bias)))
     hat, *others = merged_again(b, node, [x, one, none], {0: 0}, [0, 0, 0])
