@@ -38,7 +38,7 @@ class _Attack:
         self.output = only_float_output(model.graph, output, "an attack")[0]
         self.eps, self.norm, self.bounds, self.targeted, self.batch = eps, norm, bounds, targeted, batch
         self.others = {name: np.asarray(a) for name, a in (others or {}).items()}
-        self._gradient = InputGradient(_with_attacked(model, self.output, loss), LOSS, self.input, keep=(self.output, EACH),
+        self._gradient = InputGradient(_with_attacked(model, self.output, loss), LOSS, self.input, keep=(self.output, EACH), by_example=(LABEL,),
                                        engine=engine, threads=threads)
 
     def _evaluate(self, x: Array, labels: Array) -> tuple[Array, Array, Array]:

@@ -43,7 +43,7 @@ class _Explained:
         self.picks = value.type.rank is None or value.type.rank > 1
         explained = model if self.picks else _summed(model, self.output)
         self._made = InputGradient(explained, Pick(self.output, TARGET) if self.picks else SUM, self.input, layer,
-                                   keep=(layer,) if layer else (), engine=engine, threads=threads)
+                                   keep=(layer,) if layer else (), by_example=(TARGET,), engine=engine, threads=threads)
 
     def _feeds(self, x: Array, target: Any) -> dict[str, Array]:
         feeds = {self.input: x, **self.others}

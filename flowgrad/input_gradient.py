@@ -18,10 +18,11 @@ class InputGradient:
     """The gradient of ``of``, a sum over the examples in input ``x``, by ``wrt`` (``x``, or an inner value), on an engine.
 
     Calling it takes arrays by name and returns the outputs by name: ``value``, ``gradient``, then those in ``keep``. Where a
-    file has a fixed batch extent, the examples go through in portions of that.
+    file has a fixed batch extent, the examples go through in portions of that: ``x``, the inputs in ``by_example``, and those whose
+    first extent is that of ``x``.
     """
 
-    def __init__(self, model: Model, of: str | Pick, x: str, wrt: str = "", *, keep: tuple[str, ...] = (),
+    def __init__(self, model: Model, of: str | Pick, x: str, wrt: str = "", *, keep: tuple[str, ...] = (), by_example: tuple[str, ...] = (),
                  engine: str = "numpy", threads: int | None = None) -> None:
         self.model = value_and_grad(model, of, wrt or x, keep)
         self.x = x
@@ -29,6 +30,8 @@ class InputGradient:
         self.program = self.model.compile(engine, threads)
         shape = self.model.graph.value(x).type.shape
         self.fixed = shape[0] if shape and isinstance(shape[0], int) else None
+        alike = {v.name for v in self.model.graph.inputs if v.type.shape and shape and v.type.shape[0] == shape[0]}
+        self.by_example = alike | {x, *by_example}
 
     def __call__(self, feeds: dict[str, Array], limit: int | None = None) -> dict[str, Array]:
         """Return the outputs for all examples: arrays joined along axis 0, the scalar summed.
@@ -36,7 +39,9 @@ class InputGradient:
         ``limit`` is the largest number of examples that run at once.
         """
         count = len(feeds[self.x])
-        parts = [self.program.run({n: _part(a, where, count) for n, a in feeds.items()}) for where in self._portions(count, limit)]
+        split = {name for name in feeds if name in self.by_example and len(feeds[name]) == count}
+        parts = [self.program.run({name: a[where] if name in split else a for name, a in feeds.items()})
+                 for where in self._portions(count, limit)]
         if len(parts) == 1:
             return parts[0]
         return {name: np.asarray(sum(p[name] for p in parts)) if parts[0][name].ndim == 0
@@ -48,11 +53,6 @@ class InputGradient:
             raise InputError(f"{self.x!r} takes {self.fixed} examples at a time, and {count} are no multiple of that; export the "
                              "model with a dynamic batch axis", code="shape")
         return (slice(start, start + size) for start in range(0, max(count, 1), size))
-
-
-def _part(array: Array, where: slice, count: int) -> Array:
-    """Return the examples ``where`` of an array that has one row per example, other arrays whole."""
-    return array[where] if array.ndim and len(array) == count else array
 
 
 def the_input(model: Model, name: str | None) -> str:

@@ -97,6 +97,28 @@ def test_examples_go_through_in_portions() -> None:
         fg.explain.Saliency(network(4)).attribute(IMAGES, CLASSES)
 
 
+def test_other_inputs_are_cut_only_where_they_have_the_axis_of_the_examples() -> None:
+    """As many weights as there are examples are still weights that all of these share."""
+    model = fg.load(b"""graph @g (%x: f64[N,2], %w: f64[M]) -> (%y: f64[N]) {
+  %s: f64[] = ReduceSum(%w) {keepdims=0}
+  %r: f64[N] = ReduceSumSquare(%x, [1]) {keepdims=0}
+  %y: f64[N] = Mul(%r, %s)
+}""")
+    x, w = RNG.standard_normal((4, 2)), np.arange(4.0)
+    found = fg.explain.InputXGradient(model, input="x", others={"w": w}, batch=2).attribute(x)
+    np.testing.assert_allclose(found, 2 * x * x * w.sum(), rtol=1e-12)
+
+
+def test_targets_have_the_extent_of_the_output_under_another_name() -> None:
+    model = fg.load(b"""graph @g (%x: f64[N,3], %rows: i64[K]) -> (%y: f64[K,3]) {
+  %q: f64[K,3] = Gather(%x, %rows)
+  %y: f64[K,3] = Mul(%q, %q)
+}""")
+    x, rows = RNG.standard_normal((4, 3)), np.arange(4)
+    method = fg.explain.Saliency(model, others={"rows": rows}, batch=4)
+    np.testing.assert_allclose(method.attribute(x, np.array([0, 2, 1, 0])), np.abs(2 * x) * np.eye(3)[[0, 2, 1, 0]], rtol=1e-12)
+
+
 def test_one_number_per_example_needs_no_target() -> None:
     model = fg.load(b"graph @g (%x: f64[N,2]) -> (%y: f64[N]) {\n  %y: f64[N] = ReduceSumSquare(%x, [1]) {keepdims=0}\n}")
     x = RNG.standard_normal((3, 2))
