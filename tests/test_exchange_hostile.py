@@ -404,6 +404,21 @@ def test_external_data_beneath_the_folder(folder: Path, location: str, entries: 
     np.testing.assert_array_equal(graph.value("w").constant, np.arange(6, dtype=np.float32).reshape(2, 3))
 
 
+def test_external_data_that_is_replaced_while_it_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, path = os.open, external_model(folder, "sub/w.bin")
+
+    def open_and_replace(name: str, flags: int, *args: Any, **keywords: Any) -> int:
+        descriptor = opened(name, flags, *args, **keywords)
+        if name == "w.bin":
+            (folder / "new").write_bytes(bytes(24))
+            (folder / "new").replace(folder / "sub" / "w.bin")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_replace)
+    weights = read_onnx(path).value("w").constant
+    np.testing.assert_array_equal(weights, np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
 OUTSIDE = ["../outside.bin", "sub/../../outside.bin", "/etc/passwd", "link", "linked/w.bin", "hard", "fifo", "sub", "",
            ".", "..", "missing", "w.bin\0", "a//b", "C:\\w.bin", "file:///etc/passwd", "~/w.bin", "/proc/self/mem",
            "*/_ORT_MEM_ADDR_/*"]

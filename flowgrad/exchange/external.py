@@ -17,8 +17,8 @@ _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 def open_beneath(directory: int, location: str) -> int:
     """Open the regular file ``location`` beneath the open ``directory`` for reading; the caller closes it.
 
-    No component may be a link, and the file must have one name only, so that nothing outside is reached.
-    Raises ExternalDataError.
+    No component may be a link, and the file must have one name only, so that nothing outside is reached. A file that
+    another process replaces just now has none, and is read as it was. Raises ExternalDataError.
     """
     parts = _parts(location)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,7 +35,7 @@ def open_beneath(directory: int, location: str) -> int:
     finally:
         os.close(folder)
     status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
         return descriptor
     os.close(descriptor)
     what = "has other hard links" if stat.S_ISREG(status.st_mode) else "is no regular file"
