@@ -44,10 +44,10 @@ class Support:
         self._masked: dict[Value, tuple[Value, Value]] = {}  # (mask, v) of each product MaskedMul(mask, v) made here
         self._born = b.graph._next_key  # conditions of nodes that are younger are kinks
 
-    def start(self, value: Value) -> None:
-        """Note a cotangent or tangent that was not made here: all of it counts."""
+    def start(self, value: Value, *, is_unit: bool = False) -> None:
+        """Note a cotangent or tangent that was not made here: all of it counts, but of a unit vector only the 1."""
         self.carried.add(value)
-        self._masks.setdefault(value, None)
+        self._masks.setdefault(value, self.b.cast(value, BOOL) if is_unit else None)
 
     def condition(self, value: Value) -> Value:
         """Return the condition of a selection as a mask."""

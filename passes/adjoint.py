@@ -32,6 +32,7 @@ def adjoint(
     bodies: BodyDifferentiator,
     *,
     zero: Zero = "error",
+    are_units: bool = False,
     pass_name: str = "adjoint",
 ) -> list[Value | None]:
     """Append to ``graph`` the cotangents of ``wrt`` for the outputs and cotangents in ``seeds``.
@@ -39,9 +40,10 @@ def adjoint(
     Returns one value per entry of ``wrt``: of exactly its type, or None where no path leads to it. Reverse
     accumulation: x_bar = sum over the users of x of (dy/dx)^T y_bar. Raises NotDifferentiableError, naming every
     offending op with a path, before it returns anything. A node's own ``adjoint_rule`` goes before its op's;
-    ``bodies`` differentiates subgraphs.
+    ``bodies`` differentiates subgraphs. Of cotangents that ``are_units``, unit vectors or sums of some, the zeros stay zero
+    whatever they are multiplied by.
     """
-    return _Reverse(graph, seeds, wrt, bodies, pass_name).run(zero)
+    return _Reverse(graph, seeds, wrt, bodies, pass_name).run(zero, are_units)
 
 
 class _Reverse:
@@ -59,9 +61,9 @@ class _Reverse:
         self.bars: dict[Value, list[Value]] = {}
         self.refusals: list[tuple[Node, str]] = []
 
-    def run(self, zero: Zero) -> list[Value | None]:
+    def run(self, zero: Zero, are_units: bool) -> list[Value | None]:
         for y, y_bar in self.seeds:
-            self.b.support.start(y_bar)
+            self.b.support.start(y_bar, is_unit=are_units)
             self.bars.setdefault(y, []).append(y_bar)
         for node in reversed(self.order):
             if any(v in self.bars and v in self.active for v in node.results):

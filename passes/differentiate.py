@@ -23,17 +23,18 @@ from flowgrad.passes.selection import find_of, find_wrt
 
 
 def adjoint(
-    graph: Graph, seeds: Sequence[tuple[Value, Value]], wrt: Sequence[Value], *, zero: Zero = "error",
+    graph: Graph, seeds: Sequence[tuple[Value, Value]], wrt: Sequence[Value], *, zero: Zero = "error", are_units: bool = False,
 ) -> list[Value | None]:
     """Append the cotangents of ``wrt``, through subgraphs too: see ``passes.adjoint.adjoint``."""
-    return reverse.adjoint(graph, seeds, wrt, Bodies(), zero=zero)
+    return reverse.adjoint(graph, seeds, wrt, Bodies(), zero=zero, are_units=are_units)
 
 
 def tangent(
     graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], *, in_place: bool = True,
+    are_units: bool = False,
 ) -> list[Value | None]:
     """Append the tangents of ``of``, through subgraphs too: see ``passes.tangent.tangent``."""
-    return forward.tangent(graph, pairs, of, Bodies(), in_place=in_place)
+    return forward.tangent(graph, pairs, of, Bodies(), in_place=in_place, are_units=are_units)
 
 
 Seeds = int | str | None

@@ -28,7 +28,7 @@ Tangent = Value | None
 @guarded("while differentiating")
 def tangent(
     graph: Graph, pairs: Sequence[tuple[Value, Value]], of: Sequence[Value], bodies: BodyDifferentiator, *,
-    in_place: bool = True, pass_name: str = "tangent",
+    in_place: bool = True, are_units: bool = False, pass_name: str = "tangent",
 ) -> list[Tangent]:
     """Append to ``graph`` the tangents of ``of`` for the values and tangents in ``pairs``.
 
@@ -37,6 +37,7 @@ def tangent(
     and where a path crosses a node with an adjoint rule of its own, whose tangent nobody gave. ``bodies`` differentiates
     subgraphs. Without ``in_place``, nodes with subgraphs stay as they are, and tangents come from nodes beside them: what
     is computed without tangents does not depend on them then, as is needed where these are about to be many at once.
+    Of tangents that ``are_units``, unit vectors or sums of some, the zeros stay zero whatever they are multiplied by.
     """
     wrt = [x for x, _ in pairs]
     order, beside = expand_for_derivative(graph, wrt, of, forward=True)
@@ -46,7 +47,7 @@ def tangent(
     b.independent = all(x_dot.producer.op in ENTRIES for _, x_dot in pairs)
     dots: dict[Value, Value] = {}
     for x, x_dot in pairs:
-        b.support.start(x_dot)
+        b.support.start(x_dot, is_unit=are_units)
         dots[x] = b.Add(dots[x], x_dot) if x in dots else x_dot
     given = dict(dots)
     refusals: list[tuple[Node, str]] = []

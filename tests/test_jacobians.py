@@ -262,3 +262,42 @@ def test_a_jacobian_has_the_dtype_of_the_output_in_either_mode() -> None:
         found = fg.jacobian(model, mode=mode)(x=np.array([1, 3], np.float32))["y_x_jacobian"]
         assert found.dtype == np.float64
         np.testing.assert_array_equal(found, np.diag([2.0, 6.0]))
+
+
+# ---- poles --------------------------------------------------------------------------------------------------------------
+
+POLES = {"Sqrt": (0.0, np.inf), "Log": (0.0, np.inf), "Atanh": (1.0, np.inf), "Acos": (1.0, -np.inf), "Acosh": (1.0, np.inf),
+         "Reciprocal": (0.0, -np.inf), "Exp": (1000.0, np.inf)}
+
+
+def elementwise(op: str) -> fg.Model:
+    graph = Graph("elementwise")
+    b, x = Builder(graph), graph.add_input("x", Type(FLOAT64, (3,)))
+    graph.add_output(b.Transpose(b.Mul(b.Reshape(b.add(op, [x]), b.ints([1, 3])), 2.0)), "y")
+    return fg.Model(graph)
+
+
+@pytest.mark.parametrize("options", [{"mode": "rev"}, {"mode": "fwd"}, {"chunk_size": 2}, {"mode": "fwd", "chunk_size": 2},
+                                     {"sparse": True}, {"sparse": True, "mode": "fwd"}], ids=str)
+@pytest.mark.parametrize("op", POLES)
+def test_an_infinite_slope_stays_in_its_own_place(op: str, options: dict[str, Any]) -> None:
+    pole, slope = POLES[op]
+    at = np.array([pole, 1.5 if op == "Acosh" else 0.5, pole])
+    with np.errstate(all="ignore"):
+        found = fg.jacobian(elementwise(op), **options)(x=at)
+        middle = fg.vjp(elementwise(op))(x=at, y_grad=np.ones((3, 1)))["x_grad"][1]
+    made = found["y_x_jacobian"].reshape(-1)
+    made = made if "sparse" in options else made.reshape(3, 3)[np.eye(3, dtype=bool)]
+    np.testing.assert_array_equal(made, [slope, middle, slope])
+    if "sparse" not in options:
+        np.testing.assert_array_equal(found["y_x_jacobian"].reshape(3, 3)[~np.eye(3, dtype=bool)], 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"sparse": True}], ids=str)
+def test_an_infinite_curvature_stays_in_its_own_place(options: dict[str, Any]) -> None:
+    graph = Graph("powers")
+    b, x = Builder(graph), graph.add_input("x", Type(FLOAT64, (2,)))
+    graph.add_output(b.ReduceSum(b.Pow(x, 1.5), keepdims=0), "y")
+    with np.errstate(all="ignore"):
+        found = fg.hessian(fg.Model(graph), **options)(x=np.array([0.0, 0.25]))["x_x_hessian"]
+    np.testing.assert_array_equal(found, [np.inf, 1.5] if options.get("sparse") else [[np.inf, 0.0], [0.0, 1.5]])

@@ -106,7 +106,7 @@ def _diagonal(graph: Graph, x: Value, x_bar: Value | None, chunk_size: int | Non
 
 def _tangents(graph: Graph, x: Value, x_dot: Value, of: Sequence[Value | None]) -> list[Value | None]:
     """Return the tangents of those of ``of`` that there are."""
-    found = iter(tangent(graph, [(x, x_dot)], [y for y in of if y is not None], in_place=False))
+    found = iter(tangent(graph, [(x, x_dot)], [y for y in of if y is not None], in_place=False, are_units=True))
     return [None if y is None else next(found) for y in of]
 
 

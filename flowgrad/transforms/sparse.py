@@ -48,10 +48,10 @@ def sparse_jacobian(task: Task, ys: Sequence[tuple[str, Value]], xs: Sequence[Va
     seeds = [(piece, graph.add_input(graph.unique_name(f"{piece.name}_seed"), piece.value.type)) for piece in seeded]
     pairs = [(piece.value, seed) for piece, seed in seeds]
     if seeded is down:
-        swept = _swept(graph, seeds, colors, adjoint(graph, pairs, xs, zero=zero), across)
+        swept = _swept(graph, seeds, colors, adjoint(graph, pairs, xs, zero=zero, are_units=True), across)
         index = colors[pattern.rows] * pattern.width + pattern.columns
     else:
-        found = tangent(graph, pairs, [y for _, y in ys], in_place=False)
+        found = tangent(graph, pairs, [y for _, y in ys], in_place=False, are_units=True)
         if zero != "allow":
             check_zero(graph, xs, [y for (_, y), dot in zip(ys, found, strict=True) if dot is None])
         swept = _swept(graph, seeds, colors, found, down)
@@ -70,7 +70,7 @@ def sparse_hessian(task: Task, of: str, xs: Sequence[Value], gradients: Sequence
     pattern = Pattern.joined(pattern.height, pattern.width, [pattern, pattern.transposed()])
     colors, sides = star_colors(pattern), pieces([(x.name, x) for x in xs])
     seeds = [(piece, graph.add_input(graph.unique_name(f"{piece.name}_seed"), piece.value.type)) for piece in sides]
-    dots = tangent(graph, [(piece.value, seed) for piece, seed in seeds], bars, in_place=False)
+    dots = tangent(graph, [(piece.value, seed) for piece, seed in seeds], bars, in_place=False, are_units=True)
     swept = _swept(graph, seeds, colors, dots, sides)
     sweep, row = symmetric_places(pattern, colors)
     _remark(task, pattern, colors)
