@@ -264,6 +264,21 @@ def test_a_jacobian_has_the_dtype_of_the_output_in_either_mode() -> None:
         np.testing.assert_array_equal(found, np.diag([2.0, 6.0]))
 
 
+@pytest.mark.parametrize("mode", ["rev", "fwd"])
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 5])
+def test_a_jacobian_without_rows_keeps_the_extents_of_what_it_is_by(mode: Any, chunk_size: int | None) -> None:
+    """The Scan over chunks has no step then, and tells no extents that its body alone can name."""
+    model = fg.load(b"""graph @g (%x: f64[N,3]) -> (%y: f64[M,3]) {
+  %y: f64[M,3] = Slice(%x, [1], [9], [0], [1])
+}""")
+    made = fg.jacobian(model, mode=mode, chunk_size=chunk_size)
+    for jacobian in (made, made.optimized()):
+        assert jacobian(x=np.ones((1, 3)))["y_x_jacobian"].shape == (0, 3, 1, 3)
+        assert jacobian(x=np.ones((0, 3)))["y_x_jacobian"].shape == (0, 3, 0, 3)
+        found = jacobian(x=np.ones((3, 3)))["y_x_jacobian"]
+        np.testing.assert_array_equal(found, np.eye(9).reshape(3, 3, 3, 3)[1:])
+
+
 # ---- poles --------------------------------------------------------------------------------------------------------------
 
 POLES = {"Sqrt": (0.0, np.inf), "Log": (0.0, np.inf), "Atanh": (1.0, np.inf), "Acos": (1.0, -np.inf), "Acosh": (1.0, np.inf),

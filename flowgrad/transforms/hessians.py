@@ -88,7 +88,7 @@ def _blocks(graph: Graph, gradients: dict[Value, Value | None], chunk_size: int 
         others = order[place:]
         seed = graph.add_input(graph.unique_name(f"{x.name}_seed"), x.type)
         found = _tangents(graph, x, seed, [gradients[u] for u in others])
-        rows = iter(rows_of(graph, seed, x, [v for v in found if v is not None], chunk_size))
+        rows = iter(rows_of(graph, seed, x, [(v, u) for v, u in zip(found, others, strict=True) if v is not None], chunk_size))
         for u, v in zip(others, found, strict=True):
             blocks[x, u] = block = None if v is None else spread(b, next(rows), [x, u])
             if u is not x:
@@ -99,7 +99,7 @@ def _blocks(graph: Graph, gradients: dict[Value, Value | None], chunk_size: int 
 def _diagonal(graph: Graph, x: Value, x_bar: Value | None, chunk_size: int | None) -> Value | None:
     """Return the second derivatives by each element of ``x`` alone, in its shape; None where they are zero."""
     seed = graph.add_input(graph.unique_name(f"{x.name}_seed"), x.type)
-    found = [v for v in _tangents(graph, x, seed, [x_bar]) if v is not None]
+    found = [(v, x) for v in _tangents(graph, x, seed, [x_bar]) if v is not None]
     rows = rows_of(graph, seed, x, found, chunk_size, diagonal=True)
     return spread(Builder(graph), rows[0], [x]) if rows else None
 

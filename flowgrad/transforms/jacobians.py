@@ -98,7 +98,7 @@ def reverse_blocks(graph: Graph, ys: Sequence[Value], xs: Sequence[Value], chunk
     for y in ys:
         seed = graph.add_input(graph.unique_name(f"{y.name}_seed"), y.type)
         found = adjoint(graph, [(y, seed)], xs, zero=zero, are_units=True)
-        rows = iter(rows_of(graph, seed, y, [v for v in found if v is not None], chunk_size))
+        rows = iter(rows_of(graph, seed, y, [(v, x) for v, x in zip(found, xs, strict=True) if v is not None], chunk_size))
         blocks.append([None if v is None else spread(b, next(rows), [y, x]) for v, x in zip(found, xs, strict=True)])
     return blocks
 
@@ -113,7 +113,7 @@ def forward_blocks(graph: Graph, ys: Sequence[Value], xs: Sequence[Value], chunk
         found = tangent(graph, [(x, seed)], ys, in_place=False, are_units=True)
         if zero != "allow":
             check_zero(graph, [x], [y for y, v in zip(ys, found, strict=True) if v is None])
-        rows = iter(rows_of(graph, seed, x, [v for v in found if v is not None], chunk_size))
+        rows = iter(rows_of(graph, seed, x, [(v, y) for v, y in zip(found, ys, strict=True) if v is not None], chunk_size))
         columns.append([None if v is None else _turned(b, next(rows), y, x) for v, y in zip(found, ys, strict=True)])
     return [list(row) for row in zip(*columns, strict=True)]
 

@@ -9,9 +9,9 @@ import numpy as np
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.inline import inline
-from flowgrad.ir.ops.operands import joined, ramp
+from flowgrad.ir.ops.operands import extents, joined, ramp
 from flowgrad.ir.reach import dependents
-from flowgrad.ir.types import INT64, DimLike, Type, ceil_div, dim_product
+from flowgrad.ir.types import INT64, DimLike, Type, dim_product
 from flowgrad.passes.batch import batch
 from flowgrad.passes.edits import remove_dead
 from flowgrad.passes.stand_ins import take_places
@@ -29,24 +29,26 @@ def for_each_seed(graph: Graph, pairs: Sequence[tuple[Value, Value]], results: S
     return made
 
 
-def rows_of(graph: Graph, seed: Value, like: Value, results: Sequence[Value], chunk_size: int | None = None, *,
+def rows_of(graph: Graph, seed: Value, like: Value, results: Sequence[tuple[Value, Value]], chunk_size: int | None = None, *,
             diagonal: bool = False) -> list[Value]:
     """Return ``results``, which are linear in the input ``seed``, for all unit seeds: shape [K, *result.shape] each.
 
-    ``seed`` has the type of ``like``, and K is their number of elements; the input is removed. With ``chunk_size``, that many seeds at a time are worked
-    on, by a Scan. With ``diagonal``, element k of result k alone is kept, shape [K]: results have the type of the seed then.
+    ``seed`` has the type of ``like``, and K is their number of elements; the input is removed. Beside each result stands a
+    value of its shape that depends on no seed. With ``chunk_size``, that many seeds at a time are worked on, by a Scan. With
+    ``diagonal``, element k of result k alone is kept, shape [K]: results have the type of the seed then.
     """
     b = Builder(graph, prefix=seed.name)
     count, size = dim_product(like.shape), element_count(b, like)
     if chunk_size is None or (isinstance(count, int) and count <= chunk_size):
-        rows = for_each_seed(graph, [(seed, _identity(b, like, size))], results)
+        rows = for_each_seed(graph, [(seed, _identity(b, like, size))], [y for y, _ in results])
         return [_diagonal(b, y, ramp(b, size), count) for y in rows] if diagonal else rows
     start = graph.add_input(graph.unique_name(f"{seed.name}_start"), Type(INT64, ()))
     places = b.Add(start, b.ints(range(chunk_size)))
-    chunk = for_each_seed(graph, [(seed, _unit_rows(b, like, size, places))], results)
+    chunk = for_each_seed(graph, [(seed, _unit_rows(b, like, size, places))], [y for y, _ in results])
     if diagonal:
         chunk = [_diagonal(b, y, b.Min(places, b.Sub(size, np.int64(1))), chunk_size) for y in chunk]
-    return _scanned(b, start, chunk, size, count, chunk_size)
+    shapes = [[] if diagonal else extents(b, x, 0, len(x.shape)) for _, x in results]
+    return _scanned(b, start, chunk, shapes, size, count, chunk_size)
 
 
 def element_count(b: Builder, x: Value) -> Value:
@@ -90,8 +92,9 @@ def _diagonal(b: Builder, rows: Value, places: Value, count: DimLike) -> Value:
     return b.add_node("Reshape", [chosen, [-1]], types=[Type(rows.type.dtype, (count,))]).output()
 
 
-def _scanned(b: Builder, start: Value, chunk: Sequence[Value], size: Value, count: DimLike, chunk_size: int) -> list[Value]:
-    """Return the rows of all chunks: what depends on ``start`` becomes the body of a Scan over the chunks."""
+def _scanned(b: Builder, start: Value, chunk: Sequence[Value], shapes: Sequence[Sequence[Value]], size: Value, count: DimLike,
+             chunk_size: int) -> list[Value]:
+    """Return the rows of all chunks, of ``shapes`` each: what depends on ``start`` becomes the body of a Scan over chunks."""
     graph = b.graph
     order = graph.nodes()
     inside = dependents(order, [start])
@@ -106,21 +109,22 @@ def _scanned(b: Builder, start: Value, chunk: Sequence[Value], size: Value, coun
             captures.append(x)
     for y, copy in zip(chunk, inline(Builder(body), graph, formals, chunk), strict=True):
         body.add_output(copy, body.unique_output_name(y.name))
-    steps = ceil_div(count, chunk_size)
     last = b.Div(b.Add(size, np.int64(chunk_size - 1)), np.int64(chunk_size))
     starts = b.Mul(ramp(b, last), np.int64(chunk_size))
-    types = [Type(y.type.dtype, (steps, *y.shape)) for y in chunk]
-    made = b.add_node("Scan", [starts], {"num_scan_inputs": 1}, outputs=len(chunk), types=types, captures=captures,
-                      subgraphs={"body": body})
-    rows = [_joined_chunks(b, y, b.Mul(last, np.int64(chunk_size)), size, count) for y in made.results]
+    made = b.add_node("Scan", [starts], {"num_scan_inputs": 1}, outputs=len(chunk), captures=captures, subgraphs={"body": body})
+    seeds = b.Mul(last, np.int64(chunk_size))
+    rows = [_joined_chunks(b, chunks, [seeds, *shape], size, (count, *y.shape[1:]))
+            for chunks, y, shape in zip(made.results, chunk, shapes, strict=True)]
     remove_dead(graph, moved)
     graph.remove(start.producer)
     return rows
 
 
-def _joined_chunks(b: Builder, chunks: Value, seeds: Value, size: Value, count: DimLike) -> Value:
-    """Return [steps, chunk, ...] as [count, ...]: the last chunk may hold more seeds than there are."""
-    rest = [b.extent(chunks, axis) for axis in range(2, len(chunks.shape))]
-    flat = b.Reshape(chunks, joined(b, [seeds, *rest]), allowzero=1)
-    type_ = Type(chunks.type.dtype, (count, *chunks.shape[2:]))
-    return b.add_node("Slice", [flat, b.ints([0]), size, b.ints([0])], types=[type_]).output()
+def _joined_chunks(b: Builder, chunks: Value, shape: Sequence[Value], size: Value, dims: Sequence[DimLike]) -> Value:
+    """Return [steps, chunk, ...], as ``shape`` without the axis of the steps, as ``dims``: the last chunk may hold more seeds
+    than there are.
+
+    A Scan of no steps does not tell extents that only its body can name, so they come from elsewhere.
+    """
+    flat = b.Reshape(chunks, joined(b, shape), allowzero=1)
+    return b.add_node("Slice", [flat, b.ints([0]), size, b.ints([0])], types=[Type(chunks.type.dtype, tuple(dims))]).output()
