@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError, InputError, UnsupportedError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph
-from flowgrad.ir.types import BOOL, FLOAT64, Type
+from flowgrad.ir.ops.operands import sum_of
+from flowgrad.ir.types import BOOL, FLOAT64, INT64, Type
 from flowgrad.passes.coloring import color_count, column_colors, star_colors, symmetric_places
 from flowgrad.passes.differentiate import with_tangent
 from flowgrad.passes.sparsity import Pattern, dependencies
 from flowgrad.tools.maintenance.optimal_control import Problem, pendulum
+from tests.control_graphs import RNG, SCANS, add_if, add_loop, add_scan, f64, outputs_of, scan_feeds, scan_graph
 from tests.op_cases import Case, all_cases
 
 MOST_ELEMENTS = 64
@@ -81,9 +84,7 @@ def test_patterns_of_operators(body: str, expected: str) -> None:
     name, _, type_ = body.partition("=")[0].partition(":")
     model = fg.load(f"graph @g (%x: f64[2,3]) -> ({name}:{type_}) {{ {body} }}".encode())
     pattern = _pattern(model.graph, ["x"], ["y"])
-    full = np.full((pattern.height, 6), ".")
-    full[pattern.rows, pattern.columns] = "1"
-    assert ",".join("".join(row) for row in full) == expected
+    assert _lines(pattern) == expected
 
 
 def test_weights_that_can_change_are_not_zero_by_themselves() -> None:
@@ -95,13 +96,83 @@ def test_weights_that_can_change_are_not_zero_by_themselves() -> None:
     assert _pattern(fg.vjp(model, wrt=["x", "w"]).graph, ["x"], ["y"]).entries.size == 2
 
 
-def test_what_a_loop_carries_depends_on_all_of_it() -> None:
+def test_the_iterations_of_a_scan_stay_apart() -> None:
     model = fg.load(b"""graph @g (%x: f64[4]) -> (%y: f64[4]) {
         %z: f64[4] = Scan(%x) {num_scan_inputs=1}
             body = graph @b (%e: f64[]) -> (%f: f64[]) { %f: f64[] = Sin(%e) }
         %y: f64[4] = Exp(%z)
     }""")
-    assert _pattern(model.graph, ["x"], ["y"]).entries.size == 16
+    assert _pattern(model.graph, ["x"], ["y"]).entries.tolist() == [0, 5, 10, 15]
+
+
+def _lines(pattern: Pattern) -> str:
+    full = np.full((pattern.height, pattern.width), ".")
+    full[pattern.rows, pattern.columns] = "1"
+    return ",".join("".join(row) for row in full)
+
+
+def test_what_a_loop_carries_is_followed_until_nothing_is_added() -> None:
+    """Each iteration shifts by one; how many there are is not known."""
+    graph = Graph()
+    b = Builder(graph)
+    x, k = graph.add_input("x", f64(3)), graph.add_input("k", Type(INT64, ()))
+    made = add_loop(b, k, None, [x], [], lambda b, i, going, s: (going, b.Pad(b.Slice(s, [1], [3], [0]), [0, 1]), s))
+    graph.add_output(made.output(0), "y")
+    graph.add_output(b.ReduceSum(made.output(1), [0], keepdims=0), "z")
+    assert _lines(_pattern(graph, ["x"], ["y"])) == "111,.11,..1"
+    assert _lines(_pattern(graph, ["x"], ["z"])) == "111,111,111"  # what is summed has extents that are not known
+
+
+def _branches() -> tuple[Graph, list[dict[str, Any]]]:
+    graph = Graph()
+    b = Builder(graph)
+    x, c = graph.add_input("x", f64(4)), graph.add_input("c", Type(BOOL, ()))
+    made = add_if(b, c, [x], lambda b, x: [b.Mul(b.Sin(x), x)], lambda b, x: [b.Slice(b.Mul(x, b.Exp(x)), [-1], [-9], [0], [-1])])
+    return outputs_of(graph, made.output()), [{"x": RNG.standard_normal(4), "c": np.array(c)} for c in (True, False)]
+
+
+def _loops() -> tuple[Graph, list[dict[str, Any]]]:
+    graph = Graph()
+    b = Builder(graph)
+    x, k = graph.add_input("x", f64(3)), graph.add_input("k", Type(INT64, ()))
+    made = add_loop(b, k, None, [x], [x], lambda b, i, going, s, x: (going, b.Mul(b.Sin(s), x), b.Mul(s, s)))
+    outputs_of(graph, made.output(0), b.ReduceSum(made.output(1), [0], keepdims=0))
+    return graph, [{"x": RNG.standard_normal(3), "k": np.array(k)} for k in (0, 1, 3)]
+
+
+def _stages() -> tuple[Graph, list[dict[str, Any]]]:
+    graph = Graph()
+    b = Builder(graph)
+    s, u = graph.add_input("s", f64(5, 2)), graph.add_input("u", f64(5, 1))
+    made = add_scan(b, [], [s, u], [], lambda b, s, u: [b.Add(b.Sin(s), b.Mul(s, u))])
+    return outputs_of(graph, made.output()), [{"s": RNG.standard_normal((5, 2)), "u": RNG.standard_normal((5, 1))}]
+
+
+def _scans(attributes: dict[str, Any]) -> tuple[Graph, list[dict[str, Any]]]:
+    return scan_graph(attributes, False), [scan_feeds(attributes, 4)]
+
+
+@pytest.mark.parametrize("make", [_branches, _loops, _stages, partial(_scans, SCANS[0]), partial(_scans, SCANS[-1])],
+                         ids=["if", "loop", "stages", "scan", "scan by other axes"])
+def test_sparse_derivatives_through_control_flow_are_the_dense_ones(make: Any) -> None:
+    graph, runs = make()
+    b = Builder(graph)
+    terms = [b.ReduceSum(b.Sin(e.input(0)), keepdims=0) for e in graph.output_entries]
+    graph.add_output(sum_of(b, terms), "s")
+    model = fg.Model(graph)
+    wrt = [v.name for v in graph.inputs if v.type.dtype == FLOAT64][:2]
+    for transform, of in ((fg.jacobian, "y0"), (fg.hessian, "s")):
+        sparse, dense = transform(model, of, wrt, sparse=True), transform(model, of, wrt)
+        for feeds in runs:
+            given = {v.name: feeds[v.name] for v in dense.graph.inputs}
+            found, expected = sparse(given), dense(given)
+            for name, array in expected.items():
+                np.testing.assert_allclose(sparse.sparsity[name].dense(found[name]).reshape(array.shape), array, rtol=1e-10, atol=1e-12)
+
+
+def test_stages_in_a_scan_share_sweeps() -> None:
+    graph, _ = _stages()
+    assert fg.jacobian(fg.Model(graph), sparse=True).notes[-1].endswith("they take 2 sweeps")
 
 
 # ---- colours -----------------------------------------------------------------------------------------------------------------
