@@ -284,3 +284,15 @@ def test_tangent_along_the_gradient_makes_no_cycle() -> None:
     graph.add_output(g, "g")
     got = evaluate(graph, FEEDS)
     np.testing.assert_allclose(got["dot"], np.sum(got["g"] ** 2))
+
+
+@pytest.mark.parametrize("extent", [3, Dim.named("N")], ids=str)
+def test_branches_share_what_they_keep_where_extents_are_the_same(extent: Any) -> None:
+    """A named extent of a captured value is one and the same in both branches."""
+    graph = Graph()
+    b = Builder(graph)
+    x, c = graph.add_input("x", f64(extent)), graph.add_input("c", Type(BOOL, ()))
+    made = add_if(b, c, [x], lambda b, x: [b.Mul(b.Sin(x), b.Exp(x))], lambda b, x: [b.Mul(b.Cos(x), b.Tanh(x))])
+    joint = with_adjoint(outputs_of(graph, made.output())).graph
+    forward = next(n for n in joint.nodes() if n.op == "If")
+    assert [y.type for y in forward.results] == 3 * [f64(extent)]  # the result, and two values kept

@@ -15,6 +15,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError, InputError, UnsupportedError
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.types import BOOL, FLOAT64, Dim, Type
+from tests.control_graphs import add_if
 from tests.exported_checks import check_files_and_runtimes
 
 MLP = Path(__file__).parent / "data" / "mlp.onnx"
@@ -243,14 +244,43 @@ def test_what_a_node_with_subgraphs_computes_stays_apart_from_many_tangents() ->
     np.testing.assert_allclose(found["y"], y, rtol=1e-14)
 
 
-def test_examples_that_take_branches_of_different_tapes_are_refused_by_name() -> None:
-    """What the branch that is not taken would keep is empty, and would pass for an extent of the examples."""
-    with pytest.raises(UnsupportedError, match="use forward mode, or differentiate what vmap makes"):
-        fg.vmap(fg.jacobian(selected(), wrt="x", mode="rev"))
-    x, c = np.arange(1, 7.0).reshape(2, 3), np.array([True, False])
-    each = fg.vmap(fg.jacobian(selected(), wrt="x", mode="fwd"))(x=x, c=c)["y_x_jacobian"]
-    whole = fg.jacobian(fg.vmap(selected()), wrt="x", mode="rev")(x=x, c=c)["y_x_jacobian"]
-    np.testing.assert_allclose(each, np.stack([whole[i, :, i] for i in range(2)]), rtol=1e-12)
+def uneven(*shape: Any) -> fg.Model:
+    """Return y = x sin(x^2) exp(x) or 2 x^2, whichever ``c`` selects: one branch keeps more for its derivative."""
+    graph = Graph("uneven")
+    b = Builder(graph)
+    x, c = graph.add_input("x", Type(FLOAT64, shape)), graph.add_input("c", Type(BOOL, ()))
+    made = add_if(b, c, [x], lambda b, x: [b.Mul(b.Sin(b.Mul(x, x)), b.Exp(x))], lambda b, x: [b.Mul(x, 2.0)])
+    graph.add_output(b.Mul(made.output(), x), "y")
+    return fg.Model(graph)
+
+
+@pytest.mark.parametrize("shape", [(3,), (Dim.named("N"),)], ids=["static", "named"])
+@pytest.mark.parametrize("transform", [
+    lambda m: fg.jacobian(m, wrt="x", mode="rev"),
+    lambda m: fg.jacobian(m, wrt="x", mode="rev", chunk_size=2),
+    lambda m: fg.jacobian(fg.vjp(m, wrt="x"), "x_grad", "x", mode="fwd"),
+], ids=["reverse", "chunks", "forward over reverse"])
+def test_examples_may_take_branches_that_keep_different_values(transform: Callable[[fg.Model], fg.Model], shape: Any,
+                                                                tmp_path: Path) -> None:
+    """What the branch that is not taken would keep has the shape of what the other one keeps, and nothing reads it."""
+    for model in (uneven(*shape), selected()):
+        made = transform(model)
+        rng = np.random.default_rng(0)
+        feeds = {"x": rng.standard_normal((4, 3)), "c": np.array([True, False, False, True]), "y_grad": rng.standard_normal((4, 3))}
+        feeds = {v.name: feeds[v.name] for v in made.inputs}
+        each = fg.vmap(made)
+        found = each(feeds)
+        for k in range(4):
+            for name, array in made({n: a[k] for n, a in feeds.items()}).items():
+                np.testing.assert_allclose(found[name][k], array, rtol=1e-12)
+        check_files_and_runtimes(each, feeds, tmp_path, atol=1e-12)
+
+
+def test_examples_that_take_branches_of_different_shapes_are_refused_by_name() -> None:
+    """An extent that only the branch itself can tell may be another one in the other branch."""
+    twice = fg.jacobian(fg.vjp(uneven(3), wrt="x"), "x_grad", "x", mode="rev")
+    with pytest.raises(UnsupportedError, match="forward over reverse .*, or differentiate what vmap makes"):
+        fg.vmap(twice)
 
 
 def test_a_jacobian_has_the_dtype_of_the_output_in_either_mode() -> None:

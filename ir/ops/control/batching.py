@@ -6,21 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowgrad.ir.batching import BatchBuilder, looped
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.graph import Graph, Node, Value
+from flowgrad.ir.infer import infer
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.control.loop_layout import Layout, dim_bindings, layout_of, outward
+from flowgrad.ir.ops.operands import joined
 from flowgrad.ir.ops.registry import Trait, opdef, refuse
-from flowgrad.ir.types import Dim, Shape
+from flowgrad.ir.types import UNKNOWN, Dim, Shape
+
+BRANCHES = ("then_branch", "else_branch")
 
 
 def if_batched(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> Any:
     """Batch both branches if the examples share the condition; else choose from the results of both, where that is safe."""
     cond, captures = xs[0], [x for x in xs[1:] if x is not None]
-    branches = [node.subgraphs[name] for name in ("then_branch", "else_branch")]
+    branches = [node.subgraphs[name] for name in BRANCHES]
     if any(b.holds(x) and x.type.rank is None for x in captures):
         return looped(b, node, *xs)
     if b.holds(cond):
-        return _chosen(b, node, branches, cond, captures)
+        return _chosen(b, node, cond, captures)
     held = {i for i, x in enumerate(captures) if b.holds(x)}
     if not held:  # what is drawn inside of it differs
         return looped(b, node, *xs)
@@ -30,18 +35,19 @@ def if_batched(b: BatchBuilder, node: Node, xs: Sequence[Value | None]) -> Any:
     return [y if i in lifted else b.same(y) for i, y in enumerate(made.outputs) if y is not None]
 
 
-def _chosen(b: BatchBuilder, node: Node, branches: Sequence[Graph], cond: Value | None, captures: Sequence[Value]) -> Any:
+def _chosen(b: BatchBuilder, node: Node, cond: Value | None, captures: Sequence[Value]) -> Any:
     """Return the results of the branch that each example takes, from both branches of all if they are elementwise."""
+    _make_fillers_whole(b.graph, node)
+    branches = [node.subgraphs[name] for name in BRANCHES]
     types = [[y.type for y in branch.outputs] for branch in branches]
     plain = all(t.shape is not None for t in types[0]) and types[0] == types[1] and cond is not None
     if not plain and _are_mistaken(*(_shapes(node, branch) for branch in branches)):
-        return refuse("its branches give different shapes (of a derivative in reverse mode: what each keeps), and the examples may take "
-                      "different ones: use forward mode, or differentiate what vmap makes")
-    if not plain or not all(_is_safe(branch) for branch in branches) or node.input(0).type.rank != 0:
-        return looped(b, node, cond, *captures)
+        return refuse("its branches give different shapes, as far as types tell, and the examples may take different ones: give "
+                      "the results of both one shape (Reshape); of a derivative, in which what branches keep differs, use forward "
+                      "mode, forward over reverse for a second one, or differentiate what vmap makes")
     everything = set(range(len(types[0])))
     held = {i for i, x in enumerate(captures) if b.holds(x)}
-    if not held:
+    if not plain or not held or not all(_is_safe(branch) for branch in branches) or node.input(0).type.rank != 0:
         return looped(b, node, cond, *captures)
     results = []
     for branch in branches:
@@ -49,6 +55,68 @@ def _chosen(b: BatchBuilder, node: Node, branches: Sequence[Graph], cond: Value 
         results.append(_inlined(b, body, captures))
     assert cond is not None
     return [b.Where(b.padded(cond, len(y.shape) - 1), y, z) for y, z in zip(*results, strict=True)]
+
+
+def _make_fillers_whole(graph: Graph, node: Node) -> None:
+    """Give empty results of a branch that stand for what the other branch keeps the shape of that.
+
+    Then the results of all examples have one shape. They may hold anything: where the branch is taken, nothing reads them.
+    """
+    made = {name: branch.copy() for name, branch in node.subgraphs.items()}
+    changed = False
+    for name, other in (BRANCHES, BRANCHES[::-1]):
+        for k, (entry, theirs) in enumerate(zip(made[name].output_entries, made[other].output_entries, strict=True)):
+            if _is_filler(entry.input(0)) and not _is_filler(theirs.input(0)) and _is_unread(node.outputs[k], node.input(0), name):
+                value = _filler(made[name], theirs.input(0), made[other].inputs)
+                if value is not None:
+                    made[name].set_inputs(entry, [value])
+                    changed = True
+    if changed:
+        graph.set_subgraphs(node, made, node.captures)
+    for y, type_ in zip(node.outputs, infer(node), strict=False):
+        if y is not None and type_ is not None and type_.shape is not None and UNKNOWN not in type_.shape:
+            graph.set_type(y, type_)
+
+
+def _is_filler(y: Value) -> bool:
+    """Return whether ``y`` has no elements, whatever is fed."""
+    return 0 in (y.type.shape or ())
+
+
+def _is_unread(y: Value | None, cond: Value | None, name: str) -> bool:
+    """Return whether ``y`` is read by Ifs on the condition ``cond`` alone (and in bodies of loops), but not by branches called
+    ``name`` of these."""
+    if y is None:
+        return True
+    for (_, slot), user in y.uses.items():
+        if slot >= 0 or not user.subgraphs:
+            return False
+        if user.op == "If" and user.input(0) is cond:
+            if user.subgraphs[name].inputs[-1 - slot].uses:
+                return False
+            continue
+        for body in user.subgraphs.values():
+            formals = dict(zip(user.captures, body.inputs[len(body.inputs) - len(user.captures):], strict=True))
+            if not _is_unread(formals[y], None if cond is None else formals.get(cond), name):
+                return False
+    return True
+
+
+def _filler(branch: Graph, like: Value, formals: Sequence[Value]) -> Value | None:
+    """Return zeros of the type of ``like``, a value of the other branch, whose ``formals`` are of what both capture."""
+    b = Builder(branch, prefix="filler")
+    parts = []
+    for dim in like.type.shape or ():
+        place = next(((i, axis) for i, x in enumerate(formals) for axis, d in enumerate(x.type.shape or ()) if d == dim), None)
+        if isinstance(dim, int):
+            parts.append(b.ints([dim]))
+        elif place is not None and dim is not UNKNOWN:
+            parts.append(b.extent(branch.inputs[place[0]], place[1]))
+        else:
+            return None
+    if like.type.shape is None:
+        return None
+    return b.add_node("Expand", [b.scalar(0, like.type.dtype), joined(b, parts)], types=[like.type]).output()
 
 
 def _shapes(node: Node, branch: Graph) -> list[Shape | None]:

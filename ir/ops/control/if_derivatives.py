@@ -14,8 +14,9 @@ from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import infer
 from flowgrad.ir.ops.control.loop_derivatives import takes_in_place
+from flowgrad.ir.ops.control.loop_layout import dim_bindings, outward
 from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, is_random, refuse
-from flowgrad.ir.types import DType, Type, merge_types
+from flowgrad.ir.types import UNKNOWN, DType, Type, merge_types
 
 BRANCHES = ("then_branch", "else_branch")
 
@@ -94,14 +95,14 @@ class _Backward:
         return made.results
 
     def _extend_forward(self) -> None:
-        """Let both branches return the tapes of both; those of one type share an output.
+        """Let both branches return the tapes of both; those of one type, seen from outside, share an output.
 
         For a tape of the other branch alone, a branch returns an empty tensor, or one of the right shape where random
         numbers are drawn: a loop around this node must then be able to stack it, since nothing can be drawn again.
         """
         graphs = [half.forward for half in self.halves]
         tapes = [list(g.output_entries[self.before :]) for g in graphs]
-        pairs = _paired(*tapes)
+        pairs = _paired(*([(entry, self._seen(graph, entry)) for entry in own] for graph, own in zip(graphs, tapes, strict=True)))
         whole = is_random(self.node)
         for side, graph in enumerate(graphs):
             own = [pair[side] for pair in pairs]
@@ -119,6 +120,10 @@ class _Backward:
             assert type_ is not None
             value = outer.set_output(self.node, index, outer.unique_name(f"{self.node.label}_{entry.name}"), type_)
             self.b.residuals.append(value)
+
+    def _seen(self, branch: Graph, entry: Node) -> Type:
+        """Return the type of an output of a branch in terms of the extents around the node."""
+        return outward(entry.input(0).type, dim_bindings(branch.inputs, self.node.captures))
 
     def _operands(self, half: BodyAdjoint, slots: Sequence[int]) -> list[Value]:
         """Return what the inputs of a backward branch stand for."""
@@ -156,21 +161,21 @@ class _Backward:
         return graph.add_input(graph.unique_name(x.name), x.type)
 
 
-def _paired(first: Sequence[Node], second: Sequence[Node]) -> list[tuple[Node | None, Node | None]]:
-    """Put tapes of the same static type side by side; the others stand alone."""
+def _paired(first: Sequence[tuple[Node, Type]], second: Sequence[tuple[Node, Type]]) -> list[tuple[Node | None, Node | None]]:
+    """Put tapes of the same extents side by side, where these are known; the others stand alone."""
     waiting: dict[Type, list[Node]] = {}
-    for entry in second:
-        if entry.input(0).type.is_static:
-            waiting.setdefault(entry.input(0).type, []).append(entry)
+    for entry, type_ in second:
+        if type_.shape is not None and UNKNOWN not in type_.shape:
+            waiting.setdefault(type_, []).append(entry)
     pairs: list[tuple[Node | None, Node | None]] = []
     taken: set[Node] = set()
-    for entry in first:
-        mates = waiting.get(entry.input(0).type)
+    for entry, type_ in first:
+        mates = waiting.get(type_)
         mate = mates.pop(0) if mates else None
         pairs.append((entry, mate))
         if mate is not None:
             taken.add(mate)
-    return [*pairs, *((None, entry) for entry in second if entry not in taken)]
+    return [*pairs, *((None, entry) for entry, _ in second if entry not in taken)]
 
 
 class _Fillers:
