@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowgrad.ir.builder import Builder
+from flowgrad.ir.errors import UnsupportedError
 from flowgrad.ir.graph import Graph, Value
+from flowgrad.ir.infer import describe
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.operands import extents, joined, ramp
+from flowgrad.ir.ops.registry import is_random
 from flowgrad.ir.reach import dependents
 from flowgrad.ir.types import INT64, DimLike, Type, dim_product
-from flowgrad.passes.batch import batch
+from flowgrad.passes.batch import Examples, batch
 from flowgrad.passes.edits import remove_dead
 from flowgrad.passes.stand_ins import take_places
 
@@ -23,10 +26,27 @@ def for_each_seed(graph: Graph, pairs: Sequence[tuple[Value, Value]], results: S
     ``pairs`` are graph inputs that stand for one seed, each with the value that holds many. Those inputs are removed, and
     what was computed from them; what depends on no seed is computed once.
     """
+    ones = [one for one, _ in pairs]
     examples = batch(graph, pairs, results, randomness="same")
     made = [examples.of(y) for y in results]
-    take_places(graph, [one for one, _ in pairs], examples, {y: y.name for y in (*examples.known, *examples.rows)})
+    _keep_what_is_shared(graph, ones, examples)
+    take_places(graph, ones, examples, {y: y.name for y in (*examples.known, *examples.rows)})
     return made
+
+
+def _keep_what_is_shared(graph: Graph, ones: Sequence[Value], examples: Examples) -> None:
+    """Let values that are the same for every seed be made where the seeds are, by what was made for all of them.
+
+    They are results of nodes that draw random numbers and compute tangents beside them: such a node can be there once only.
+    """
+    stale = dependents(graph.nodes(), ones)
+    for y, one in list(examples.known.items()):
+        if y in stale and not examples.holds(y) and one.producer.key in graph.entries:
+            node = y.producer
+            graph.adopt(y, one)
+            examples.known[y] = y
+            if not node.results:
+                graph.remove(node)
 
 
 def rows_of(graph: Graph, seed: Value, like: Value, results: Sequence[tuple[Value, Value]], chunk_size: int | None = None, *,
@@ -99,6 +119,10 @@ def _scanned(b: Builder, start: Value, chunk: Sequence[Value], shapes: Sequence[
     order = graph.nodes()
     inside = dependents(order, [start])
     moved = [node for node in order if any(v in inside for v in node.results)]
+    drawn = [node for node in moved if is_random(node)]
+    if drawn:
+        raise UnsupportedError(f"{describe(drawn[0])} draws random numbers beside its tangents, and would draw others for each chunk: "
+                               "leave chunk_size out, or take mode='rev' of a Jacobian", code="random", where=drawn[0].label)
     body = Graph("chunk", graph.limits)
     formals = {start: body.add_input("start", start.type)}
     captures: list[Value] = []
