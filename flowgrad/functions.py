@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.arguments import check_flag
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import CONSTANT, Array, Value
 from flowgrad.model import Model
@@ -206,6 +207,7 @@ class VectorFunction(_Function):
                  start: Mapping[str, Any] | None = None, bounds: Bounds | None = None, sparse: bool = False,
                  dtype: str | None = "float64", engine: str = "numpy", threads: int | None = None) -> None:
         super().__init__(model, wrt, fixed, start, bounds, dtype, engine, threads)
+        check_flag("sparse", sparse)
         self.sparse = sparse
         self.of = [name for name, _ in find_of(self.model.graph.copy(), of)]
 

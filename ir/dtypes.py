@@ -119,7 +119,7 @@ def dtype_of(what: object) -> DType:
     if isinstance(what, str) and (match := _CONTAINER.fullmatch(what)):
         element = dtype_of(match["element"])
         return sequence_of(element) if match["kind"] == "sequence" else optional_of(element)
-    if isinstance(what, int) and what in _BY_ONNX:
+    if isinstance(what, int) and not isinstance(what, bool) and what in _BY_ONNX:
         return _BY_ONNX[what]
     if isinstance(what, (np.dtype, type)):
         found = np.dtype(what).newbyteorder("=")

@@ -38,7 +38,10 @@ def parse_pipeline(pipeline: str | Iterable[str]) -> list[Stage]:
     A list of strings may be given instead. Raises InputError for bad syntax, an unknown pass or option, with a
     suggestion, or an option value of the wrong type.
     """
-    texts = [pipeline] if isinstance(pipeline, str) else list(pipeline)
+    texts = [pipeline] if isinstance(pipeline, str) else list(pipeline) if isinstance(pipeline, Iterable) else [pipeline]
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"a pipeline is text, or a list of it, not {type(text).__name__}", code="type")
     return [stage for text in texts for stage in _Reader(text).stages()]
 
 

@@ -111,6 +111,10 @@ def find_of(graph: Graph, of: Of | None) -> list[tuple[str, Value]]:
     pairs = [_named(graph, item) for item in items]
     if not pairs:
         raise InputError("of= is empty: name what is to be differentiated", code="of")
+    names = [item for item in items if isinstance(item, str)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"of= names {twice!r} twice: each derivative is made once", code="of")
     for name, value in pairs:
         if not value.type.dtype.carries:
             raise InputError(f"{name!r} is {value.type.dtype.name}: only floats can be differentiated", code="dtype")

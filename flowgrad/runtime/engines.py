@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from flowgrad.ir.arguments import is_word
 from flowgrad.ir.errors import EngineError, suggestion
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import Limits
@@ -31,8 +32,8 @@ def engines() -> dict[str, str]:
 
 def compile_graph(graph: Graph, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Program:
     """Return ``graph`` compiled for ``engine``; EngineError if it is unknown or cannot start."""
-    if engine not in _ENGINES:
-        raise EngineError(f"no engine {engine!r}{suggestion(engine, _ENGINES)}; engines: {', '.join(_ENGINES)}", code="name")
+    if not is_word(engine, _ENGINES):
+        raise EngineError(f"no engine {engine!r}{suggestion(str(engine), _ENGINES)}; engines: {', '.join(_ENGINES)}", code="name")
     make, state = _ENGINES[engine]
     if state() != READY:
         raise EngineError(f"the engine {engine!r} cannot start: {state()}", code="missing")

@@ -18,7 +18,7 @@ from flowgrad.ir.ops.registry import Borrowed
 from flowgrad.runtime.dynamic_calls import Context
 from flowgrad.runtime.executor import Executor
 from flowgrad.runtime.flat_graph import FlatGraph
-from flowgrad.runtime.program import packed, unpacked
+from flowgrad.runtime.program import check_threads, packed, unpacked
 from flowgrad.runtime.threads import available_threads
 
 
@@ -49,8 +49,7 @@ class NumpyProgram:
     @bulk
     def __init__(self, graph: Graph, threads: int | None = None, limits: Limits | None = None, *,
                  seed: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}", code="threads")
+        check_threads(threads)
         self.threads = available_threads() if threads is None else threads
         self.limits = graph.limits if limits is None else limits
         self.seed = seed

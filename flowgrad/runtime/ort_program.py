@@ -12,7 +12,7 @@ from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import DEFAULT, Array, Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.runtime.ort_arrays import is_foreign, run_on_memory
-from flowgrad.runtime.program import packed, unpacked
+from flowgrad.runtime.program import check_threads, packed, unpacked
 
 
 class OrtProgram:
@@ -27,6 +27,7 @@ class OrtProgram:
     def __init__(self, graph: Graph, threads: int | None = None, limits: Limits | None = None) -> None:
         from flowgrad.exchange.writer import write_onnx
 
+        check_threads(threads)
         ort = _onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3

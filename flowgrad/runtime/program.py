@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from flowgrad.ir.errors import ResourceError
+from flowgrad.ir.arguments import is_whole
+from flowgrad.ir.errors import InputError, ResourceError
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits
+
+
+def check_threads(threads: object) -> None:
+    """Raise InputError unless ``threads`` is None or a number of threads."""
+    if threads is not None and not (is_whole(threads) and threads >= 1):  # type: ignore[operator]
+        raise InputError(f"threads must be at least 1, got {threads!r}", code="threads")
 
 
 class Program(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
+from flowgrad.ir.arguments import check_kind, is_word
 from flowgrad.ir.batching import SEQUENCES, Randomness
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, UnsupportedError, suggestion
@@ -34,7 +35,8 @@ def vmap(model: Model, in_axes: Axes = 0, out_axes: int | Mapping[str, int] = 0,
     Raises InputError for unknown names and axes, UnsupportedError, naming the nodes, where examples would have results of
     different extents, and where random numbers are drawn and nothing is said about them.
     """
-    if randomness not in get_args(Randomness):
+    check_kind("model", model, Model)
+    if not is_word(randomness, get_args(Randomness)):
         raise InputError(f"randomness is 'error', 'same' or 'different', got {randomness!r}", code="option")
     graph = model.graph.copy()
     order, names = [v.name for v in graph.inputs], {v: v.name for v in graph.values.values()}

@@ -62,7 +62,7 @@ def checkpoint(model: Model, policy: str | Sequence[str] = "sqrt", *, memory: in
 def _names(policy: str | Sequence[str]) -> list[str]:
     if isinstance(policy, str) and policy == "sqrt":
         return []
-    if isinstance(policy, str) or not policy:
+    if not isinstance(policy, (list, tuple)) or not policy:
         raise InputError(f"no policy {policy!r}{suggestion(str(policy), ['sqrt'])}; it is \"sqrt\" or a list of names to keep; "
                          "a budget is given as memory=", code="option")
     return list(as_list(policy))

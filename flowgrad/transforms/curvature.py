@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal, get_args
 
+from flowgrad.ir.arguments import is_word
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Graph, Value
@@ -36,7 +37,7 @@ def gauss_newton(model: Model, of: str | Pick | None = None, wrt: Names = "param
     """
     task = Task(model, stabilize)
     name, y = find_scalar(task.graph, of)
-    wrt_values, zs = find_wrt(task.graph, wrt), [z for _, z in find_of(task.graph, at)]
+    wrt_values, zs = find_wrt(task.graph, wrt), list(dict.fromkeys(z for _, z in find_of(task.graph, at)))
     task.repair([y, *zs, *wrt_values])
     task.drop_outputs()
     task.graph.add_output(y, name)
@@ -60,6 +61,7 @@ def fisher(model: Model, of: Names, wrt: Names = "params", *, link: Link = "iden
     outputs of the network (see ``outer_product``, which makes the matrix). Inputs gain ``x_tangent`` for each x, the parts
     of v; the outputs are the values ``of``, then ``x_fisher`` of the shape of x. Raises like ``vjp``.
     """
+    check_option(zero)
     task = Task(model, stabilize)
     ys, wrt_values = find_of(task.graph, of), find_wrt(task.graph, wrt)
     task.repair([*(y for _, y in ys), *wrt_values])
@@ -163,7 +165,7 @@ def _stacked(b: Builder, rows: Sequence[Value]) -> Value:
 
 def _weighted(b: Builder, value: Value, a: Value, link: Link, *, column: bool = False) -> Value:
     """Return ``value`` times the second derivative of the loss by the pre-activation ``a``: 1, or y (1 - y)."""
-    if link not in get_args(Link):
+    if not is_word(link, get_args(Link)):
         raise InputError(f"link is 'identity' (sum of squares) or 'logistic' (cross-entropy), got {link!r}", code="option")
     if link == "identity":
         return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flowgrad.ir.arguments import check_kind, check_mapping, is_whole
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
@@ -25,11 +26,14 @@ def pick(value: str, index: str | int = "target") -> Pick:
     With a name, ``index`` becomes an int64 input of the shape of ``value`` without its last axis (an input of that name
     is used if there is one); with a number, that entry is picked everywhere.
     """
+    if not is_whole(index) and not (isinstance(index, str) and index):
+        raise InputError(f"index is the name of an input or a number, got {index!r}", code="option")
     return Pick(value, index)
 
 
 def stop_gradient(model: Model, names: Names) -> Model:
     """Return a model through whose values ``names`` no derivative passes. InputError for an unknown name."""
+    check_kind("model", model, Model)
     graph = model.graph.copy()
     b = Builder(graph)
     for name in as_list(names):
@@ -95,6 +99,9 @@ def compose(first: Model, second: Model, wires: Mapping[str, str]) -> Model:
     The inputs are those of ``first``, then the unwired ones of ``second``; the outputs those of ``second``, then the
     unwired ones of ``first``. Raises InputError for unknown names, ValidationError for types that conflict.
     """
+    check_kind("first", first, Model)
+    check_kind("second", second, Model)
+    check_mapping("wires", wires, "outputs of the first model to inputs of the second")
     graph = first.graph.copy()
     outputs = {e.name: e for e in graph.output_entries}
     inputs = {v.name: v for v in second.graph.inputs}
@@ -130,6 +137,7 @@ def extract(model: Model, inputs: Names | None = None, outputs: Names | None = N
     By default the inputs are those of the model that are needed, the outputs all of it. Names, types, weights and the roles
     of what stays are kept. Raises InputError for unknown names, and, naming them, for inputs that are needed as well.
     """
+    check_kind("model", model, Model)
     source = model.graph
     entries = {e.name: e.input(0) for e in source.output_entries}
     wanted = entries if outputs is None else {n: find_value(source, n) for n in _names(outputs)}
@@ -168,6 +176,7 @@ def unbatch(model: Model, axis: int = 0) -> Model:
 
     Inputs of rank 0 stay as they are. Raises InputError if an output does not have the axis, or a fixed extent there.
     """
+    check_kind("model", model, Model)
     graph = Graph(model.graph.name, model.graph.limits)
     graph.metadata = dict(model.graph.metadata)
     b = Builder(graph)
@@ -177,6 +186,7 @@ def unbatch(model: Model, axis: int = 0) -> Model:
         if not shape:
             mapping[value] = graph.add_input(value.name, value.type)
             continue
+        _check_axis(axis, len(shape), value.name)
         if isinstance(shape[axis], int) and shape[axis] != 1:
             raise InputError(f"input {value.name!r} has a fixed batch extent {shape[axis]}", code="shape")
         at = axis % len(shape)
@@ -184,8 +194,16 @@ def unbatch(model: Model, axis: int = 0) -> Model:
         mapping[value] = b.add("Unsqueeze", [one, [at]], name=graph.unique_name(f"{value.name}_batch"))
     entries = model.graph.output_entries
     for entry, value in zip(entries, inline(b, model.graph, mapping, [e.input(0) for e in entries]), strict=True):
+        if value.type.rank:
+            _check_axis(axis, value.type.rank, entry.name)
         extent = value.shape[axis] if value.type.rank else 1
         if isinstance(extent, int) and extent != 1:
             raise InputError(f"output {entry.name!r} has the extent {extent} along axis {axis}, not the batch's", code="shape")
         graph.add_output(b.Squeeze(value, [axis]) if value.type.rank else value, entry.name)
     return model.with_graph(graph)
+
+
+def _check_axis(axis: int, rank: int, name: str) -> None:
+    """Raise InputError unless ``name``, of rank ``rank``, has the axis of a batch."""
+    if not is_whole(axis) or not -rank <= axis < rank:
+        raise InputError(f"{name!r} of rank {rank} has no axis {axis!r}, which would be that of the batch", code="axis")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from flowgrad.ir.arguments import check_kind, check_mapping, check_positive, is_word
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.feeds import Signature
@@ -61,9 +62,11 @@ def gradcheck(
     that crosses a kink is made smaller; where the point itself lies on one, a point beside it is checked instead.
     Raises InputError for an unknown mode or name.
     """
-    unknown = set(modes) - {"rev", "fwd"}
-    if unknown:
-        raise InputError(f"modes are 'rev' and 'fwd', got {sorted(unknown)}", code="modes")
+    if isinstance(modes, str) or not isinstance(modes, Collection) or not len(modes) or not all(is_word(m, ("rev", "fwd")) for m in modes):
+        raise InputError(f"modes are 'rev' and 'fwd', one or both in a list, got {modes!r}", code="modes")
+    check_kind("model", model, Model)
+    check_mapping("inputs", inputs, "names to arrays")
+    check_positive("eps", eps)
     wide = _without_roles(model.astype("float64"))
     feeds = {k: _wide(v) for k, v in inputs.items()}
     reverse = vjp(wide, of, wrt, zero="allow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowgrad.ir.arguments import check_flag
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import ENTRIES, Graph, Value
@@ -37,6 +38,8 @@ def hessian(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", k
     """
     check_sweeps("auto", chunk_size)
     check_option(zero)
+    check_flag("diagonal", diagonal)
+    check_flag("sparse", sparse)
     if diagonal and sparse:
         raise InputError("a diagonal has no pattern: diagonal=True or sparse=True, not both", code="option")
     task = Task(model, stabilize)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from flowgrad.ir.arguments import check_flag, is_word
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Graph, Value
@@ -41,6 +42,7 @@ def jacobian(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Na
     """
     check_sweeps(mode, chunk_size)
     check_option(zero)
+    check_flag("sparse", sparse)
     task = Task(model, stabilize)
     of_values, wrt_values = find_of(task.graph, of), find_wrt(task.graph, wrt)
     kept = task.repair([*(y for _, y in of_values), *wrt_values], keep)
@@ -63,7 +65,7 @@ def jacobian(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Na
 
 def check_sweeps(mode: Mode, chunk_size: int | None) -> None:
     """Check how derivatives are to be swept; InputError."""
-    if mode not in get_args(Mode):
+    if not is_word(mode, get_args(Mode)):
         raise InputError(f"mode is 'auto', 'rev' (for few outputs) or 'fwd' (for few inputs), got {mode!r}", code="option")
     is_size = chunk_size is None or (isinstance(chunk_size, int) and not isinstance(chunk_size, bool) and chunk_size >= 1)
     if not is_size:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from flowgrad.ir.arguments import is_word
 from flowgrad.ir.boundary import guarded
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
@@ -40,7 +41,7 @@ def stage(transform: Callable[P, R]) -> Callable[P, R]:
 
 def check_option(zero: Zero) -> Zero:
     """Return ``zero``; InputError if it is none of its words."""
-    if zero not in ("error", "allow"):
+    if not is_word(zero, ("error", "allow")):
         raise InputError(f"zero is 'error' or 'allow', got {zero!r}", code="option")
     return zero
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from flowgrad.ir.arguments import is_word
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import CONSTANT, DEFAULT, Value
@@ -137,8 +138,8 @@ def next_inputs(step: Model) -> dict[str, str]:
 
 
 def _declared(name: str, settings: dict[str, float]) -> _Declared:
-    if name not in OPTIMIZERS:
-        raise InputError(f"no optimizer {name!r}{suggestion(name, OPTIMIZERS)}; there are: {', '.join(OPTIMIZERS)}", code="option")
+    if not is_word(name, OPTIMIZERS):
+        raise InputError(f"no optimizer {name!r}{suggestion(str(name), OPTIMIZERS)}; there are: {', '.join(OPTIMIZERS)}", code="option")
     declared = OPTIMIZERS[name]
     for key in settings:
         if key not in declared.settings:
@@ -151,6 +152,8 @@ def _unfrozen(model: Model, wrt: Names, frozen: Sequence[str]) -> list[str]:
     """Return the names in ``wrt`` that no pattern in ``frozen`` matches."""
     names = [v.name for v in find_wrt(model.graph.copy(), wrt)]
     for pattern in frozen:
+        if not isinstance(pattern, str):
+            raise InputError(f"frozen takes names and patterns of names, not {type(pattern).__name__}", code="type")
         if not fnmatch.filter(names, pattern):
             raise InputError(f"frozen={pattern!r} matches none of {', '.join(names[:12])}{suggestion(pattern, names)}", code="name")
     chosen = [n for n in names if not any(fnmatch.fnmatchcase(n, pattern) for pattern in frozen)]
