@@ -348,6 +348,21 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return b.CenterCropPad(y_bar, shape, axes=axes), NO_GRADIENT
 
 
+@center_crop_pad.expansion
+def _(b: Builder, node: Node) -> Value:
+    """The extents of every axis, in place of those of named axes."""
+    x, shape = node.input(0), node.input(1)
+    where = normal_axes(attr(node, "axes"), len(x.shape))
+    parts = [slice_axis(b, shape, where.index(a), where.index(a) + 1) if a in where else b.extent(x, a) for a in range(len(x.shape))]
+    return b.CenterCropPad(x, joined(b, [b.cast(p, INT64) for p in parts]))
+
+
+@center_crop_pad.expands_on_export
+def _(node: Node) -> bool:
+    """onnxruntime makes a Pad of named axes of it, and moves a Transpose past that as if its pads were those of all."""
+    return attr(node, "axes") is not None and node.input(0).type.rank is not None
+
+
 # ---- many examples ----------------------------------------------------------------------------------------------------------
 
 for _blocks in (depth_to_space, space_to_depth):
