@@ -408,6 +408,15 @@ def test_random_numbers_need_a_word() -> None:
     assert "RandomNormalLike" in str(caught.value) and "Dropout" in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", ["", ", 0.5", ", 0.5, bool(false)"])
+def test_a_dropout_at_inference_draws_nothing(mode: str) -> None:
+    model = load(f"graph @g (%x: f32[3]) -> (%y: f32[3]) {{ %a: f32[3] = Dropout(%x{mode}) %y: f32[3] = Mul(%a, %a) }}")
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(fg.vmap(model)(x=x)["y"], x * x)
+    np.testing.assert_array_equal(fg.vmap(fg.vjp(model))(x=x, y_grad=np.ones_like(x))["x_grad"], 2 * x)
+    np.testing.assert_array_equal(fg.jacobian(model, "y", "x")(x=x[0])["y_x_jacobian"], np.diag(2 * x[0]))
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_random_numbers_of_examples(shared: bool) -> None:
     found = fg.vmap(load(NOISE), randomness="same" if shared else "different")(x=np.ones((2, 1000), np.float32))

@@ -51,6 +51,11 @@ def _(node: Node) -> list[Type]:
     return [data, data.with_dtype(BOOL)]
 
 
+@dropout.draws
+def _(node: Node) -> bool:
+    return not _is_inference(node)
+
+
 @dropout.adjoint
 def _(b: DerivativeBuilder, node: Node, output_bar: Value, mask_bar: None) -> Any:
     """data_bar = output_bar / (1 - ratio) where the mask of this very run kept the element, else 0.

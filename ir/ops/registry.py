@@ -166,6 +166,7 @@ class OpDef:
         self.split_rule: Callable[[Node], Sequence[tuple[Cut, ...]]] | None = None
         self.formals_rule: Callable[[Node], Sequence[Type]] | None = None
         self.ranks_rule: Callable[[Node], Sequence[int | None]] | None = None
+        self.draws_rule: Callable[[Node], bool] | None = None
         self.export_rule: Callable[[Node], bool] | None = None
         self.export_outputs_rule: Callable[[Node], Sequence[Type]] | None = None
 
@@ -205,6 +206,10 @@ class OpDef:
         An If whose branches differ leaves the rank of what it gives unknown; what uses it may tell.
         """
         return self._register("ranks_rule", rule)
+
+    def draws(self, rule: Callable[[Node], bool]) -> OpDef:
+        """Register ``rule(node) -> bool``: whether a node of this random op may draw numbers; all do without a rule."""
+        return self._register("draws_rule", rule)
 
     def expansion(self, rule: Callable[[Builder, Node], Any]) -> OpDef:
         """Register ``rule(b, node) -> value, tuple of values or refusal``: the same outputs from plain ONNX ops."""
@@ -425,9 +430,12 @@ def attr(node: Node, name: str) -> Any:
 
 def is_random(node: Node) -> bool:
     """Return whether a node draws random numbers, itself or in its subgraphs."""
-    if Trait.RANDOM in opdef(node.op).traits:
-        return True
-    return any(Trait.RANDOM in opdef(n.op).traits for g in node.subgraphs.values() for _, n in g.walk())
+    return _draws(node) or any(_draws(n) for g in node.subgraphs.values() for _, n in g.walk())
+
+
+def _draws(node: Node) -> bool:
+    definition = opdef(node.op)
+    return Trait.RANDOM in definition.traits and (definition.draws_rule is None or definition.draws_rule(node))
 
 
 # ---- type rules that many operators share -------------------------------------------------------------------------------
