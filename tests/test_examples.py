@@ -14,6 +14,7 @@ SAID = {
     "attack": "of 64 examples change their class",
     "curve_fit": "height, rate, floor = [2.5, -1.31, 0.4]",
     "fine_tune_onnxruntime": "step 199: loss 0.0",
+    "molecule": "5 atoms: energy",
     "per_example_gradients": "their mean is the gradient of the batch: True",
     "resume": "the resumed run has the same bits: True",
     "saliency": "largest gap of the shares to the score: 0.0",
