@@ -18,6 +18,7 @@ from flowgrad.tools.maintenance.every_derivative import check, main, subject
 
 pytest.importorskip("onnxruntime")
 
+ROOT = Path(__file__).resolve().parent.parent
 KINDS = {"difference", "dot", "symmetry", "gradient", "each", "float32", "onnxruntime"}
 
 
@@ -81,3 +82,44 @@ def test_what_is_refused_is_named() -> None:
     }""")
     row = check(subject("steps", model, {"x": np.ones((2, 2), np.float32)}, ["y"]))
     assert row.refused and all("Round" in text for text in row.refused), row.refused
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_beside_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from flowgrad.tools.maintenance.torch_nodes import MIRRORS
+
+    model, feeds = regression()
+    row = check(subject("regression", model, feeds, ["y"]), torch=True)
+    assert (row.wrong, row.refused, row.notes) == ([], [], []) and set(row.worst) == {*KINDS, "torch"}, str(row)
+    right = MIRRORS["Tanh"]
+    monkeypatch.setitem(MIRRORS, "Tanh", lambda call, x: right(call, x) * (1 + 1e-6))
+    row = check(subject("regression", model, feeds, ["y"]), torch=True)
+    assert {text.split(": ")[1].split(" ")[0] for text in row.wrong} == {"torch"} and len(row.wrong) == 7, row.wrong
+    monkeypatch.delitem(MIRRORS, "Tanh")
+    row = check(subject("regression", model, feeds, ["y"]), torch=True)
+    assert not row.wrong and len(row.notes) == 3 and all("NoMirror: Tanh" in note for note in row.notes), str(row)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_matrices_are_those_of_torch_func() -> None:
+    """The Jacobian in both modes and the Hessian of a network, of one example and of each of many."""
+    pytest.importorskip("torch")
+    from flowgrad.tools.maintenance.torch_func import Mirrored
+
+    model = fg.load(ROOT / "tests" / "data" / "mlp.onnx").astype("float64")
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.standard_normal((5, 4)), "target": rng.integers(0, 3, 5)}
+    one, first = fg.unbatch(model), {name: array[0] for name, array in batch.items()}
+    weights = [p.name for p in model.params if p.included]
+    theirs = Mirrored(one.graph, first, ["x", *weights])
+    for forward, mode in ((False, "rev"), (True, "fwd")):
+        found = fg.jacobian(one, "logits", ["x", *weights], mode=mode)(first)
+        for x, matrix in theirs.jacobian("logits", forward=forward).items():
+            np.testing.assert_allclose(found[f"logits_{x}_jacobian"], matrix, rtol=1e-12, atol=1e-14)
+    found = fg.hessian(one, "loss", ["x", *weights])(first)
+    for (x, u), matrix in theirs.hessian("loss").items():
+        np.testing.assert_allclose(found[f"{x}_{u}_hessian"], matrix, rtol=1e-11, atol=1e-14)
+    found = fg.vmap(fg.grad(one, "loss", ["x", *weights]))(batch)
+    for x, each in theirs.each("loss", batch).items():
+        np.testing.assert_allclose(found[f"{x}_grad"], each, rtol=1e-12, atol=1e-14)

@@ -192,14 +192,21 @@ def suite_feeds(model: Model) -> dict[str, Array]:
 
 def smooth_twin(model: Model) -> Model:
     """Return the model with seeded random weights in place of those made by ConstantOfShape, and without kinks."""
-    graph = model.graph.copy()
-    rng = np.random.default_rng(0)
+    graph = drawn_twin(model).graph
     for node in graph.nodes():
         if node.op == "Relu":
             graph.set_op(node, "Gelu", {})
         elif node.op == "MaxPool":
             graph.set_op(node, "AveragePool", {**node.attributes, "count_include_pad": 1})
-        elif node.op == "ConstantOfShape" and node.output().type.dtype.is_float and node.output().type.is_static:
+    return model.with_graph(graph)
+
+
+def drawn_twin(model: Model) -> Model:
+    """Return the model with seeded random weights in place of those made by ConstantOfShape."""
+    graph = model.graph.copy()
+    rng = np.random.default_rng(0)
+    for node in graph.nodes():
+        if node.op == "ConstantOfShape" and node.output().type.dtype.is_float and node.output().type.is_static:
             _draw(graph, node, rng)
     return model.with_graph(graph)
 

@@ -1,13 +1,14 @@
 """``python -m flowgrad.tools.maintenance.every_derivative MODEL ...``: all derivatives of whole models, one line a model.
 
 MODEL is an entry with reference data (a folder, see ``flowgrad zoo``), a folder of such entries, or an ``.onnx`` file, whose
-inputs are made up. What is differentiated is the sum of all elements of all outputs, each times a weight that is an input.
+inputs are made up, and its weights where the file only has their shapes (see ``flowgrad light``). What is differentiated is the sum of all elements of all outputs, each times a weight that is an input.
 
 * ``jvp`` and ``hvp``, by the weights of the model and by its inputs, in float64: against differences along a random
   direction, <y_bar, J v> = <J^T y_bar, v>, and <u, H v> = <v, H u>;
 * ``vmap`` of the gradient of one example (or, where a file fixes the extent of its batch, of one batch) against the gradient
   at each by itself, in float64;
-* each of these in float32, in the engine and exported in onnxruntime.
+* each of these in float32, in the engine and exported in onnxruntime;
+* with ``--torch``, each of these in float64 against torch.func, the operators of the model written a second time in PyTorch.
 
 ``--times`` adds what they cost: a product with the Hessian beside the optimised model, and gradients of 64 examples, each by
 itself, beside the gradient of their sum; medians of 7 on one thread,
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,12 +34,15 @@ from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.ops.operands import sum_of
 from flowgrad.model import Model, load
 from flowgrad.passes.differences import moved
-from flowgrad.tools.light import smooth_twin
+from flowgrad.tools.light import drawn_twin, smooth_twin
 from flowgrad.tools.samples import sample_inputs
 from flowgrad.tools.zoo import entries, read_entry
 from flowgrad.transforms.batching import vmap
 from flowgrad.transforms.derivatives import grad, hvp, jvp, value_and_grad
 from flowgrad.transforms.editing import unbatch
+
+if TYPE_CHECKING:
+    from flowgrad.tools.maintenance.torch_func import Mirrored
 
 EXAMPLE = "example: python -m flowgrad.tools.maintenance.every_derivative models/lenet --times"
 
@@ -74,6 +78,7 @@ class Row:
     times: dict[str, float] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def hold(self, what: str, kind: str, error: float, allowed: float) -> None:
         """Note an error of ``what``, and that it is wrong if it is above what is allowed (or NaN)."""
@@ -86,7 +91,7 @@ class Row:
         parts.append("nodes " + " ".join(f"{k} {n}" for k, n in self.nodes.items()) + f"  each {self.each}, {self.scans} scans more")
         parts.append(" ".join(f"{k} {e:.1e}" for k, e in self.worst.items()))
         parts += [" ".join(f"{k} {t:.2f}x" for k, t in self.times.items())] if self.times else []
-        return "  ".join([*parts, *self.wrong, *self.refused])
+        return "  ".join([*parts, *self.wrong, *self.refused, *self.notes])
 
 
 @dataclass
@@ -108,8 +113,7 @@ class Subject:
 def subjects(path: Path, names: Sequence[str] | None, *, smooth: bool) -> Iterator[Subject]:
     """Yield what a path stands for; raises InputError and LoadError."""
     if path.is_file():
-        model = load(path)
-        model = smooth_twin(model) if smooth else model
+        model = (smooth_twin if smooth else drawn_twin)(load(path))
         feeds, _ = sample_inputs(model.graph, 0, {})
         yield subject(path.stem, model, feeds, [o.name for o in model.outputs if o.dtype in ("float32", "float64")])
         return
@@ -140,14 +144,14 @@ def _wide(array: Array) -> Array:
 # ---- checks ---------------------------------------------------------------------------------------------------------------
 
 
-def check(given: Subject) -> Row:
-    """Check all derivatives of one subject."""
+def check(given: Subject, *, torch: bool = False) -> Row:
+    """Check all derivatives of one subject, with ``torch`` beside PyTorch as well."""
     row = Row(given.name)
     row.nodes["model"] = len(given.model.optimized().graph)
     wrts = ["params", "inputs"] if _inputs(given) else ["params"]
     for wrt in wrts:
-        _attempt(row, f"jvp and hvp by {wrt}", lambda wrt=wrt: _products(given, row, wrt))  # type: ignore[misc]
-    _attempt(row, "vmap", lambda: _each(given, row))
+        _attempt(row, f"jvp and hvp by {wrt}", lambda wrt=wrt: _products(given, row, wrt, torch))  # type: ignore[misc]
+    _attempt(row, "vmap", lambda: _each(given, row, torch))
     return row
 
 
@@ -164,7 +168,7 @@ def _attempt(row: Row, what: str, action: Callable[[], None]) -> None:
         row.refused.append(f"{what}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
 
 
-def _products(given: Subject, row: Row, wrt: str) -> None:
+def _products(given: Subject, row: Row, wrt: str, torch: bool) -> None:
     """Check jvp and hvp by the weights or by the inputs."""
     exact = given.double()
     names = _inputs(exact) if wrt == "inputs" else [p.name for p in exact.model.params if p.included]
@@ -191,12 +195,16 @@ def _products(given: Subject, row: Row, wrt: str) -> None:
              DIFFERENCES)
     row.hold(f"hvp by {wrt}", "symmetry", _apart(_dot(u, h_v), _dot(v, h_u)), EXACT)
     row.hold(f"hvp by {wrt}", "gradient", _distance({n: along_v[f"{n}_grad"] for n in names}, gradients), EXACT)
+    if torch:
+        _beside_torch(row, exact.model, exact.feeds, names, f"by {wrt}", lambda theirs: (
+            ("jvp", theirs.jvp(v, outputs), tangents), ("gradient", theirs.gradient(SUM), gradients),
+            ("hvp", theirs.hvp(v, SUM), h_v)))
     for kind, found, results in (("jvp", jvp(given.model, outputs, names), pushed), ("hvp", hvp(given.model, SUM, names), along_v)):
         row.nodes[f"{kind} {wrt}"] = len(found.optimized().graph)
         _in_both_engines(row, f"{kind} by {wrt}", found, {**given.feeds, **_narrow(_tangents(v))}, results)
 
 
-def _each(given: Subject, row: Row) -> None:
+def _each(given: Subject, row: Row, torch: bool) -> None:
     """Check the gradients of each example by itself."""
     exact = given.double()
     wrt = [*(p.name for p in exact.model.params if p.included), *_inputs(exact)]
@@ -207,10 +215,26 @@ def _each(given: Subject, row: Row) -> None:
     separate = [single.run(feeds) for feeds in alone]
     expected = {k: np.stack([s[k].reshape(a.shape[1:]) for s in separate]) for k, a in together.items()}
     row.hold("vmap", "each", _distance(together, expected), EXACT)
+    if torch:
+        mine, wide = {x: together[f"{x}_grad"] for x in wrt}, {k: _wide(a) for k, a in many.items()}
+        _beside_torch(row, one.astype("float64"), wide, wrt, "vmap", lambda theirs: (("vmap", theirs.each(SUM, wide), mine),))
     fast = found.optimized().graph
     row.nodes["vmap"] = len(fast)
     row.scans = _scans(fast) - _scans(grad(one, SUM, wrt).optimized().graph)
     _in_both_engines(row, "vmap", found, many, together)
+
+
+def _beside_torch(row: Row, model: Model, feeds: Mapping[str, Array], wrt: Sequence[str], what: str,
+                  pairs: Callable[[Mirrored], Sequence[tuple[str, Arrays, Arrays]]]) -> None:
+    """Compare with torch.func; an operator without a mirror, or without a rule in PyTorch, is noted."""
+    from flowgrad.tools.maintenance.torch_func import Mirrored
+    from flowgrad.tools.maintenance.torch_nodes import NoMirror
+
+    try:
+        for kind, theirs, mine in pairs(Mirrored(model.graph, feeds, wrt)):
+            row.hold(f"{kind} {what}", "torch", _distance(mine, theirs), EXACT)
+    except (NoMirror, NotImplementedError, RuntimeError) as reason:
+        row.notes.append(f"{what}: not in PyTorch: {type(reason).__name__}: {str(reason)[:150]}")
 
 
 def _scans(graph: Graph) -> int:
@@ -226,12 +250,18 @@ def _examples(given: Subject) -> tuple[str, Model, Arrays, list[Arrays]]:
     count = next(a.shape[0] for a in feeds.values() if a.ndim)
     try:
         one = unbatch(given.model)
+        if count == 1:
+            feeds = {k: np.concatenate([a, _other(a)]) if a.ndim else a for k, a in feeds.items()}
+            count = 2
         whole = {k: _wide(a) for k, a in feeds.items()}
         return "example", one, feeds, [{k: a[i:i + 1] if a.ndim else a for k, a in whole.items()} for i in range(count)]
     except InputError:
-        other = {k: 0.9 * a if a.dtype.kind == "f" else np.roll(a, 1, 0) for k, a in feeds.items()}
-        many = {k: np.stack([a, other[k]]).astype(a.dtype) for k, a in feeds.items()}
+        many = {k: np.stack([a, _other(a)]) for k, a in feeds.items()}
         return "batch", given.model, many, [{k: _wide(a[i]) for k, a in many.items()} for i in range(2)]
+
+
+def _other(array: Array) -> Array:
+    return np.asarray(0.9 * array, array.dtype) if array.dtype.kind == "f" else np.roll(array, 1, 0)
 
 
 def _in_both_engines(row: Row, what: str, model: Model, feeds: Mapping[str, Array], exact: Mapping[str, Array]) -> None:
@@ -336,7 +366,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL", type=Path)
     parser.add_argument("--entries", metavar="A,B", help="only these of folders")
-    parser.add_argument("--smooth", action="store_true", help="files without kinks, their weights drawn (see flowgrad light)")
+    parser.add_argument("--smooth", action="store_true", help="files without their kinks, too (see flowgrad light)")
+    parser.add_argument("--torch", action="store_true", help="also beside PyTorch (extra bench)")
     parser.add_argument("--times", action="store_true", help="also what they cost")
     parser.add_argument("--only-times", action="store_true", help="nothing else")
     arguments = parser.parse_args(argv)
@@ -344,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for path in arguments.models:
         for given in subjects(path, names, smooth=arguments.smooth):
-            row = Row(given.name) if arguments.only_times else check(given)
+            row = Row(given.name) if arguments.only_times else check(given, torch=arguments.torch)
             if arguments.times or arguments.only_times:
                 _attempt(row, "times", lambda: times(given, row))  # noqa: B023
             print(row, flush=True)

@@ -2,7 +2,8 @@
 
 200 stages of 2 states and 1 control, midpoint rule; the least control that brings the pendulum from hanging to standing. The
 Lagrangian is one graph: its sparse Hessian, the sparse Jacobian of the constraints and the gradient are models made of it.
-Beside it, the same solver with finite differences.
+Beside it, the same solver with finite differences, which is stopped after ``--seconds``: it takes a forward pass for each of
+the 602 variables where a sweep of colours does here.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ TEXT = """graph @pendulum (%z: f64[ALL], %multipliers: f64[STAGES,2], %weight: f
   %weighed: f64[] = Mul(%cost, %weight)
   %lagrangian: f64[] = Add(%weighed, %price)
 }"""
+
+
+ENDED = {0: "most iterations", 1: "solved", 2: "steps too small", 3: "stopped by time", 4: "constraints not met"}
+"""What SciPy's status says."""
 
 
 def pendulum(stages: int, duration: float = 6.0) -> Model:
@@ -130,8 +135,8 @@ class Problem:
         return np.concatenate([states.reshape(-1), np.zeros(self.stages)])
 
 
-def solve(problem: Problem, *, exact: bool, steps: int) -> tuple[Any, float]:
-    """Return SciPy's result and the seconds taken."""
+def solve(problem: Problem, *, exact: bool, steps: int, most_seconds: float) -> tuple[Any, float]:
+    """Return SciPy's result and the seconds taken; after ``most_seconds`` an iteration is the last one (status 3)."""
     from scipy.optimize import BFGS, NonlinearConstraint, minimize
 
     slopes: Callable[..., Any] | str = problem.constraint_slopes if exact else "2-point"
@@ -140,6 +145,7 @@ def solve(problem: Problem, *, exact: bool, steps: int) -> tuple[Any, float]:
     began = time.perf_counter()
     found = minimize(problem.cost, problem.start(), method="trust-constr", jac=problem.cost_slope if exact else "2-point",
                      hess=problem.cost_curvature if exact else BFGS(), constraints=[limits],
+                     callback=lambda _, state: time.perf_counter() - began > most_seconds,
                      options={"maxiter": steps, "gtol": 1e-6, "xtol": 1e-10})
     return found, time.perf_counter() - began
 
@@ -149,16 +155,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=int, default=200)
     parser.add_argument("--steps", type=int, default=300, help="iterations at most")
+    parser.add_argument("--seconds", type=float, default=120.0, help="after which no further iteration starts, on each side")
     arguments = parser.parse_args(argv)
     problem = Problem(arguments.stages)
     for model in (problem.slopes, problem.curvature):
         print(model.notes[-1])
     for exact in (True, False):
         problem.calls = {}
-        found, seconds = solve(problem, exact=exact, steps=arguments.steps)
+        found, seconds = solve(problem, exact=exact, steps=arguments.steps, most_seconds=arguments.seconds)
         calls = ", ".join(f"{count} {what}" for what, count in problem.calls.items())
-        print(f"{'exact derivatives' if exact else 'finite differences'}: {found.nit} iterations, cost {found.fun:.9g}, "
-              f"constraints {found.constr_violation:.1e}, optimality {found.optimality:.1e}, {seconds:.2f} s, calls: {calls}")
+        print(f"{'exact derivatives' if exact else 'finite differences'}: {ENDED[found.status]} after {found.nit} iterations, "
+              f"cost {found.fun:.9g}, constraints {found.constr_violation:.1e}, optimality {found.optimality:.1e}, {seconds:.2f} s, calls: {calls}")
     return 0
 
 

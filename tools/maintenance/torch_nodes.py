@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
@@ -37,7 +38,10 @@ class NoMirror(Exception):
 
 @dataclass
 class Run:
-    """One run of a graph in PyTorch, and where it came nearer than ``tiny`` to a step, or to what has no derivative."""
+    """One run of a graph in PyTorch, and where it came nearer than ``tiny`` to a step, or to what has no derivative.
+
+    With ``tiny`` 0 it does not look, which a run under torch.func.vmap cannot.
+    """
 
     tiny: float
     ops: set[str] = field(default_factory=set)
@@ -64,13 +68,13 @@ class Call:
     def step(self, distance: Tensor, exact: bool = True) -> None:
         """Note how far operands are from where the value jumps; ``exact``: at distance 0 all engines are on the same side."""
         near = distance.detach().abs()
-        if bool(((near < self.run.tiny) & ((near > 0) | (not exact))).any()):
+        if self.run.tiny and bool(((near < self.run.tiny) & ((near > 0) | (not exact))).any()):
             self.run.steps[self.node.op] += 1
 
     def kink(self, distance: Tensor, agreed: bool = False) -> None:
         """Note how far operands are from where a derivative jumps; ``agreed``: at distance 0 it is what PyTorch says."""
         near = distance.detach().abs()
-        if bool(((near < self.run.tiny) & ((near > 0) | (not agreed))).any()):
+        if self.run.tiny and bool(((near < self.run.tiny) & ((near > 0) | (not agreed))).any()):
             self.run.kinks[self.node.op] += 1
 
 
@@ -157,7 +161,7 @@ def _needed(graph: Graph) -> list[Node]:
 
 def tensor(array: Any) -> Tensor:
     """Return an array as a tensor, floats as float64: converted before it is one, so that no operation rounds it."""
-    return torch.from_numpy(array.astype("float64" if array.dtype.kind == "f" else array.dtype))
+    return torch.from_numpy(np.asarray(array).astype("float64" if array.dtype.kind == "f" else array.dtype))
 
 
 def torch_type(number: int) -> Any:
