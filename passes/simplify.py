@@ -148,7 +148,10 @@ def _said(node: Node, name: str, otherwise: Any) -> Any:
 
 
 def _is_identity(x: Value) -> bool:
-    """Return whether ``x`` is a literal that holds the identity matrix."""
+    """Return whether ``x`` is the identity matrix: a literal, or an EyeLike that is too large to be folded."""
+    if x.producer.op == "EyeLike":
+        shape = x.shape
+        return x.type.dtype.is_float and attr(x.producer, "k") == 0 and shape is not None and shape[0] == shape[1]
     array = x.constant
     if array is None or not is_literal(x) or array.ndim != 2 or array.shape[0] != array.shape[1]:
         return False
