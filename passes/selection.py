@@ -70,7 +70,8 @@ def find_wrt(graph: Graph, wrt: Names) -> list[Value]:
         chosen.update(dict.fromkeys(_matches(graph, item)))
     for value in chosen:
         if not value.type.dtype.carries:
-            raise InputError(f"{value.name!r} is {value.type.dtype.name}: only floats have derivatives", code="dtype")
+            raise InputError(f"{value.name!r} is {value.type.dtype.name}: only floats have derivatives; name a float that is made of "
+                             "it, such as the output of a Cast or the rows of an embedding", code="dtype")
         check_whole(value)
         if value.producer.op == CONSTANT and value.producer.role != DEFAULT:
             graph.set_role(value, PARAMETER)
@@ -105,7 +106,7 @@ def find_of(graph: Graph, of: Of | None) -> list[tuple[str, Value]]:
     if of is None:
         pairs = [(e.name, e.input(0)) for e in graph.output_entries if e.input(0).type.dtype.is_float]
         if not pairs:
-            raise InputError(f"{graph.name!r} has no float output", code="of")
+            raise InputError(f"{graph.name!r} has no float output: name an inner float value in of=", code="of")
         return pairs
     items: list[Any] = list(of) if isinstance(of, (list, tuple)) else [of]
     pairs = [_named(graph, item) for item in items]
@@ -192,9 +193,8 @@ def find_scalar(graph: Graph, of: str | Pick | None) -> tuple[str, Value]:
                          "one of them, can be differentiated", code="of")
     ((name, value),) = chosen
     if value.type.size != 1 or not value.type.dtype.is_float:
-        raise InputError(f"{name!r} is {value.type!r}, not a scalar: name a scalar, add a loss with with_loss, or use "
-                         "vjp, which takes a cotangent",
-                         code="of")
+        raise InputError(f"{name!r} is {value.type!r}, not a scalar: name a scalar, choose an entry with pick, add a loss "
+                         "with with_loss, or use vjp, which takes a cotangent, or jacobian for all derivatives", code="of")
     return name, value
 
 

@@ -95,6 +95,18 @@ def test_unbatch_takes_the_batch_axis_out() -> None:
     np.testing.assert_allclose(got, network()(x=x[None], target=np.array([1]))["logits"][0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("text, axis, message", [
+    ("(%x: f64[N,2]) -> (%y: f64[N,2]) { %y: f64[N,2] = Tanh(%x) }", 2, r"input 'x' is f64\[N,2\], which has no axis 2"),
+    ("(%x: f64[N,2]) -> (%y: f64[N]) { %y: f64[N] = ReduceSum(%x, [1]) {keepdims=0} }", 1, "input 'x' has a fixed batch extent 2"),
+    ("(%x: f64[2,N]) -> (%y: f64[2]) { %y: f64[2] = ReduceSum(%x, [1]) {keepdims=0} }", 1, r"output 'y' is f64\[2\], which has no axis 1"),
+    ("(%x: f64[N,2]) -> (%y: f64[2]) { %y: f64[2] = ReduceSum(%x, [0]) {keepdims=0} }", 0, "output 'y' has the extent 2"),
+    ("(%x: f64[*]) -> (%y: f64[*]) { %y: f64[*] = Tanh(%x) }", 0, "input 'x' has a rank that only the run can tell: load .*shapes="),
+])
+def test_what_has_no_batch_axis_is_refused(text: str, axis: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fg.unbatch(fg.load(f"graph @g {text}".encode()), axis)
+
+
 def test_keep_and_inner_names_survive_optimisation() -> None:
     gradient = fg.grad(network(), "loss", "hidden", keep="hidden_in").optimized()
     feeds: dict[str, Any] = {"x": np.ones((2, 4)), "target": np.array([0, 1])}

@@ -349,6 +349,8 @@ def test_graphs_that_are_no_network_are_refused(change: Callable[[nx.DiGraph[Any
     (lambda: network(nx.Graph()), "one direction"),
     (lambda: network(nx.MultiDiGraph()), "parallel links"),
     (lambda: network(nx.DiGraph()), "one or more output units"),
+    (lambda: network(changed(lambda u: u.add_weighted_edges_from((("u2_0", "u1_0", 1.0), ("u2_1", "u1_0", 1.0))))),
+     "none is an output and some form a cycle.*unroll"),
     (lambda: two_layers(outputs="u2_0"), r"outputs=\['u2_0'\]"),
     (lambda: two_layers(outputs=["u2_9"]), "did you mean 'u2_"),
     (lambda: two_layers(outputs=["u2_0", "u2_0"]), "each once"),

@@ -12,7 +12,7 @@ from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.reach import needed_nodes
-from flowgrad.ir.types import Type, merge_types
+from flowgrad.ir.types import Shape, Type, merge_types
 from flowgrad.model import Model
 from flowgrad.passes.selection import Names, Pick, as_list, check_whole, find_value
 from flowgrad.transforms.quantization import pass_quantization
@@ -174,7 +174,8 @@ def _names(names: Names) -> list[str]:
 def unbatch(model: Model, axis: int = 0) -> Model:
     """Return a model of one sample: every input and output loses its batch axis, which inside has the extent 1.
 
-    Inputs of rank 0 stay as they are. Raises InputError if an output does not have the axis, or a fixed extent there.
+    Inputs of rank 0 stay as they are. Raises InputError if an input or an output does not have the axis, has a fixed extent
+    there, or a rank that only the run can tell.
     """
     check_kind("model", model, Model)
     graph = Graph(model.graph.name, model.graph.limits)
@@ -182,11 +183,10 @@ def unbatch(model: Model, axis: int = 0) -> Model:
     b = Builder(graph)
     mapping: dict[Value, Value] = {}
     for value in model.graph.inputs:
-        shape = value.type.shape
-        if not shape:
+        if value.type.rank == 0:
             mapping[value] = graph.add_input(value.name, value.type)
             continue
-        _check_axis(axis, len(shape), value.name)
+        shape = _with_axis("input", value.name, value, axis)
         if isinstance(shape[axis], int) and shape[axis] != 1:
             raise InputError(f"input {value.name!r} has a fixed batch extent {shape[axis]}", code="shape")
         at = axis % len(shape)
@@ -194,16 +194,18 @@ def unbatch(model: Model, axis: int = 0) -> Model:
         mapping[value] = b.add("Unsqueeze", [one, [at]], name=graph.unique_name(f"{value.name}_batch"))
     entries = model.graph.output_entries
     for entry, value in zip(entries, inline(b, model.graph, mapping, [e.input(0) for e in entries]), strict=True):
-        if value.type.rank:
-            _check_axis(axis, value.type.rank, entry.name)
-        extent = value.shape[axis] if value.type.rank else 1
+        extent = 1 if value.type.rank == 0 else _with_axis("output", entry.name, value, axis)[axis]
         if isinstance(extent, int) and extent != 1:
             raise InputError(f"output {entry.name!r} has the extent {extent} along axis {axis}, not the batch's", code="shape")
         graph.add_output(b.Squeeze(value, [axis]) if value.type.rank else value, entry.name)
     return model.with_graph(graph)
 
 
-def _check_axis(axis: int, rank: int, name: str) -> None:
-    """Raise InputError unless ``name``, of rank ``rank``, has the axis of a batch."""
-    if not is_whole(axis) or not -rank <= axis < rank:
-        raise InputError(f"{name!r} of rank {rank} has no axis {axis!r}, which would be that of the batch", code="axis")
+def _with_axis(kind: str, name: str, value: Value, axis: int) -> Shape:
+    """Return the shape of a value that has an axis."""
+    shape = value.type.shape
+    if shape is None:
+        raise InputError(f"{kind} {name!r} has a rank that only the run can tell: load the model with shapes=", code="shape")
+    if not is_whole(axis) or not -len(shape) <= axis < len(shape):
+        raise InputError(f"{kind} {name!r} is {value.type!r}, which has no axis {axis!r} to be that of the batch", code="axis")
+    return shape

@@ -161,6 +161,9 @@ def _outputs(nodes: Sequence[Hashable], numbers: dict[Hashable, int], kinds: Seq
         leaving = set(sources.tolist())
         found = [i for i, k in enumerate(kinds) if k == OUTPUT] or [
             i for i, k in enumerate(kinds) if k == HIDDEN and i not in leaving]
+    if not found and chosen is None and HIDDEN in kinds:
+        raise InputError("every unit is linked to a further one, so none is an output and some form a cycle: a feed-forward network "
+                         "has none; unroll the steps of a recurrent one, with shared parameters", code="cycle")
     if not found or len(set(found)) != len(found):
         raise InputError("a network has one or more output units, each once: give nodes kind='output', or name them in outputs",
                          code="outputs")
