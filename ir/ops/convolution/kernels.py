@@ -5,6 +5,7 @@ All functions take ``w`` as (outputs, inputs / group, *kernel), whichever of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -114,7 +115,7 @@ def _add_bias(y: Array, bias: Array | None) -> None:
 
 
 def _room(buffer: Array | None, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     if buffer is None or buffer.size < size:
         return np.empty(shape, dtype)
     return buffer.reshape(-1)[:size].reshape(shape)
@@ -193,7 +194,7 @@ def input_gradient(
 
 def scatters(outputs: int, channels: int, window: Window, sizes: Sequence[int]) -> bool:
     """Return whether an image gradient moves far less by adding products to the image than by gathering columns of y_bar."""
-    return outputs * int(np.prod(sizes)) >= SCATTER_GAIN * channels * window.positions
+    return outputs * math.prod(sizes) >= SCATTER_GAIN * channels * window.positions
 
 
 def gradient_scratch_shapes(channels: int, window: Window) -> list[tuple[int, ...]]:

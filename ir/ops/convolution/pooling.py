@@ -137,7 +137,7 @@ def _image_steps(sizes: Sequence[int], column_major: int) -> list[int]:
 def _corner_indices(window: Window, shape: tuple[int, ...], steps: Sequence[int]) -> Array:
     """Return the flat index of the first tap of every window (outside the image where that lies in the pads)."""
     batch, channels = shape[:2]
-    image = int(np.prod(shape[2:]))
+    image = math.prod(shape[2:])
     rank = len(window.kernel)
     total = (np.arange(batch * channels, dtype=np.int64) * image).reshape(batch, channels, *(1,) * rank)
     for axis, (extent, stride, begin) in enumerate(zip(window.output, window.strides, window.begin, strict=True)):
@@ -213,7 +213,7 @@ def _may_see_pads_alone(node: Node) -> bool:
 def max_pool_grad(y_bar: Array, indices: Array, x_shape: Array, *, out: Array | None = None) -> Array:
     shape = tuple(int(n) for n in x_shape)
     x_bar = _result(out, shape, y_bar.dtype)
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     sums = np.bincount(indices.reshape(-1), weights=y_bar.reshape(-1), minlength=size)
     np.copyto(x_bar, sums.reshape(shape), casting="same_kind")
     return x_bar

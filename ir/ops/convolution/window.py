@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,27 +39,27 @@ class Window:
     end: tuple[int, ...]
     output: tuple[int, ...]
 
-    @property
+    @cached_property
     def reach(self) -> tuple[int, ...]:
         """How many positions a window covers from its first to its last tap."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
-    @property
+    @cached_property
     def span(self) -> tuple[int, ...]:
         """How many positions all windows cover together, from the first tap of the first to the last of the last."""
         return tuple(max(o - 1, 0) * s + r for o, s, r in zip(self.output, self.strides, self.reach, strict=True))
 
-    @property
+    @cached_property
     def taps(self) -> int:
         """How many taps a kernel has."""
-        return int(np.prod(self.kernel, dtype=np.int64))
+        return math.prod(self.kernel)
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """How many windows there are."""
-        return int(np.prod(self.output, dtype=np.int64))
+        return math.prod(self.output)
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """True if every window is the single input element at its own place."""
         ones = (1,) * len(self.kernel)
@@ -89,6 +90,14 @@ def slide(
     ceil_mode: int = 0,
 ) -> Window:
     """Return the window geometry on an image with the spatial extents ``sizes``."""
+    listed = (None if given is None else tuple(given) for given in (strides, dilations, pads))
+    return _slide(tuple(sizes), tuple(kernel), *listed, auto_pad, ceil_mode)
+
+
+@lru_cache(maxsize=1024)
+def _slide(sizes: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...] | None, dilations: tuple[int, ...] | None,
+           pads: tuple[int, ...] | None, auto_pad: str, ceil_mode: int) -> Window:
+    """Every run asks for the same windows again: small convolutions would spend more on them than on their products."""
     rank = len(sizes)
     check_rank(kernel, rank)
     steps = spatial_tuple(strides, rank, 1, "strides")
@@ -104,7 +113,7 @@ def slide(
     output = tuple(int(n) for n in made)
     if any(o < 0 for o in output):
         raise ValueError(f"the kernel {list(kernel)} does not fit into an image of extents {list(sizes)}")
-    return Window(tuple(kernel), steps, spread, begin, end, output)
+    return Window(kernel, steps, spread, begin, end, output)
 
 
 def split_pads(pads: Sequence[int] | None, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -222,7 +231,8 @@ def patches(placed: Array, window: Window) -> Array:
     )
 
 
-def tap_slices(window: Window) -> list[tuple[slice, ...]]:
+@lru_cache(maxsize=1024)
+def tap_slices(window: Window) -> Sequence[tuple[slice, ...]]:
     """Return, per tap in row-major order, which positions of the span it sees over all windows."""
     found = []
     for tap in np.ndindex(*window.kernel):
@@ -230,4 +240,4 @@ def tap_slices(window: Window) -> list[tuple[slice, ...]]:
             slice(k * d, k * d + max(o - 1, 0) * s + 1, s) if o else slice(0, 0)
             for k, d, s, o in zip(tap, window.dilations, window.strides, window.output, strict=True)
         ))
-    return found
+    return tuple(found)
