@@ -65,7 +65,7 @@ def schnet() -> Model:
 def energy(at: Array, species: Array, w: dict[str, Array]) -> float:
     """Return the same, atom by atom in NumPy."""
     def shifted_softplus(x: Array) -> Array:
-        return np.logaddexp(x, 0) - np.log(2.0)
+        return np.asarray(np.logaddexp(x, 0) - np.log(2.0))
 
     x = [w["embedding"][s] for s in species]
     for k in range(LAYERS):

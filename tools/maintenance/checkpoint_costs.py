@@ -107,7 +107,7 @@ def in_onnxruntime(model: Model, feeds: Mapping[str, Array], arena: str) -> tupl
     with tempfile.TemporaryDirectory() as folder:
         path, data = Path(folder) / "m.onnx", Path(folder) / "feeds.npz"
         model.to_onnx(path)
-        np.savez(data, **dict(feeds))
+        np.savez(data, **feeds)  # type: ignore[arg-type]
         told = subprocess.run([sys.executable, "-c", CHILD, str(path), str(data), arena], check=True, capture_output=True, text=True)
     size, seconds = told.stdout.split()
     return int(size), float(seconds)
