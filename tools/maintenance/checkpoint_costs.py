@@ -32,6 +32,7 @@ from flowgrad.transforms.derivatives import value_and_grad, vjp
 
 ROUNDS = 5
 CHAINS = (5_000, 20_000, 100_000)
+WIDTH = 1024
 
 CHILD = """
 import sys, time, numpy, onnxruntime
@@ -116,18 +117,18 @@ def in_onnxruntime(model: Model, feeds: Mapping[str, Array], arena: str) -> tupl
 def chains() -> None:
     """Print what checkpointing chains of growing length takes."""
     for count in CHAINS:
-        plain = value_and_grad(Model(chain(count)), "loss", "x")
+        plain = value_and_grad(Model(chain(count, WIDTH)), "loss", "x")
         started = time.process_time()
         small = checkpoint(plain)
         seconds = time.process_time() - started
-        feeds = {"x": np.full(8, 0.01, np.float32)}
+        feeds = {"x": np.full(WIDTH, 0.01, np.float32)}
         results, peaks = [], []
         for model in (plain, small):
             program = NumpyProgram(model.optimized().graph, threads=1)
             results.append(program.run(feeds))
             peaks.append(program.plan({}).peak_bytes)
         same = all(results[0][k].tobytes() == a.tobytes() for k, a in results[1].items())
-        print(f"chain of {count:6}: {seconds:.1f} s, {1e6 * seconds / count:.0f} us a node; peak {peaks[0]} -> {peaks[1]} bytes, "
+        print(f"chain of {count:6}: {seconds:.1f} s, {1e6 * seconds / count:.0f} us a node; peak {peaks[0] / 1e6:.2f} -> {peaks[1] / 1e6:.2f} MB, "
               f"the same bits: {same}", flush=True)
 
 
