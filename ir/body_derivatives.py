@@ -15,17 +15,21 @@ Link = tuple[int, int]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the backward part gets a forward value from: an input that it is given again, or an output."""
+    """Where the backward part gets a forward value from: an input that it is given again, or an output.
+
+    A ``ragged`` one has another shape in every iteration, or may have; ``index`` counts such outputs alone.
+    """
 
     is_input: bool
     index: int
+    ragged: bool = False
 
 
 @dataclass
 class BodyAdjoint:
     """The two halves of a differentiated body.
 
-    ``forward`` has the outputs of the body, then tapes: values that ``backward`` needs. The inputs of ``backward`` are
+    ``forward`` has the outputs of the body, then tapes: values that ``backward`` needs, ragged ones last. The inputs of ``backward`` are
     the cotangents of the outputs in ``bars``, the values in ``sources``, then the captures in ``captures`` (indices
     among the captures). ``cotangents`` maps input indices of the body to values of ``backward``. ``states`` are the
     states (positions in ``links``) that carry a cotangent.
@@ -63,15 +67,14 @@ class BodyDifferentiator(Protocol):
         given: Collection[int] = (),
         kept: Collection[int] = (),
         fixed_dims: Collection[str] | None = None,
-        changing: Collection[str] = (),
     ) -> BodyAdjoint | Refusal:
         """Return the forward and backward parts of a body with ``captures`` captures, or why there are none.
 
         ``wanted`` are the inputs that cotangents are asked for, ``seeded`` the outputs that have one. The backward part
         is given the inputs in ``given`` again and can have the outputs in ``kept``; everything else that it needs becomes
-        a tape. A body that is repeated has ``fixed_dims``, the names of the dims that are the same in every iteration,
-        and ``changing``, those that certainly differ. Its tapes are stacked, so what may change its shape is computed
-        again from what does not, and so is what depends on captures alone.
+        a tape. A body that is repeated has ``fixed_dims``, the names of the dims that are the same in every iteration.
+        What may change its shape is computed again from what does not, and so is what depends on captures alone;
+        what cannot, or comes out of a sequence that is a state, is a ragged tape. The other tapes are stacked.
         """
 
     def body_tangent(self, body: Graph, dotted: Collection[int], links: Sequence[Link] = ()) -> BodyTangent | Refusal:

@@ -9,6 +9,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import NotDifferentiableError
 from flowgrad.ir.graph import CONSTANT, INPUT, Graph, Node, Value
 from flowgrad.ir.ops.registry import Refusal, Trait, is_random, opdef
+from flowgrad.ir.reach import dependents
 from flowgrad.ir.types import Dim
 from flowgrad.passes.activity import active_inputs, active_values, useful_outputs
 from flowgrad.passes.adjoint import adjoint
@@ -31,7 +32,6 @@ class Bodies(BodyDifferentiator):
         given: Collection[int] = (),
         kept: Collection[int] = (),
         fixed_dims: Collection[str] | None = None,
-        changing: Collection[str] = (),
     ) -> BodyAdjoint | Refusal:
         inputs = active_inputs(body, links, wanted)
         outputs = useful_outputs(body, links, inputs, seeded)
@@ -42,7 +42,7 @@ class Bodies(BodyDifferentiator):
         except NotDifferentiableError as error:
             return Refusal(f"its body is {error}")
         split.find_sources(given, kept)
-        reason = split.unstackable(frozenset(changing))
+        reason = split.unstackable()
         if reason:
             return Refusal(reason)
         return split.parts(states)
@@ -87,6 +87,8 @@ class _Split:
         self.copied: set[Node] = set()
         self.sources: dict[Value, Source] = {}
         self.tapes: list[Value] = []
+        self.ragged: list[Value] = []
+        self.reads: set[Value] = set()
 
     def differentiate(self, inputs: Sequence[int], outputs: Sequence[int], states: Collection[int],
                       bodies: BodyDifferentiator) -> None:
@@ -124,7 +126,9 @@ class _Split:
 
     def _crossing(self) -> tuple[list[Value], list[Node]]:
         """Return the values that cross from the forward to the backward part, and Shape nodes of forward values."""
-        self.fixed_nodes = self._invariant_nodes() if self.repeats else set()
+        if self.repeats:
+            self.fixed_nodes = self._invariant_nodes()
+            self.reads = self._reads()
         crossing: dict[Value, None] = {}
         shapes: dict[Node, None] = {}
         stack = list(self.found.values())
@@ -134,7 +138,7 @@ class _Split:
             node = value.producer
             if self._is_at_hand(value):
                 continue
-            if self._is_forward(value) and not self._is_repeated(value):
+            if value in self.reads or (self._is_forward(value) and not self._is_repeated(value)):
                 crossing[value] = None
                 continue
             if Trait.SHAPE_ONLY in opdef(node.op).traits and self._is_kept(node.input(0)):
@@ -158,9 +162,14 @@ class _Split:
         return node.op == INPUT or (node.key < self.boundary and node not in self.fixed_nodes)
 
     def _is_repeated(self, value: Value) -> bool:
-        """True for a forward value whose extents may change between iterations: it is computed again from others."""
+        """True for a forward value whose extents may change between iterations: it is computed again from others.
+
+        So are sequences: there are none of sequences to keep them in.
+        """
         if self.fixed_dims is None or value in self.ready or value.producer.op == INPUT or is_random(value.producer):
             return False
+        if value.type.dtype.element is not None:
+            return True
         if value.type.shape is None:
             return True
         return any(isinstance(d, Dim) and not d.names() <= self.fixed_dims for d in value.type.shape)
@@ -176,20 +185,48 @@ class _Split:
                 fixed.update(node.results)
         return found
 
+    def _reads(self) -> set[Value]:
+        """Return the tensors, and their shapes, that come out of states that are sequences, whatever the cotangents are."""
+        states = [v for v in self.formals[: self.first_capture] if v.type.dtype.element is not None]
+        if not states:
+            return set()
+        order = self.joint.nodes()
+        carried = dependents(order, states, keeps=lambda v: v.type.dtype.element is not None)
+        backward = dependents(order, self.bars.values())
+        found: set[Value] = set()
+        for node in order:
+            shows = Trait.SHAPE_ONLY in opdef(node.op).traits and node.input(0) in found
+            if shows or any(v in carried for v in node.operands):
+                found.update(v for v in node.results if v not in carried and v not in backward)
+        return found
+
     def _need(self, value: Value) -> None:
         source = self.ready.get(value)
         if source is None:
-            source = Source(False, len(self.outputs) + len(self.tapes))
-            self.tapes.append(value)
+            source = self._kept_ragged(value) if self._is_ragged(value) else self._kept_stacked(value)
         self.sources[value] = source
 
-    def unstackable(self, changing: frozenset[str]) -> str:
+    def _kept_stacked(self, value: Value) -> Source:
+        self.tapes.append(value)
+        return Source(False, len(self.outputs) + len(self.tapes) - 1)
+
+    def _kept_ragged(self, value: Value) -> Source:
+        self.ragged.append(value)
+        return Source(False, len(self.ragged) - 1, ragged=True)
+
+    def _is_ragged(self, value: Value) -> bool:
+        """Return whether a tensor may have another shape in another iteration."""
+        if self.fixed_dims is None or value.type.dtype.element is not None:
+            return False
+        names = {n for d in value.type.shape or () if not isinstance(d, int) for n in d.names()}
+        return value.type.shape is None or not names <= self.fixed_dims
+
+    def unstackable(self) -> str:
         """Return why a source cannot be kept for all iterations, or an empty string."""
-        for value, source in self.sources.items():
-            names = {n for d in value.type.shape or () if not isinstance(d, int) for n in d.names()}
-            if not source.is_input and names & changing:
-                return (f"%{value.name}: {value.type!r} in its body changes its shape from one iteration to the next, so "
-                        "what the backward pass needs cannot be stacked")
+        for value in self.tapes if self.repeats else ():
+            if value.type.dtype.element is not None:
+                return (f"%{value.name}: {value.type!r} in its body is a sequence that the backward pass needs as a whole, "
+                        "and there is no sequence of sequences to keep it in for every iteration")
         return ""
 
     def parts(self, states: list[int]) -> BodyAdjoint:
@@ -236,7 +273,7 @@ class _Split:
 
     def _forward(self) -> Graph:
         graph = self.joint
-        for value in self.tapes:
+        for value in (*self.tapes, *self.ragged):
             graph.add_output(value, graph.unique_output_name(f"{value.name}_tape"))
         sweep(graph)
         for bar in self.bars.values():

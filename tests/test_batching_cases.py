@@ -41,7 +41,7 @@ ONE_BY_ONE = {
 
 REFUSED = {
     "Bernoulli", "Compress", "ConcatFromSequence", "Dropout", "Multinomial", "NonMaxSuppression", "NonZero", "Optional",
-    "OptionalGetElement", "OptionalHasElement", "RandomNormalLike", "RandomUniformLike", "SequenceAdd", "SequenceAt",
+    "OptionalGetElement", "OptionalHasElement", "RandomNormalLike", "RandomUniformLike", "SequenceAdd", "SequenceAddAt", "SequenceAt",
     "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceExtents", "SequenceInsert", "SequenceLength",
     "SequenceZeros", "SplitToSequence", "Unique",
 }

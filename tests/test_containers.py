@@ -61,6 +61,35 @@ def repeated() -> fg.Model:
                  [tensor("x", ["N"]), tensor("n", [], TensorProto.INT64)], [tensor("loss", [])])
 
 
+def collected(count: int | None, reads: bool) -> fg.Model:
+    """The sum of the squares of v, sin(u) u + v, ..., collected by a Loop; u is v, or what stands last in the sequence."""
+    names = ["last" if reads else "v"] * 2
+    body = helper.make_graph(
+        [node("Identity", ["going"], ["on"]), node("Constant", [], ["end"], value_int=-1), node("SequenceAt", ["s", "end"], ["last"]),
+         node("Sin", names[:1], ["sin"]), node("Mul", ["sin", *names[:1]], ["p"]), node("Add", ["p", "v"], ["w"]),
+         node("SequenceInsert", ["s", "w"], ["t"])],
+        "body", [tensor("i", [], TensorProto.INT64), tensor("going", [], TensorProto.BOOL), tensor("v", None), sequence("s")],
+        [tensor("on", [], TensorProto.BOOL), tensor("w", None), sequence("t")])
+    inputs = [tensor("x", [2] if count else ["N"]), *([] if count else [tensor("n", [], TensorProto.INT64)])]
+    trips = [node("Constant", [], ["n"], value_int=count)] if count else []
+    return model([*trips, node("SequenceConstruct", ["x"], ["s0"]), node("Loop", ["n", "", "x", "s0"], ["last", "all"], body=body),
+                  node("ConcatFromSequence", ["all"], ["c"], axis=0), node("ReduceSumSquare", ["c"], ["loss"], keepdims=0)],
+                 inputs, [tensor("loss", [])])
+
+
+def grown(count: int | None) -> fg.Model:
+    """The sum of squares of v, which each iteration makes longer by sin(|v|^2)."""
+    body = helper.make_graph(
+        [node("Identity", ["going"], ["on"]), node("ReduceSumSquare", ["v"], ["n"], keepdims=1), node("Sin", ["n"], ["sin"]),
+         node("Concat", ["v", "sin"], ["w"], axis=0)],
+        "body", [tensor("i", [], TensorProto.INT64), tensor("going", [], TensorProto.BOOL), tensor("v", ["P"])],
+        [tensor("on", [], TensorProto.BOOL), tensor("w", ["Q"])])
+    inputs = [tensor("x", [2] if count else ["N"]), *([] if count else [tensor("n", [], TensorProto.INT64)])]
+    trips = [node("Constant", [], ["n"], value_int=count)] if count else []
+    return model([*trips, node("Loop", ["n", "", "x"], ["v"], body=body), node("ReduceSumSquare", ["v"], ["loss"], keepdims=0)],
+                 inputs, [tensor("loss", [])])
+
+
 def branches() -> fg.Model:
     """The sum of [x, x] or of [exp x], made in the branches of an If."""
     taken = helper.make_graph([node("SequenceConstruct", ["x", "x"], ["a"])], "t", [], [sequence("a")])
@@ -151,7 +180,10 @@ def differences(made: fg.Model, feeds: dict[str, Array], step: float = 1e-6) -> 
 
 
 CONTROL = [(repeated, {"n": np.int64(3)}), (repeated, {"n": np.int64(1)}), (branches, {"c": np.array(True)}),
-           (branches, {"c": np.array(False)})]
+           (branches, {"c": np.array(False)}),
+           (lambda: collected(3, False), {}), (lambda: collected(None, False), {"n": np.int64(3)}),
+           (lambda: collected(3, True), {}), (lambda: collected(None, True), {"n": np.int64(3)}),
+           (lambda: grown(3), {}), (lambda: grown(None), {"n": np.int64(3)})]
 
 
 @pytest.mark.parametrize("make, more", CONTROL)
@@ -171,11 +203,15 @@ def test_derivatives_pass_sequences_in_control_flow(make: Any, more: dict[str, A
     np.testing.assert_allclose(second["x_hvp"], (steps[0] - steps[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("make, more", CONTROL)
-def test_exported_derivatives_run_in_onnxruntime(make: Any, more: dict[str, Array]) -> None:
+def test_exported_derivatives_run_in_onnxruntime(make: Any, more: dict[str, Array], threads: int) -> None:
     pytest.importorskip("onnxruntime")
-    gradient, feeds = fg.grad(make(), "loss", "x"), {"x": np.array([0.3, -1.2]), **more}
-    np.testing.assert_allclose(gradient.compile("ort").run(feeds)["x_grad"], gradient(feeds)["x_grad"], rtol=1e-12)
+    made, feeds = make(), {"x": np.array([0.3, -1.2]), **more}
+    gradient, second = fg.grad(made, "loss", "x"), fg.hvp(made, "loss", "x")
+    tangent = {**feeds, "x_tangent": np.array([0.7, 0.4])}
+    for one, given, name in ((gradient, feeds, "x_grad"), (second, tangent, "x_hvp")):
+        np.testing.assert_allclose(one.compile("ort", threads=threads).run(given)[name], one(given)[name], rtol=1e-12)
 
 
 def test_gradients_of_sequences_are_sequences() -> None:
@@ -240,6 +276,39 @@ def test_gradients_of_a_sequence_that_a_loop_reads() -> None:
                  [tensor("a", [2]), tensor("n", [], TensorProto.INT64)], [tensor("y", [2])])
     feeds = {"a": np.array([2.0, 3.0]), "n": np.array(2), "y_grad": np.ones(2)}
     np.testing.assert_allclose(fg.vjp(made, "y", "a")(feeds)["a_grad"], 3 * feeds["a"] ** 2)
+
+
+def test_what_is_read_of_a_sequence_alone_gets_a_cotangent() -> None:
+    """Reading one tensor after the other makes zeros for the sequence once, in the branches of control flow not at all."""
+    graph = Graph("g")
+    b = Builder(graph)
+    xs = [graph.add_input(n, Type(FLOAT64, (2,))) for n in "xy"]
+    s = b.SequenceConstruct(*xs)
+    parts = [b.Mul(b.SequenceAt(s, np.int64(k)), float(k + 1)) for k in (0, 1, 0)]
+    graph.add_output(b.ReduceSum(b.Sum(*parts), keepdims=0), "loss")
+    gradient = fg.grad(fg.Model(graph), "loss", ["x", "y"])
+    assert [n.op for n in gradient.graph.nodes()].count("SequenceZeros") == 1
+    found = gradient({"x": np.ones(2), "y": np.ones(2)})
+    assert found["x_grad"].tolist() == [2, 2] and found["y_grad"].tolist() == [2, 2]
+
+
+def test_a_sequence_that_is_needed_whole_in_every_iteration_is_refused() -> None:
+    """What is read stands in a sequence that an iteration makes and drops: zeros like it need all of s, which grows."""
+    graph = Graph("g")
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT64, (2,)))
+    body = Graph("body")
+    inner = Builder(body)
+    body.add_input("i", Type(INT64, ()))
+    going = body.add_input("going", Type(BOOL, ()))
+    v, s = body.add_input("v", Type(FLOAT64, (2,))), body.add_input("s", Type(sequence_of(FLOAT64), ()))
+    head = inner.SequenceAt(inner.SequenceInsert(s, inner.Sin(v)), np.int64(0))
+    for value in (going, inner.Mul(v, head), inner.SequenceInsert(s, v)):
+        body.add_output(value, "")
+    last, *_ = b.add_several("Loop", [np.int64(2), None, x, b.SequenceConstruct(x)], outputs=2, subgraphs={"body": body})
+    graph.add_output(b.ReduceSum(last, keepdims=0), "loss")
+    with pytest.raises(NotDifferentiableError, match="no sequence of sequences"):
+        fg.grad(fg.Model(graph), "loss", "x")
 
 
 def test_an_axis_of_extent_zero_has_no_pieces() -> None:

@@ -203,8 +203,18 @@ def sum_of(b: Builder, terms: Sequence[Value]) -> Value:
     if len(terms) == 1:
         return terms[0]
     if terms[0].type.dtype.kind == "sequence":
-        return functools.reduce(b.SequenceAdd, terms)
+        return _sum_of_sequences(b, terms)
     return b.Add(*terms) if len(terms) == 2 else b.Sum(*terms)
+
+
+def _sum_of_sequences(b: Builder, terms: Sequence[Value]) -> Value:
+    """Return the sum of sequences; what is zero but for one tensor is added in its place, without the zeros."""
+    single = [t.producer for t in terms if t.producer.op == "SequenceAddAt" and t.producer.input(0).producer.op == "SequenceZeros"]
+    whole = [t for t in terms if t.producer not in single]
+    total = functools.reduce(b.SequenceAdd, whole) if whole else single[0].input(0)
+    for node in single:
+        total = b.SequenceAddAt(total, node.input(1), node.input(2))
+    return total
 
 
 def sum_of_present(b: Builder, *terms: Value | None) -> Value | None:

@@ -84,6 +84,7 @@ _MEMBERS: dict[str, Callable[[Node], tuple[list[Type], Value | None]]] = {
     "SequenceErase": lambda node: ([], node.input(0)),
     "SequenceZeros": lambda node: ([], node.input(0)),
     "SequenceAdd": lambda node: ([], node.input(0)),
+    "SequenceAddAt": lambda node: ([], node.input(0)),
     "Identity": lambda node: ([], node.input(0)),
 }
 """What each operator puts into the sequence it gives, and the sequence that it takes the rest from."""
@@ -204,10 +205,9 @@ def _(node: Node) -> Type:
 
 @sequence_at.adjoint
 def _(b: DerivativeBuilder, node: Node, x_bar: Value) -> Any:
-    """s_bar = zeros but for x_bar at the position."""
+    """s_bar = zeros but for x_bar at the position; beside other cotangents of s, x_bar is added to theirs (sum_of)."""
     s, position = node.input(0), node.input(1)
-    rest = b.SequenceErase(b.SequenceZeros(s), position)
-    return b.SequenceInsert(rest, x_bar, _counted_from_start(b, s, position)), NO_GRADIENT
+    return b.SequenceAddAt(b.SequenceZeros(s), x_bar, position), NO_GRADIENT
 
 
 def _counted_from_start(b: Builder, s: Value, position: Value) -> Value:
@@ -337,6 +337,36 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
 @sequence_add.expansion
 def _(b: Builder, node: Node) -> Any:
     return _mapped(b, node.inputs, lambda inner, items: inner.Add(*items))
+
+
+@op("SequenceAddAt", since=13, domain=FLOWGRAD, traits=(Trait.LINEAR,))
+def sequence_add_at(s: Array, x: Array, position: Array) -> Array:
+    """A sequence with ``x`` added to the tensor at a position; the others are shared."""
+    items = content_of(s)
+    at = _place(position, len(items), 0)
+    if items[at].shape != x.shape:
+        raise ValueError(f"tensors of shapes {list(items[at].shape)} and {list(x.shape)} in the same place")
+    return _sequence((*items[:at], np.add(items[at], x), *items[at + 1:]))
+
+
+@sequence_add_at.types
+def _(node: Node) -> Type:
+    if tensor_type(node) != node.input(1).type.dtype:
+        raise ValidationError(f"{node.input(1)!r} added to {node.input(0)!r}", code="dtype", where=describe(node))
+    return _same_sequence(node)
+
+
+@sequence_add_at.adjoint
+def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
+    """s_bar = y_bar, x_bar = what stands at the position."""
+    return y_bar, _shaped_like(b, b.SequenceAt(y_bar, node.input(2)), node.input(1)), NO_GRADIENT
+
+
+@sequence_add_at.expansion
+def _(b: Builder, node: Node) -> Any:
+    s, x = node.input(0), node.input(1)
+    at = _counted_from_start(b, s, node.input(2))
+    return b.SequenceInsert(b.SequenceErase(s, at), b.Add(b.SequenceAt(s, at), x), at)
 
 
 @op("SequenceExtents", since=13, domain=FLOWGRAD, traits=(Trait.ZERO, Trait.SHAPE_ONLY))

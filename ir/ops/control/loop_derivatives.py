@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from flowgrad.ir.body_derivatives import BodyAdjoint, BodyTangent
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
+from flowgrad.ir.dtypes import sequence_of
 from flowgrad.ir.graph import Graph, Node, Value
 from flowgrad.ir.infer import infer
-from flowgrad.ir.ops.control.loop_layout import Layout, changing_dims, invariant_bindings, layout_of
+from flowgrad.ir.ops.control.loop_layout import Layout, invariant_bindings, layout_of
 from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.ops.registry import NO_GRADIENT, Refusal, is_random, refuse
 from flowgrad.ir.reach import depend_on
+from flowgrad.ir.types import Type
 
 
 class Stream(NamedTuple):
@@ -45,7 +49,6 @@ def loop_adjoint(b: DerivativeBuilder, node: Node, y_bars: Sequence[Value | None
         kept=[o for o in range(layout.first_scan_output, len(body.outputs))
               if node.optional_output(o - layout.lead_outputs) is not None],
         fixed_dims=invariant_bindings(node).keys(),
-        changing=changing_dims(node),
     )
     if isinstance(found, Refusal):
         return [found]
@@ -70,6 +73,17 @@ class _BackwardScan:
         self.graph = found.backward
         self.inner = Builder(self.graph, prefix="sum")
         self.first_capture = len(found.forward.inputs) - len(node.captures)
+        self.ragged = self._set_aside()
+
+    def _set_aside(self) -> list[Value]:
+        """Take the ragged tapes out of the outputs of the forward body: nothing stacks them."""
+        forward: Graph = self.found.forward
+        count = sum(s.ragged for s in self.found.sources)
+        entries = forward.output_entries[len(forward.outputs) - count :]
+        values = [entry.input(0) for entry in entries]
+        for entry in entries:
+            forward.remove(entry)
+        return values
 
     def emit(self, wanted: set[int], operands: dict[int, Value]) -> dict[int, Value]:
         """Add the Scan; return the cotangents by index among the inputs of the body."""
@@ -77,7 +91,7 @@ class _BackwardScan:
         bars = dict(zip(self.found.bars, formals, strict=False))
         sources = formals[len(bars) : len(bars) + len(self.found.sources)]
         captures = formals[len(bars) + len(sources) :]
-        self._extend_forward(not sources and not self._scan_bars())
+        self._extend_forward(len(sources) == len(self.ragged) and not self._scan_bars())
         for entry in self.graph.output_entries:
             self.graph.remove(entry)
         places: list[int] = []
@@ -95,6 +109,11 @@ class _BackwardScan:
             initial.append(self.b.zeros_like(operands[place]))
             state_formals.append(self._accumulator(place, operands[place]))
         streams, slices = self._streams(bars, sources)
+        if self.ragged:
+            tapes = [formal for source, formal in zip(self.found.sources, sources, strict=True) if source.ragged]
+            initial += self._keep_ragged()
+            places += range(-len(tapes), 0)
+            state_formals += [self._last_of(value, tape) for value, tape in zip(self.ragged, tapes, strict=True)]
         scanned = [p for p in sorted(self.found.cotangents) if self.layout.first_scan_input <= p < self.first_capture]
         for place in scanned:
             self._add_output(self.found.cotangents[place], place)
@@ -122,6 +141,38 @@ class _BackwardScan:
     def _add_output(self, value: Value, place: int) -> None:
         self.graph.add_output(value, f"{self.found.forward.inputs[place].name}_bar")
 
+    def _keep_ragged(self) -> list[Value]:
+        """Let states of the forward node collect the ragged tapes in sequences; return what these are in the end."""
+        graph, forward = self.b.graph, self.found.forward
+        formals, entries = list(forward.inputs), list(forward.output_entries)
+        inner = Builder(forward, prefix="tape")
+        kinds = [Type(sequence_of(v.type.dtype), ()) for v in self.ragged]
+        so_far = [forward.add_input(forward.unique_name(f"{v.name}_so_far"), t) for v, t in zip(self.ragged, kinds, strict=True)]
+        longer = [forward.add_output(inner.SequenceInsert(s, v), forward.unique_output_name(f"{v.name}_tapes"))
+                  for s, v in zip(so_far, self.ragged, strict=True)]
+        first, states = self.layout.first_scan_input, self.layout.states
+        forward.reorder_inputs([*formals[:first], *so_far, *formals[first:]])
+        first = self.layout.first_scan_output
+        forward.reorder_outputs([*entries[:first], *longer, *entries[first:]])
+        inputs, lead = [*self.node.inputs, *[None] * (2 - len(self.node.inputs))], self.layout.lead_formals + states
+        starts = [self.b.SequenceEmpty(dtype=v.type.dtype.onnx) for v in self.ragged]
+        graph.set_inputs(self.node, [*inputs[:lead], *starts, *inputs[lead:]])
+        outputs = [*self.node.outputs, *[None] * (states - len(self.node.outputs))]
+        made = [(graph.unique_name(f"{self.node.label}_{v.name}_tapes"), t) for v, t in zip(self.ragged, kinds, strict=True)]
+        graph.arrange_outputs(self.node, [*outputs[:states], *made, *outputs[states:]])
+        found = [self.node.output(states + k) for k in range(len(made))]
+        self.b.residuals += found
+        return found
+
+    def _last_of(self, value: Value, tape: Value) -> Value:
+        """Let the backward body take ``tape`` from the end of a sequence that is a state, and leave it without it."""
+        rest = self.graph.add_input(self.graph.unique_name(f"{tape.name}s"), Type(sequence_of(value.type.dtype), ()))
+        last = self.inner.add_node("SequenceAt", [rest, np.int64(-1)], types=[tape.type]).output()
+        self.graph.replace_uses(tape, last)
+        self.graph.remove(tape.producer)
+        self.graph.add_output(self.inner.SequenceErase(rest), self.graph.unique_output_name(f"{tape.name}s_left"))
+        return rest
+
     def _streams(self, bars: dict[int, Value], sources: Sequence[Value]) -> tuple[list[Stream], list[Value]]:
         """Return what the Scan runs over, and the matching inputs of its body."""
         streams: list[Stream] = []
@@ -132,6 +183,8 @@ class _BackwardScan:
             streams.append(self._reversed_output(y_bar, output))
             slices.append(bars[output])
         for source, formal in zip(self.found.sources, sources, strict=True):
+            if source.ragged:
+                continue
             streams.append(self._reversed_input(source.index) if source.is_input else self._kept(source.index))
             slices.append(formal)
         if not streams:

@@ -176,31 +176,6 @@ def _carried_type(node: Node, state: int, initial: Type, after: Type, env: Bindi
     return seen.with_shape([a if a == b else UNKNOWN for a, b in zip(initial.shape, seen.shape, strict=True)])
 
 
-def changing_dims(node: Node) -> frozenset[str]:
-    """Return the named dims of the body that certainly differ between iterations."""
-    layout, body = layout_of(node), node.subgraphs["body"]
-    found: set[str] = set()
-    formals, results = body.inputs, body.outputs
-    for formal_index, output_index in layout.links:
-        before, after = formals[formal_index].type.shape, results[output_index].type.shape
-        if before is None or after is None or len(before) != len(after):
-            continue
-        initial = node.input(formal_index).type.shape
-        firsts = [UNKNOWN] * len(before) if initial is None or len(initial) != len(before) else initial
-        for x, y, first in zip(before, after, firsts, strict=True):
-            name = bare_name(x)
-            if name is not None and (isinstance(y - x, int) and y != x or _leaves(name, y, first)):
-                found.add(name)
-    return frozenset(found)
-
-
-def _leaves(name: str, after: DimLike, first: DimLike) -> bool:
-    """Return whether an extent called ``name`` has another value after the iteration that begins with ``first``."""
-    if not isinstance(first, int) or not isinstance(after, Dim) or after.names() != {name}:
-        return False
-    return after.evaluate({name: first}) != first
-
-
 # ---- running --------------------------------------------------------------------------------------------------------------
 
 

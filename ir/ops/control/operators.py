@@ -108,8 +108,7 @@ class Stack:
             self._begin(array)
         elif self.rows.shape[1:] != array.shape:
             raise RunError(f"{self.name} has shape {list(self.rows.shape[1:])}, then {list(array.shape)}: iterations that "
-                           "are stacked must agree (a state whose shape changes has no gradient where the backward pass "
-                           "needs one of its values)", code="shape")
+                           "are stacked must agree", code="shape")
         elif self.count == len(self.rows):
             self._grow()
         self.rows[self.count] = array
@@ -396,9 +395,12 @@ def _(b: Builder, node: Node) -> Any:
 def _(node: Node) -> bool:
     """True where the sequence may have length 0, or slices that are stacked along a later axis may have no elements.
 
-    onnxruntime refuses the former, and divides by the size of the latter, which ends the process.
+    onnxruntime refuses the former, and divides by the size of the latter, which ends the process. The standard lets
+    the states of a Loop be sequences, those of a Scan not.
     """
     layout = layout_of(node)
+    if any(v.type.dtype.element is not None for v in node.operands):
+        return True
     first = node.input(layout.states)
     extent = None if first.type.shape is None else first.shape[layout.input_axis(0)]
     stacked = [v for k, v in enumerate(node.outputs[layout.states :]) if v is not None and layout.output_axis(k)]
