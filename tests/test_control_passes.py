@@ -14,6 +14,7 @@ from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.types import BOOL, INT64, Dim, Type
 from flowgrad.ir.verify import verify
+from flowgrad.passes.bodies import Bodies
 from flowgrad.passes.differentiate import adjoint, tangent, with_adjoint
 from flowgrad.passes.prune import prune_subgraphs
 from tests.control_graphs import (
@@ -262,3 +263,37 @@ def test_random_numbers_are_not_drawn_again_for_a_tangent_that_depends_on_them()
     y = graph.outputs[0]
     with pytest.raises(NotDifferentiableError, match="random numbers"):
         tangent(graph, [(graph.value("x"), Builder(graph).Sin(y))], [y])
+
+
+def branching(depth: int) -> Graph:
+    """sin(x) * (an If on c of which both branches do the same, ``depth`` levels deep)."""
+    def level(b: Builder, x: Value, c: Value, left: int) -> Value:
+        y = b.Sin(x)
+        if not left:
+            return y
+        inner = add_if(b, c, [x, c], *[lambda b, x, c: [level(b, x, c, left - 1)]] * 2)
+        return b.Mul(y, inner.output())
+
+    graph = Graph()
+    x, c = graph.add_input("x", f64(2)), graph.add_input("c", Type(BOOL, ()))
+    graph.add_output(level(Builder(graph), x, c, depth), "y")
+    return graph
+
+
+def test_branches_within_branches_are_differentiated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of bodies that are differentiated, and of nodes made, grows as the graph does."""
+    bodies: list[int] = []
+    original = Bodies.body_adjoint
+
+    def counted(self: Bodies, body: Graph, **keywords: Any) -> Any:
+        bodies.append(1)
+        return original(self, body, **keywords)
+
+    monkeypatch.setattr(Bodies, "body_adjoint", counted)
+    for depth in (2, 5):
+        graph = branching(depth)
+        before = sum(1 for _ in graph.walk())
+        found = with_adjoint(graph, ["x"]).graph
+        assert len(bodies) == 2 ** (depth + 1) - 2
+        assert sum(1 for _ in found.walk()) < 4 * before
+        bodies.clear()
