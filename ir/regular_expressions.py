@@ -1,13 +1,15 @@
-"""Regular expressions in the syntax of RE2, asked whether they match a whole text, in time linear in it.
+"""Regular expressions in the syntax of RE2: whether they match a whole text, in time linear in it, and longest matches.
 
-Whether there is a match does not depend on which repeats are greedy or what groups capture, so neither is kept.
+Neither depends on which repeats are greedy or what groups capture, so that is not kept.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+from flowgrad.ir.limits import check_time
 
 Chars = Callable[[str], bool]
 
@@ -301,7 +303,7 @@ class _State:
     def __init__(self, at: frozenset[int], before: int) -> None:
         self.at, self.before = at, before
         self.steps: dict[str, _State | None] = {}
-        self.ends: bool | None = None
+        self.ends: dict[int, bool] = {}
 
 
 class Pattern:
@@ -322,9 +324,46 @@ class Pattern:
             if following is None:
                 return False
             state = following
-        if state.ends is None:
-            state.ends = 0 in self._closure(state.at, state.before, _END)
-        return state.ends
+        return self._ends(state, _END)
+
+    def longest(self, text: str, start: int) -> int | None:
+        """Return where the longest match that begins at ``start`` ends, None if there is none."""
+        before = _kind(text[start - 1]) if start else _BEGIN
+        state = self._states.setdefault((self._start.at, before), _State(self._start.at, before))
+        found = None
+        for place in range(start, len(text) + 1):
+            after = _kind(text[place]) if place < len(text) else _END
+            if self._ends(state, after):
+                found = place
+            if after == _END:
+                break
+            char = text[place]
+            following = state.steps[char] if char in state.steps else self._step(state, char)
+            if following is None:
+                break
+            state = following
+        return found
+
+    def matches(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield where matches begin and end: the leftmost one, of those the longest, then on behind it.
+
+        Behind an empty one the search goes on after one more character.
+        """
+        start = 0
+        while start <= len(text):
+            check_time()
+            end = self.longest(text, start)
+            if end is None:
+                start += 1
+                continue
+            yield start, end
+            start = max(end, start + 1)
+
+    def _ends(self, state: _State, after: int) -> bool:
+        """Return whether a match may end here, before a character of the kind ``after``."""
+        if after not in state.ends:
+            state.ends[after] = 0 in self._closure(state.at, state.before, after)
+        return state.ends[after]
 
     def _step(self, state: _State, char: str) -> _State | None:
         """Return the state after one more character, None if no way goes on, and remember it for a while."""

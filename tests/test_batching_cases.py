@@ -35,7 +35,8 @@ ONE_BY_ONE = {
     "NegativeLogLikelihoodLoss": "all others", "OptionalGetElement": "all", "Pad": "all others",
     "ProdOfOthers": "all first others", "QLinearConv": "all others", "QLinearMatMul": "all first others",
     "QuantizeLinear": "all others", "RNN": "all others", "ReduceSum": "all", "STFT": "all others",
-    "SoftmaxCrossEntropyLoss": "all others", "StringNormalizer": "all", "StringSplit": "all", "Trilu": "all others",
+    "SoftmaxCrossEntropyLoss": "all others", "StringNormalizer": "all", "StringSplit": "all", "Tokenizer": "all",
+    "Trilu": "all others",
 }
 """Operators that run one example after the other in some case, and where: this can only get less."""
 

@@ -291,6 +291,12 @@ def test_all_unknown_operators_are_named_at_once() -> None:
         assert part in str(caught.value)
 
 
+def test_weights_in_blocks_of_a_processor_are_refused_with_the_way_out() -> None:
+    node = helper.make_node("ReorderInput", ["x"], ["y"], domain="com.microsoft.nchwc")
+    with pytest.raises(UnsupportedError, match=r"nchwc:ReorderInput \(node 'y'\).*up to ORT_ENABLE_EXTENDED"):
+        read_onnx(model([node], {"x": (1, 8, 2, 2)}, ["y"], domains={"com.microsoft.nchwc": 1}))
+
+
 def test_own_operators_are_not_read_from_files() -> None:
     for domain in ("", "flowgrad"):
         node = helper.make_node("SumTo", ["x", "s"], ["y"], domain=domain)

@@ -29,6 +29,12 @@ FORMULAS: set[str] = set()
 RENAMED = {"Scatter": "ScatterElements", "Upsample": "Resize"}
 """What adapters turn operators into that the standard has dropped."""
 
+HINTS = {
+    "com.microsoft.nchwc": " (com.microsoft.nchwc holds weights in blocks of the processor that onnxruntime optimised the file for,"
+                           " whose size the file does not tell: optimise it up to ORT_ENABLE_EXTENDED)",
+}
+"""What else is said where operators of a domain are not supported."""
+
 EVERY_OPSET = 10**9
 
 

@@ -6,5 +6,6 @@ import flowgrad.exchange.microsoft
 import flowgrad.exchange.microsoft_attention
 import flowgrad.exchange.microsoft_layers
 import flowgrad.exchange.microsoft_quantization
+import flowgrad.exchange.microsoft_tensors
 import flowgrad.exchange.ml
 import flowgrad.exchange.preview  # noqa: F401

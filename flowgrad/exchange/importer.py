@@ -14,6 +14,7 @@ from flowgrad.exchange.adapters import (
     ADAPTERS,
     FORMALS,
     FORMULAS,
+    HINTS,
     RENAMED,
     formals_within_batch,
     scan_over_batch,
@@ -124,7 +125,8 @@ class Importer:
         if unknown:
             listed = ", ".join(f"{op} (node {names[0]!r}{f' and {len(names) - 1} more' if names[1:] else ''})"
                                for op, names in sorted(unknown.items()))
-            raise UnsupportedError(f"{len(unknown)} operators are not supported: {listed}", code="op")
+            hints = "".join(hint for domain, hint in HINTS.items() if any(op.startswith(f"{domain}:") for op in unknown))
+            raise UnsupportedError(f"{len(unknown)} operators are not supported: {listed}{hints}", code="op")
 
     @staticmethod
     def _is_known(domain: str, op: str) -> bool:

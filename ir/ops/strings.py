@@ -12,7 +12,7 @@ from flowgrad.ir.errors import LimitError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import check_scratch
-from flowgrad.ir.ops.registry import Trait, attr, broadcasted, op
+from flowgrad.ir.ops.registry import FLOWGRAD, Trait, attr, broadcasted, op
 from flowgrad.ir.regular_expressions import Pattern, PatternError
 from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Type
 
@@ -123,3 +123,62 @@ def regex_full_match(x: Array, *, pattern: str = "") -> Array:
 def _(node: Node) -> Type:
     compiled(attr(node, "pattern"))
     return node.input(0).type.with_dtype(BOOL)
+
+
+# ---- Tokenizer ----------------------------------------------------------------------------------------------------------
+
+
+@op("Tokenizer", since=1, domain=FLOWGRAD, traits=(Trait.ZERO,))
+def tokenizer(
+    x: Array, *, mark: int = 0, mincharnum: int = 1, pad_value: str = "", separators: Sequence[str] = (), tokenexp: str = "",
+) -> Array:
+    """Return the tokens of each text along a new last axis, filled up with ``pad_value``: com.microsoft's Tokenizer.
+
+    Tokens are what ``tokenexp`` matches, or what is left between the matches of all ``separators``, of ``mincharnum``
+    characters at least; single characters if the pattern is ``.``, or the one separator is empty. With ``mark``, the
+    characters 2 and 3 stand before and behind the tokens, if any text has one.
+    """
+    rows = [_tokens(text, mincharnum, separators, tokenexp) for text in x.reshape(-1)]
+    if mark and any(rows):
+        rows = [["\x02", *row, "\x03"] for row in rows]
+    width = max(map(len, rows), default=0)
+    check_scratch(8 * width * len(rows), "Tokenizer")
+    result = np.full((len(rows), width), pad_value, object)
+    for filled, row in zip(result, rows, strict=True):
+        filled[: len(row)] = row
+    return result.reshape(*x.shape, width)
+
+
+def _tokens(text: str, shortest: int, separators: Sequence[str], pattern: str) -> list[str]:
+    if list(separators) == [""] or (not separators and pattern == "."):
+        return list(text)
+    if not separators:
+        return [text[a:b] for a, b in compiled(pattern).matches(text) if b - a >= shortest]
+    parts = [text]
+    for separator in separators:
+        parts = [piece for part in parts for piece in _between(part, separator) if len(piece) >= shortest]
+    return parts
+
+
+def _between(text: str, separator: str) -> list[str]:
+    """Return what stands between the matches of a pattern; an empty match takes the character behind it away."""
+    pieces, start = [], 0
+    for a, b in compiled(separator).matches(text):
+        pieces.append(text[start:a])
+        start = max(b, a + 1)
+    return [*pieces, text[start:]]
+
+
+@tokenizer.types
+def _(node: Node) -> Type:
+    """Raises ValidationError for wrong attributes, UnsupportedError for patterns that are not read."""
+    x, separators, pattern = node.input(0).type, attr(node, "separators"), attr(node, "tokenexp")
+    if x.rank not in (None, 1, 2):
+        raise ValidationError(f"Tokenizer takes the shape [C] or [N, C], got {x!r}", code="shape", where=describe(node))
+    single = list(separators) == [""] or (not separators and pattern == ".")
+    if attr(node, "mincharnum") < 1 or (single and attr(node, "mincharnum") > 1) or not (separators or pattern):
+        raise ValidationError("Tokenizer needs separators or tokenexp, and mincharnum from 1 on (1 for single characters)",
+                              code="attribute", where=describe(node))
+    for expression in separators or (pattern,):
+        compiled(expression)
+    return x.with_shape(None if x.shape is None else (*x.shape, UNKNOWN))

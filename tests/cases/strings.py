@@ -44,6 +44,10 @@ STRINGS = [
     Case("StringNormalizer", [words(["a", "", "A"])], {"stopwords": ("a",)}, name="keeps-empty", expected=normalized("")),
     Case("StringNormalizer", [words([["a", "a"]])], {"stopwords": ("a",)}, name="none-left", expected=normalized("", shape=(1, 1))),
     Case("StringNormalizer", [words([])], name="empty", expected=normalized("")),
+    Case("Tokenizer", [words(["a bc", "", "d"])], {"separators": (" ",), "mark": 1, "pad_value": "#"}, reference=False,
+         expected=lambda x, **_: np.array([["\x02", "a", "bc", "\x03"], ["\x02", "\x03", "#", "#"], ["\x02", "d", "\x03", "#"]], object)),
+    Case("Tokenizer", [words([["aab b"], ["xx"]])], {"tokenexp": "a+|b", "mincharnum": 1}, reference=False, name="pattern",
+         expected=lambda x, **_: np.array([[["aa", "b", "b"]], [["", "", ""]]], object)),
     Case("RegexFullMatch", [words([MAIL, MAIL])], {"pattern": r"[\w.]+@\w+\.org"}, expected=lambda x, pattern: np.array(
         [[True, True, False, False, False, False]] * 2)),
     Case("RegexFullMatch", [words(["", "a", "aa"])], {"pattern": ""}, name="empty-pattern"),
