@@ -291,6 +291,35 @@ def test_all_unknown_operators_are_named_at_once() -> None:
         assert part in str(caught.value)
 
 
+def unknown_behind_weights(place: str) -> onnx.ModelProto:
+    """An operator that nobody knows behind a weight: in the main graph, the branch of an If, or a function."""
+    bad = helper.make_node("Frobnicate", ["h"], ["b"], domain="own")
+    nodes, functions = [helper.make_node("MatMul", ["x", "w"], ["h"])], []
+    if place == "branch":
+        branches = [helper.make_graph([n], "g", [], [helper.make_tensor_value_info("b", 1, None)])
+                    for n in (bad, helper.make_node("Relu", ["h"], ["b"]))]
+        nodes.append(helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1]))
+    elif place == "function":
+        functions = [helper.make_function("own", "F", ["h"], ["b"], [bad], [helper.make_opsetid("own", 1)])]
+        nodes.append(helper.make_node("F", ["h"], ["y"], domain="own"))
+    else:
+        nodes += [bad, helper.make_node("Identity", ["b"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 2]), helper.make_tensor_value_info("c", 9, [])],
+                              [helper.make_tensor_value_info("y", 1, None)], [numpy_helper.from_array(np.ones((2, 2), np.float32), "w")])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    return helper.make_model(graph, ir_version=9, opset_imports=opsets, functions=functions)
+
+
+@pytest.mark.parametrize("place", ["main", "branch", "function"])
+def test_unknown_operators_are_found_before_weights_are_read(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*arguments: Any) -> Any:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr("flowgrad.exchange.scopes.array_of", read)
+    with pytest.raises(UnsupportedError, match="own:Frobnicate"):
+        read_onnx(unknown_behind_weights(place).SerializeToString())
+
+
 def test_weights_in_blocks_of_a_processor_are_refused_with_the_way_out() -> None:
     node = helper.make_node("ReorderInput", ["x"], ["y"], domain="com.microsoft.nchwc")
     with pytest.raises(UnsupportedError, match=r"nchwc:ReorderInput \(node 'y'\).*up to ORT_ENABLE_EXTENDED"):

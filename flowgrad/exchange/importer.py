@@ -13,9 +13,6 @@ import flowgrad.exchange.every_adapter  # noqa: F401  # declares them
 from flowgrad.exchange.adapters import (
     ADAPTERS,
     FORMALS,
-    FORMULAS,
-    HINTS,
-    RENAMED,
     formals_within_batch,
     scan_over_batch,
     scans_batches,
@@ -29,7 +26,6 @@ from flowgrad.exchange.functions import (
     Key,
     body_for,
     domain_of,
-    has_body,
     key_of,
     kind_conflict,
     plain_body,
@@ -37,7 +33,7 @@ from flowgrad.exchange.functions import (
     type_conflict,
 )
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
-from flowgrad.exchange.ml.reading import ML
+from flowgrad.exchange.known import is_known
 from flowgrad.exchange.places import Place, at_place, in_body_of
 from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
 from flowgrad.exchange.tensors import container_type, element_type
@@ -55,14 +51,11 @@ from flowgrad.ir.infer import draft
 from flowgrad.ir.known import known_value
 from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.derivative.ordering import read_after
-from flowgrad.ir.ops.registry import FLOWGRAD, STANDS_FOR, OpDef, find_op
+from flowgrad.ir.ops.registry import STANDS_FOR, OpDef, find_op
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, parse_dim
 
 FRAME_DEPTH = 128
 """Functions within functions, the bodies that the standard gives for operators counted too."""
-
-ML_OPSET = 5
-"""The newest opset of ai.onnx.ml that is known."""
 
 REPEATS = 64
 """How often bodies of Loops are read again for better types; nested ones would multiply without an end."""
@@ -94,46 +87,6 @@ class Importer:
         self.shapes: Shapes = {}
         self._bodies: dict[tuple[str, int], Function] = {}
         self._placed: FlowgradError | None = None
-
-    # ---- what cannot be done, all at once -----------------------------------------------------------------------------
-
-    def check_known(self, main: Region, opsets: Mapping[str, int], reached: set[Key]) -> None:
-        """Raise UnsupportedError with every operator that neither we nor a function define."""
-        unknown: dict[str, list[str]] = {}
-        work = [(main, opsets)] + [(self.functions[k].region, self.functions[k].opsets) for k in sorted(reached)]
-        seen: set[tuple[str, int]] = set()
-        while work:
-            region, versions = work.pop()
-            for node in region.walk():
-                domain, op, _ = key_of(node)
-                version = versions.get(domain)
-                if key_of(node) in self.functions:
-                    continue
-                if version is None:
-                    raise ValidationError(f"the file imports no opset of domain {domain or 'ai.onnx'!r}, which "
-                                          f"{op} needs", code="opset", where=node.name or next(iter(node.output), ""))
-                if domain == ML and not 1 <= version <= ML_OPSET:
-                    raise UnsupportedError(f"opset {version} of {ML} is not supported, only 1 to {ML_OPSET}", code="opset")
-                if self._is_known(domain, op):
-                    continue
-                if domain or not has_body(op, version):
-                    unknown.setdefault(f"{domain}:{op}" if domain else op, []).append(node.name or next(iter(node.output), ""))
-                elif plain_body(op, version) is not None and (op, version) not in seen:
-                    seen.add((op, version))
-                    body = self._body_function(node, version, ())
-                    work.append((body.region, body.opsets))
-        if unknown:
-            listed = ", ".join(f"{op} (node {names[0]!r}{f' and {len(names) - 1} more' if names[1:] else ''})"
-                               for op, names in sorted(unknown.items()))
-            hints = "".join(hint for domain, hint in HINTS.items() if any(op.startswith(f"{domain}:") for op in unknown))
-            raise UnsupportedError(f"{len(unknown)} operators are not supported: {listed}{hints}", code="op")
-
-    @staticmethod
-    def _is_known(domain: str, op: str) -> bool:
-        if domain:
-            return (domain, op) in ADAPTERS
-        definition = find_op(RENAMED.get(op, op))
-        return op == "Constant" or op in FORMULAS or (definition is not None and definition.domain != FLOWGRAD)
 
     # ---- the outermost graph -------------------------------------------------------------------------------------------
 
@@ -270,7 +223,7 @@ class Importer:
         _check_types(call, protos)
         if taken := _branch_taken(call):
             return self._enter_branch(frame, call, subregions[taken])
-        if not (key[0] or self._is_known("", call.op)):
+        if not (key[0] or is_known("", call.op)):
             return self._enter(frame, call, self._body(call, protos), {p.name: p for p in protos})
         self._bind(frame, call, self._emit(frame, call))
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto
+from onnx import FunctionProto, ModelProto
 
 from flowgrad import ir
 from flowgrad.exchange.declared import steers_shapes
@@ -16,6 +16,7 @@ from flowgrad.exchange.external import ExternalFolder
 from flowgrad.exchange.frames import Function
 from flowgrad.exchange.functions import Key, check_calls, domain_of
 from flowgrad.exchange.importer import Importer
+from flowgrad.exchange.known import check_known
 from flowgrad.exchange.precheck import precheck
 from flowgrad.exchange.scopes import Region, RegionReader
 from flowgrad.ir.errors import FlowgradError, LoadError, ResourceError, UnsupportedError, ValidationError
@@ -47,9 +48,9 @@ def read_onnx(
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _graph(_parsed(bytes(source), limits), ExternalFolder(None), limits, strict, notes, shapes)
     path = Path(source)
-    data = _contents(path, limits)
+    model = _parsed(_contents(path, limits), limits)  # the bytes of the file are not held beyond this
     with ExternalFolder(path.parent) as folder:
-        return _graph(_parsed(data, limits), folder, limits, strict, notes, shapes)
+        return _graph(model, folder, limits, strict, notes, shapes)
 
 
 def _contents(path: Path, limits: Limits) -> bytes:
@@ -86,17 +87,20 @@ def _graph(model: ModelProto, folder: ExternalFolder, limits: Limits, strict: bo
     if model.training_info:
         raise UnsupportedError("models with training information are not supported", code="training_info")
     opsets = _opsets(model.opset_import)
+    declared = _declared_functions(model, opsets)
+    check_known(model.graph.node, opsets, declared)
     regions = RegionReader(folder, limits)
-    functions = _functions(model, regions, opsets)
+    functions = {key: Function(regions.function(proto), own, {a.name: a for a in proto.attribute_proto})
+                 for key, (proto, own) in declared.items()}
     main = regions.graph(model.graph)
-    reached = check_calls(main, {k: f.region for k, f in functions.items()}, limits)
+    check_calls(main, {k: f.region for k, f in functions.items()}, limits)
+
     def importer(defaults: Collection[str]) -> Importer:
         made = Importer(regions, functions, folder, limits, strict, defaults)
         made.own_names = model.producer_name == PRODUCER
         made.shapes = shapes or {}
         return made
 
-    importer(()).check_known(main, opsets, reached)
     made, graph = _imported(model, main, opsets, importer)
     graph.metadata = _metadata(model)
     if notes is not None:
@@ -140,16 +144,16 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return opsets
 
 
-def _functions(model: ModelProto, regions: RegionReader, opsets: Mapping[str, int]) -> dict[Key, Function]:
-    found: dict[Key, Function] = {}
+def _declared_functions(model: ModelProto, opsets: Mapping[str, int]) -> dict[Key, tuple[FunctionProto, dict[str, int]]]:
+    """Return the functions of a model and the opsets that each is written in."""
+    found: dict[Key, tuple[FunctionProto, dict[str, int]]] = {}
     for proto in model.functions:
         key = (domain_of(proto.domain), proto.name, proto.overload)
         if key in found:
             raise ValidationError(f"the function {proto.name!r} is defined twice", code="name", where=proto.name)
         if proto.node and not proto.opset_import:
             raise ValidationError(f"the function {proto.name!r} imports no opset", code="opset", where=proto.name)
-        defaults = {a.name: a for a in proto.attribute_proto}
-        found[key] = Function(regions.function(proto), dict(opsets) | _opsets(proto.opset_import), defaults)
+        found[key] = proto, dict(opsets) | _opsets(proto.opset_import)
     return found
 
 
