@@ -69,6 +69,8 @@ def check_signature(node: Node, definition: OpDef) -> None:
         if index >= len(node.inputs) or node.inputs[index] is None:
             raise ValidationError(f"{node.op} needs its input {definition.inputs[index]!r}", code="arity",
                                   where=describe(node))
+    if len({v.type.dtype for v in node.inputs if v is not None}) > 1 and not definition.subgraphs:
+        _check_dtypes(node, definition)
     for name, given in node.attributes.items():
         if name not in definition.attributes:
             raise ValidationError(f"{node.op} has no attribute {name!r}", code="attribute", where=describe(node))
@@ -77,6 +79,24 @@ def check_signature(node: Node, definition: OpDef) -> None:
                                   code="attribute", where=describe(node))
     for name in definition.required_attributes:
         definition.attribute(node, name)
+
+
+def _check_dtypes(node: Node, definition: OpDef) -> None:
+    """Check that floats have one dtype where the op does not say otherwise."""
+    first: Value | None = None
+    for slot, value in enumerate(node.inputs):
+        if value is None or slot in definition.float32_inputs:
+            continue
+        dtype = value.type.dtype
+        if slot in definition.new_dtypes:
+            first = None
+        if dtype.kind != "float" or dtype.itemsize < 2:
+            continue
+        if first is None:
+            first = value
+        elif dtype != first.type.dtype:
+            raise ValidationError(f"{node.op} takes inputs of one dtype: {value!r}, expected {first.type.dtype.name} as of {first!r}",
+                                  code="dtype", where=describe(node))
 
 
 def _shown(given: Any) -> str:

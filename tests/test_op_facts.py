@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -352,6 +353,18 @@ def test_attributes_that_hold_a_dtype_are_declared(definition: OpDef) -> None:
 def test_inputs_that_stay_float32_are_declared(definition: OpDef) -> None:
     formals = enumerate(schema_of(definition).inputs)
     assert definition.float32_inputs == {i for i, formal in formals if set(formal.types) == {"tensor(float)"}}
+
+
+FLOATS = {"tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"}
+
+
+@pytest.mark.parametrize("definition", [d for d in STANDARD if not d.subgraphs], ids=lambda d: d.name)
+def test_inputs_of_another_float_dtype_are_declared(definition: OpDef) -> None:
+    """Where the letter of a type changes from one input that may be a float to the next."""
+    formals = [(i, formal.type_str) for i, formal in enumerate(schema_of(definition).inputs)
+               if FLOATS & set(formal.types) and i not in definition.float32_inputs]
+    changes = {i for (_, before), (i, after) in itertools.pairwise(formals) if before != after}
+    assert definition.new_dtypes == changes
 
 
 def test_inputs_that_stay_float32_are_declared_by_own_operators_too() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import FlowgradError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Graph, Node, Origin
@@ -210,3 +211,21 @@ def test_deep_subgraphs_and_long_chains_take_no_stack() -> None:
         outer.add_output(b.add("If", [condition], captures=[x], subgraphs={"then_branch": graph, "else_branch": twin}), "y")
         graph = outer
     verify(graph)
+
+
+MIXED = {
+    "Gemm(%x, %w, %b)": r"Gemm takes inputs of one dtype: %b: f64\[4\], expected float32 as of %x: f32\[3,3\]\n  at %y = Gemm",
+    "MatMul(%x, %b3)": "%b3: f64",
+    "LayerNormalization(%x, %b3)": "%b3: f64",
+    "Clip(%x, %least)": "%least: f64",
+    "BatchNormalization(%x, %s3, %b3, %s3, %s3)": r"%b3: f64\[3\], expected float32 as of %s3",
+}
+
+
+@pytest.mark.parametrize("call", MIXED)
+def test_inputs_of_the_wrong_dtype_are_named(call: str) -> None:
+    text = f"""graph @g (%x: f32[3,3], %w: f32[3,4], %b: f64[4], %b3: f64[3], %s3: f32[3], %least: f64[]) -> (%y: f32[*]) {{
+        %y: f32[*] = {call}
+    }}"""
+    with pytest.raises(ValidationError, match=MIXED[call]):
+        fg.load(text.encode())

@@ -115,7 +115,7 @@ def with_batch(b: Builder, indices: Value, batch_dims: int) -> Value:
 # ---- OneHot -------------------------------------------------------------------------------------------------------------
 
 
-@op("OneHot", since=11, outputs=("output",), extents=("depth",), settings=("values",))
+@op("OneHot", new_dtypes=("depth", "values"), since=11, outputs=("output",), extents=("depth",), settings=("values",))
 def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> Array:
     extent = int(np.asarray(depth).reshape(-1)[0])
     at = axis + indices.ndim + 1 if axis < 0 else axis

@@ -29,7 +29,7 @@ def _generator(seed: float | int | None, rng: np.random.Generator) -> np.random.
 # ---- Dropout ------------------------------------------------------------------------------------------------------------
 
 
-@op("Dropout", since=12, outputs=("output", "mask"), required_outputs=1, traits=(Trait.RANDOM,),
+@op("Dropout", new_dtypes=("ratio",), since=12, outputs=("output", "mask"), required_outputs=1, traits=(Trait.RANDOM,),
     settings=("ratio", "training_mode"))
 def dropout(
     data: Array, ratio: Array | None = None, training_mode: Array | None = None, *, seed: int | None = None,

@@ -111,6 +111,7 @@ class OpDef:
         extents: Sequence[str],
         deciding: Sequence[str],
         float32_inputs: Sequence[str],
+        new_dtypes: Sequence[str],
         dtype_attributes: Sequence[str],
         values_since: Mapping[tuple[str, Any], int],
         ufunc: np.ufunc | None,
@@ -143,6 +144,7 @@ class OpDef:
         self.settings = self.extents | self._slots(settings)
         self.deciding = self._slots(deciding)
         self.float32_inputs = self._slots(float32_inputs)
+        self.new_dtypes = self._slots(new_dtypes)
         self._check("attribute", (*dtype_attributes, *(name for name, _ in values_since)), self.attributes)
         self.dtype_attributes = tuple(dtype_attributes)
         self.values_since = dict(values_since)
@@ -358,6 +360,7 @@ def op(
     extents: Sequence[str] = (),
     deciding: Sequence[str] = (),
     float32_inputs: Sequence[str] = (),
+    new_dtypes: Sequence[str] = (),
     dtype_attributes: Sequence[str] = (),
     values_since: Mapping[tuple[str, Any], int] = MappingProxyType({}),
     ufunc: np.ufunc | None = None,
@@ -374,7 +377,8 @@ def op(
     Facts about inputs, by name: ``extents`` are integers that the type rule reads, so that they steer shapes;
     ``settings`` are floats that are no weights (statistics, bounds, ratios; extents are settings too); ``deciding`` say
     which subgraph runs, or how often; ``float32_inputs`` stay float32 whatever the rest computes in, and so do not the
-    dtypes that ``dtype_attributes`` name. ``ufunc`` is the one NumPy call that the kernel makes, if that is all it does
+    dtypes that ``dtype_attributes`` name. The other floats are of one dtype up to the first of ``new_dtypes``, where another
+    one may begin. ``ufunc`` is the one NumPy call that the kernel makes, if that is all it does
     for operands of one dtype; with ``in_place`` the kernel may write over an operand.
     """
 
@@ -384,7 +388,7 @@ def op(
             name, kernel, since=since, domain=domain, outputs=outputs, required_outputs=needed,
             variadic_outputs=variadic_outputs, residuals=residuals, traits=traits, subgraphs=subgraphs,
             settings=settings, extents=extents, deciding=deciding, float32_inputs=float32_inputs,
-            dtype_attributes=dtype_attributes, values_since=values_since, ufunc=ufunc, in_place=in_place,
+            new_dtypes=new_dtypes, dtype_attributes=dtype_attributes, values_since=values_since, ufunc=ufunc, in_place=in_place,
         )
         _OPS.add(name, definition)
         return definition

@@ -144,7 +144,7 @@ def _symbolic(x: Value, to: DType) -> Array | None:
     return known if fits else None
 
 
-@op("CastLike", since=15, outputs=("output",), traits=(Trait.ELEMENTWISE,))
+@op("CastLike", new_dtypes=("target_type",), since=15, outputs=("output",), traits=(Trait.ELEMENTWISE,))
 def cast_like(x: Array, target_type: Array, *, saturate: int = 1, round_mode: str = "up", to_dtype: Any = None,
               out: Array | None = None) -> Array:
     return _written(x, np.dtype(to_dtype), saturate, round_mode, out)

@@ -86,7 +86,7 @@ def _(b: DerivativeBuilder, node: Node, y_bar: Value) -> Any:
     return b.Neg(b.Div(b.Div(y_bar, x), x))
 
 
-@op("Pow", since=12, outputs=("Z",), traits=BROADCASTS)
+@op("Pow", new_dtypes=("y",), since=12, outputs=("Z",), traits=BROADCASTS)
 def power(x: Array, y: Array, *, out: Array | None = None) -> Array:
     if y.size == 1 and x.dtype.kind == "f" and y.ndim <= x.ndim and (quick := _QUICK_POWERS.get(float(y.reshape(())))):
         return quick(x, out)

@@ -37,6 +37,7 @@ def _product(b: DerivativeBuilder, x: Value | None, factor: Any) -> Value | None
 
 
 @op("BatchNormalization", since=15, outputs=("Y", "running_mean", "running_var"), required_outputs=1,
+    new_dtypes=("scale", "input_mean"),
     residuals=("saved_mean", "saved_inv_std"), settings=("input_mean", "input_var"))
 def batch_normalization(
     x: Array, scale: Array, b: Array, input_mean: Array, input_var: Array, *,

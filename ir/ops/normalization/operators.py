@@ -160,7 +160,7 @@ def _affine_dots(
     return b.cast(total, x.type.dtype), mean_dot, r_dot
 
 
-@op("RMSNormalization", since=23, residuals=("inv_rms",), dtype_attributes=("stash_type",))
+@op("RMSNormalization", new_dtypes=("scale",), since=23, residuals=("inv_rms",), dtype_attributes=("stash_type",))
 def rms_normalization(
     x: Array, scale: Array, *, axis: int = -1, epsilon: float = 9.999999747378752e-06, stash_type: int = 1, count: int = 1,
     out: Array | None = None,

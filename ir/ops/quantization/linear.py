@@ -81,7 +81,7 @@ def _into_range(whole: Array, least: Array, most: Array, shift: Array) -> Array:
 # ---- QuantizeLinear -----------------------------------------------------------------------------------------------------
 
 
-@op("QuantizeLinear", since=10, outputs=("y",), traits=(Trait.ZERO,), settings=("y_scale", "y_zero_point"),
+@op("QuantizeLinear", new_dtypes=("y_scale",), since=10, outputs=("y",), traits=(Trait.ZERO,), settings=("y_scale", "y_zero_point"),
     dtype_attributes=("output_dtype", "precision"))
 def quantize_linear(
     x: Array, y_scale: Array, y_zero_point: Array | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0,

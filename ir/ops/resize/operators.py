@@ -36,7 +36,7 @@ def linear_part(node: Node) -> dict[str, Any]:
     return {name: node.attributes[name] for name in ATTRIBUTES if name in node.attributes}
 
 
-@op("Resize", since=18, extents=("scales", "sizes"), settings=("roi",), float32_inputs=("scales",),
+@op("Resize", new_dtypes=("roi",), since=18, extents=("scales", "sizes"), settings=("roi",), float32_inputs=("scales",),
     values_since={("coordinate_transformation_mode", "half_pixel_symmetric"): 19})
 def resize(
     x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None, *,

@@ -31,7 +31,7 @@ from flowgrad.ir.types import BOOL, FLOAT32, FLOAT64, DType, Type, merge_dims
 PADDING = ("zeros", "border", "reflection")
 
 
-@op("GridSample", since=20)
+@op("GridSample", new_dtypes=("grid",), since=20)
 def grid_sample(
     X: Array, grid: Array, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
 ) -> Array:
