@@ -9,7 +9,7 @@ from flowgrad.ir.graph import CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node,
 from flowgrad.ir.names import LITERAL_NAME
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.reach import dependents
-from flowgrad.passes.untrained import untrained
+from flowgrad.passes.untrained import passes_no_change, untrained
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ def candidates(graph: Graph) -> list[Candidate]:
     The frontier lies between what depends on no graph input and what does; an output that depends on none lies on it
     too, so that a model without inputs has parameters. Constant nodes hold the numbers of formulas, matrices apart, unless a
     model has most of its matrices there: then those of more than one element are weights too. A frontier value that is
-    computed from named float constants stands for those; one computed from none (weights made by ConstantOfShape) stands for
-    itself. Scalars count, unless their name is one that exporters give to literals. Masks and tables of angles do not count.
+    computed from named float constants stands for those; one computed from none stands for itself: that is a weight only where
+    most matrices of a model are such (made by ConstantOfShape), else a mask, a grid, or a first state.
+    Scalars count, unless their name is one that exporters give to literals. Masks and tables of angles do not count.
     Linear in nodes.
     """
     order = graph.nodes()
@@ -45,6 +46,7 @@ def candidates(graph: Graph) -> list[Candidate]:
     judged = {value: _judge(value, use) for value, use in uses.items()}
     judged |= {v: Candidate(v, True, f"a weight of {use.node.op} at {use.node.label!r}, in a Constant node")
                for v, use in _literal_weights(uses, judged).items()}
+    judged |= {v: Candidate(v, False, "made of numbers of the graph alone, where weights are stored") for v in _made(uses, judged)}
     found = _without_untrained(judged)
     for value in graph.constants:
         if value.name and value.type.dtype.is_float and value not in found:
@@ -101,11 +103,14 @@ def _frontier(graph: Graph, order: Sequence[Node], fed: set[Value]) -> Iterable[
 
 
 def _uses(node: Node) -> list[tuple[Value, _Use]]:
-    """Return the operands of a node that carry floats; what only comparisons and steps take is a setting too."""
+    """Return the operands of a node that carry floats; what only comparisons and steps take is a setting too.
+
+    So is what is chosen only where it equals something: that passes on no change.
+    """
     definition = opdef(node.op)
     steps = Trait.ZERO in definition.traits
     operands = [*enumerate(node.inputs), *((-1, v) for v in node.captures)]
-    return [(v, _Use(node, steps or slot in definition.settings))
+    return [(v, _Use(node, steps or slot in definition.settings or passes_no_change(node, slot)))
             for slot, v in operands if v is not None and v.type.dtype.carries]
 
 
@@ -120,6 +125,17 @@ def _literal_weights(uses: Mapping[Value, _Use], judged: Mapping[Value, Candidat
     elsewhere = sum(c.included and _is_matrix(v, uses[v]) for v, c in judged.items() if v.producer.op == CONSTANT)
     others = any(c.included for c in judged.values())
     return several if len(matrices) > elsewhere or not others else matrices
+
+
+def _made(uses: Mapping[Value, _Use], judged: Mapping[Value, Candidate]) -> list[Value]:
+    """Return what is computed from numbers of the graph alone, where at least as many matrices that count as weights are stored."""
+    made, stored = [], 0
+    for value, candidate in judged.items():
+        if candidate.included and value.producer.op != CONSTANT:
+            made.append(value)
+        elif candidate.included:
+            stored += _is_matrix(value, uses[value])
+    return made if stored >= max(1, sum(_is_matrix(v, uses[v]) for v in made)) else []
 
 
 def _is_literal(value: Value) -> bool:

@@ -1,8 +1,8 @@
-"""Constants that no training gives: masks, tables of angles, and the frequencies that angles are made of.
+"""Constants that no training gives: masks, tables of angles and the frequencies these are made of, fillings, scales.
 
 Exporters write such constants beside weights, under names that do not tell them apart. What is said here rests on nothing that
-a weight can have before, during or after training: a constant that is only likely to be none (zeros, data statistics, windows)
-counts as a weight. Of a weight a few elements are looked at.
+a weight can have before, during or after training, in the place where it is used: a constant that is only likely to be none
+(zeros, data statistics, windows) counts as a weight. Of a weight a few elements are looked at.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from flowgrad.ir.graph import ENTRIES, Array, Value
+from flowgrad.ir.graph import ENTRIES, Array, Node, Value
+from flowgrad.ir.names import LITERAL_NAME
 from flowgrad.ir.ops.registry import Trait, opdef
 
 LOOK = 64
@@ -20,8 +21,8 @@ LOOK = 64
 HUGE = 1e30
 """No weight is larger: fillings of masks are, the least number of a type or minus infinity."""
 
-HIDES = -1e3
-"""What a mask adds to scores that are to vanish is less; the other elements are 0."""
+HIDES, HIDES_PAIRS = -1e3, -100.0
+"""What a mask adds to scores that are to vanish is at most this, the second if it is a matrix; the other elements are 0."""
 
 LEAST_TABLE, LEAST_FREQUENCIES = 8, 4
 """Elements of a table of angles, and of a vector of frequencies, at least."""
@@ -45,6 +46,10 @@ def untrained(values: Iterable[Value]) -> dict[Value, str]:
             continue
         if _is_mask(data):
             found[value] = "a mask or a bound: it holds what hides scores, which no training gives"
+        elif LITERAL_NAME.fullmatch(value.name) and _is_filling(value, data):
+            found[value] = "one number all over that an exporter made: what is scattered into it, or normalised by it, is trained"
+        elif LITERAL_NAME.fullmatch(value.name) and _is_scale(value, data):
+            found[value] = "the scale of scores that an exporter made: a root of the extent they are summed over"
         elif _is_geometric(data) and _makes_angles(value):
             found[value] = "frequencies of equal ratios, of which only sines and cosines are taken"
         elif _may_be_angles(data):
@@ -60,6 +65,40 @@ def _some(data: Array) -> Array:
     return flat[:: max(1, flat.size // LOOK)].astype(np.float64)
 
 
+# ---- uses that pass on no change --------------------------------------------------------------------------------------------
+
+
+def passes_no_change(node: Node, slot: int) -> bool:
+    """Return whether a node takes an operand only where that equals another: ``Where(x == 0, x, y)`` does not change with x."""
+    if Trait.CHOOSES not in opdef(node.op).traits or slot not in (1, 2):
+        return False
+    test, chosen_if = node.input(0).producer, slot == 1
+    while test.op == "Not":
+        test, chosen_if = test.input(0).producer, not chosen_if
+    return chosen_if and test.op == "Equal" and node.inputs[slot] in test.inputs
+
+
+# ---- fillings and scales that exporters make --------------------------------------------------------------------------------
+
+
+def _is_filling(value: Value, data: Array) -> bool:
+    """Return whether all elements are one number, and each use is the ground of a scatter, or a normalisation by 1 and 0."""
+    number = data.flat[0]
+    return bool((data == number).all()) and all(
+        slot == 0 and user.op.startswith("Scatter") or user.op == "InstanceNormalization" and number == (slot == 1)
+        for (_, slot), user in value.uses.items())
+
+
+def _is_scale(value: Value, data: Array) -> bool:
+    """Return whether a single number d**-0.5 or d**-0.25 is multiplied with operands one of whose last two extents is d."""
+    number = float(data.flat[0]) if data.ndim == 1 and data.size == 1 else 0.0
+    if not 0 < number < 1:
+        return False
+    extents = [root for root in (number ** -2, number ** -4) if abs(root - round(root)) <= 1e-5 * root]
+    return all(user.op == "Mul" and any(round(d) in (v.type.shape or ())[-2:] for d in extents for v in user.operands)
+               for user in value.users)
+
+
 # ---- masks ------------------------------------------------------------------------------------------------------------------
 
 
@@ -69,7 +108,8 @@ def _is_mask(data: Array) -> bool:
     if not (np.abs(some) < HUGE).all():
         return not np.isnan(some).any()
     low = data.min() if np.isin(some, (0, some.min())).all() else np.float64(0)
-    return data.size > 1 and bool(low <= HIDES) and bool(((data == 0) | (data == low)).all())
+    least = HIDES_PAIRS if sum(n > 1 for n in data.shape) > 1 and some.max() == 0 else HIDES
+    return data.size > 1 and bool(low <= least) and bool(((data == 0) | (data == low)).all())
 
 
 # ---- frequencies and angles -------------------------------------------------------------------------------------------------

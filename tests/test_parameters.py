@@ -175,6 +175,33 @@ def test_what_only_comparisons_take_is_a_setting() -> None:
     assert reasons(text)["bound"].startswith("a setting of Greater")
 
 
+@pytest.mark.parametrize(("inner", "outer", "expected"), [
+    ("%n, -100.0, %w", "%e, 0.0, %k", []),
+    ("%n, -100.0, %w", "%e, 0.0, %w", ["w"]),
+    ("%e, -100.0, %w", "%e, 0.0, %k", ["w"]),
+    ("%e, %w, -100.0", "%n, %k, 0.0", []),
+    ("%g, %w, -100.0", "%n, %k, 0.0", ["w"]),
+], ids=["mask", "chosen elsewhere", "chosen where it differs", "mask the other way", "chosen where it is greater"])
+def test_what_is_chosen_only_where_it_equals_something_is_a_setting(inner: str, outer: str, expected: list[str]) -> None:
+    """The numbers of windows, of which a mask is made, pass on no change: Where(w == 0, 0, Where(w != 0, -100, w))."""
+    text = f"""
+    graph @g (%x: f32[3]) -> (%y: f32[3]) initializers (%w: f32[3] = [0.0,1.0,2.0])
+    {{ %e: bool[3] = Equal(%w, 0.0) %n: bool[3] = Not(%e) %g: bool[3] = Greater(%w, 0.0)
+      %k: f32[3] = Where({inner}) %m: f32[3] = Where({outer}) %y: f32[3] = Add(%x, %m) }}
+    """
+    assert included(text) == expected
+
+
+@pytest.mark.parametrize(("stored", "expected"), [("[2,2] = [[1.0,2.0],[3.0,4.0]]", ["w"]), ("[2] = [1.0,2.0]", ["w", "t"])])
+def test_what_is_made_of_numbers_of_the_graph_is_a_weight_only_where_most_matrices_are(stored: str, expected: list[str]) -> None:
+    text = f"""
+    graph @g (%x: f32[3,2]) -> (%y: f32[3,2]) initializers (%w: f32{stored})
+    {{ %t: f32[2,2] = ConstantOfShape([2, 2]) {{value=f32([0.5])}} %h: f32[3,2] = MatMul(%x, %t)
+      %v: f32{stored.split(" ")[0]} = Neg(%w) %y: f32[3,2] = {"MatMul" if "2,2" in stored else "Mul"}(%h, %v) }}
+    """
+    assert included(text) == expected
+
+
 # ---- what no training gives -------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +230,8 @@ LOW = np.finfo(np.float32).min
     (np.zeros((8, 8), np.float32), False),
     (np.eye(8, dtype=np.float32), False),
     (np.triu(np.full((8, 8), -1.0, np.float32), 1), False),
+    (np.triu(np.full((2, 8), -100, np.float32), 1), True),
+    (np.where(np.arange(8) > 2, -100, 0).astype(np.float32), False),
     (np.linspace(-2e3, 0, 8, dtype=np.float32), False),
     (np.full((8,), np.nan, np.float32), False),
     (np.full((), -2e3, np.float32), False),
@@ -237,6 +266,46 @@ def test_frequencies_of_equal_ratios_are_no_weights_if_only_angles_are_made_of_t
     assert frequencies(geometric, "Exp") == ["f"]
     assert frequencies(geometric * np.array([1, 1, 1.001, 1], np.float32), "Cos") == ["f"]
     assert frequencies(np.ones(4, np.float32), "Cos") == ["f"]
+
+
+@pytest.mark.parametrize(("name", "number", "use", "counts"), [
+    ("zeros_1", 0.0, "ScatterElements(%c, %i, %x)", False),
+    ("memory", 0.0, "ScatterElements(%c, %i, %x)", True),
+    ("zeros_1", 0.0, "ScatterElements(%x, %i, %c)", True),
+    ("zeros_1", 0.0, "Add(%x, %c)", True),
+])
+def test_the_ground_of_a_scatter_is_no_weight_under_the_name_of_a_filling(name: str, number: float, use: str, counts: bool) -> None:
+    text = f"""
+    graph @g (%x: f32[2,2], %i: i64[2,2]) -> (%y: f32[2,2])
+        initializers (%{name}: f32[2,2] = [[{number},{number}],[{number},{number}]])
+    {{ %y: f32[2,2] = {use.replace("%c", "%" + name)} }}
+    """
+    assert included(text) == ([name] if counts else [])
+
+
+@pytest.mark.parametrize(("names", "scale", "shift", "expected"), [
+    (("val_3", "val_4"), 1.0, 0.0, []),
+    (("norm.weight", "norm.bias"), 1.0, 0.0, ["norm.weight", "norm.bias"]),
+    (("val_3", "val_4"), 0.0, 1.0, ["val_3", "val_4"]),
+])
+def test_ones_and_zeros_of_a_normalisation_within_another_are_no_weights(
+    names: tuple[str, str], scale: float, shift: float, expected: list[str],
+) -> None:
+    first, second = names
+    text = f"""
+    graph @g (%x: f32[2,2,3]) -> (%y: f32[2,2,3])
+        initializers (%"{first}": f32[2] = [{scale},{scale}], %"{second}": f32[2] = [{shift},{shift}])
+    {{ %y: f32[2,2,3] = InstanceNormalization(%x, %"{first}", %"{second}") }}
+    """
+    assert included(text) == expected
+
+
+@pytest.mark.parametrize(("name", "number", "counts"), [
+    ("val_9", 0.5, False), ("val_9", 0.25, True), ("val_9", 0.5 ** 0.5, False), ("val_9", 2.0, True), ("temperature", 0.5, True),
+])
+def test_the_root_of_the_extent_that_is_summed_over_is_a_scale(name: str, number: float, counts: bool) -> None:
+    text = f"""graph @g (%x: f32[3,4]) -> (%y: f32[3,4]) initializers (%{name}: f32[1] = [{number}]) {{ %y: f32[3,4] = Mul(%x, %{name}) }}"""
+    assert included(text) == ([name] if counts else [])
 
 
 def test_what_was_named_before_or_stands_alone_can_be_named() -> None:
