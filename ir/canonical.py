@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flowgrad.ir.graph import DEFAULT, INITIALIZER, LITERAL, PARAMETER, Graph, Node, Origin, Value
+from flowgrad.ir.graph import BUFFER, DEFAULT, INITIALIZER, LITERAL, PARAMETER, Graph, Node, Origin, Value
 from flowgrad.ir.ops.registry import find_op
 
-WRITTEN_ROLES = (PARAMETER, DEFAULT, INITIALIZER, LITERAL)
+WRITTEN_ROLES = (PARAMETER, DEFAULT, INITIALIZER, BUFFER, LITERAL)
 
 
 def subgraph_names(node: Node) -> list[str]:

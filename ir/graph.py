@@ -11,6 +11,7 @@ import numpy as np
 from flowgrad.ir.bulk import bulk, dropped
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
 from flowgrad.ir.limits import Limits, check_time, limits_or_default
+from flowgrad.ir.node import BUFFER as BUFFER
 from flowgrad.ir.node import CONSTANT as CONSTANT
 from flowgrad.ir.node import DEFAULT as DEFAULT
 from flowgrad.ir.node import ENTRIES as ENTRIES
@@ -462,7 +463,7 @@ class Graph:
             self.version += 1
 
     def set_role(self, value: Value, role: str, name: str = "") -> None:
-        """Turn a constant into a literal, an initializer or a parameter, naming it if it has no name."""
+        """Give a constant another role, naming it if it has no name."""
         node = value.producer
         if node.op != CONSTANT:
             raise ValidationError(f"%{value.name} is no constant", code="role")

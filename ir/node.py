@@ -19,7 +19,9 @@ Attribute = Any  # int, float, str, bytes, Array, or a tuple of ints, floats, st
 
 INPUT, CONSTANT, OUTPUT = "Input", "Constant", "Output"
 ENTRIES = (INPUT, CONSTANT, OUTPUT)
-LITERAL, INITIALIZER, PARAMETER, DEFAULT = "literal", "initializer", "parameter", "default"
+LITERAL, INITIALIZER, PARAMETER, DEFAULT, BUFFER = "literal", "initializer", "parameter", "default", "buffer"
+"""The roles of constants: a buffer is an initializer that its file says is not trained."""
+
 FEEDABLE = (PARAMETER, DEFAULT)
 """The roles of constants that a run may replace: named in ``wrt``, or an input of the file that has a default value."""
 

@@ -11,7 +11,18 @@ import numpy as np
 
 from flowgrad.ir import OPSET
 from flowgrad.ir.errors import FlowgradError, LimitError, LoadError, ValidationError, safe_text, suggestion
-from flowgrad.ir.graph import DEFAULT, INITIALIZER, INLINE_ELEMENTS, LITERAL, PARAMETER, Array, Graph, Origin, Value
+from flowgrad.ir.graph import (
+    BUFFER,
+    DEFAULT,
+    INITIALIZER,
+    INLINE_ELEMENTS,
+    LITERAL,
+    PARAMETER,
+    Array,
+    Graph,
+    Origin,
+    Value,
+)
 from flowgrad.ir.infer import stored_symbolic_value
 from flowgrad.ir.limits import Limits, limits_or_default
 from flowgrad.ir.literals import array_of, bare_dtype, digest_of
@@ -19,7 +30,7 @@ from flowgrad.ir.names import QUOTED, unquote, unquote_bytes
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.types import FLOAT64, Dim, DimLike, DType, Shape, Type, dtype_of, parse_dim
 
-ROLES = {"params": PARAMETER, "defaults": DEFAULT, "initializers": INITIALIZER, "literals": LITERAL}
+ROLES = {"params": PARAMETER, "defaults": DEFAULT, "initializers": INITIALIZER, "buffers": BUFFER, "literals": LITERAL}
 
 _TOKENS = re.compile(
     rf"""(?P<skip>(?:[ \t\r\n]+|\#[^\n]*)+)

@@ -10,7 +10,18 @@ import numpy as np
 
 from flowgrad.ir import OPSET
 from flowgrad.ir.canonical import subgraph_names
-from flowgrad.ir.graph import DEFAULT, INITIALIZER, INLINE_ELEMENTS, LITERAL, PARAMETER, Array, Graph, Node, Value
+from flowgrad.ir.graph import (
+    BUFFER,
+    DEFAULT,
+    INITIALIZER,
+    INLINE_ELEMENTS,
+    LITERAL,
+    PARAMETER,
+    Array,
+    Graph,
+    Node,
+    Value,
+)
 from flowgrad.ir.literals import digest_of, elements, float_text, literal
 from flowgrad.ir.names import quote, quote_bytes
 from flowgrad.ir.parse import parse_graph
@@ -21,7 +32,7 @@ FROM_COLUMN = 66
 """Where ``from`` stands: fixed, so that a new line never moves its neighbours."""
 
 HEADER_WIDTH = 120
-ROLE_WORDS = {PARAMETER: "params", DEFAULT: "defaults", INITIALIZER: "initializers", LITERAL: "literals"}
+ROLE_WORDS = {PARAMETER: "params", DEFAULT: "defaults", INITIALIZER: "initializers", BUFFER: "buffers", LITERAL: "literals"}
 
 _PLAIN_VALUE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 _PLAIN_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")

@@ -13,7 +13,18 @@ import numpy as np
 
 from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
 from flowgrad.ir.files import ALIGNMENT
-from flowgrad.ir.graph import DEFAULT, INITIALIZER, INLINE_ELEMENTS, LITERAL, PARAMETER, Array, Graph, Origin, Value
+from flowgrad.ir.graph import (
+    BUFFER,
+    DEFAULT,
+    INITIALIZER,
+    INLINE_ELEMENTS,
+    LITERAL,
+    PARAMETER,
+    Array,
+    Graph,
+    Origin,
+    Value,
+)
 from flowgrad.ir.infer import stored_symbolic_value
 from flowgrad.ir.limits import Limits, check_empty, limits_or_default
 from flowgrad.ir.literals import SUBBYTE, little_endian
@@ -29,7 +40,7 @@ INLINE_BYTES = 64
 """Constants of at most this many bytes lie in the graph, not among the tensors."""
 
 GRAPH_KEYS = ("name", "metadata", "types", "origins", "inputs", "constants", "nodes", "outputs")
-ROLES = (LITERAL, INITIALIZER, PARAMETER, DEFAULT)
+ROLES = (LITERAL, INITIALIZER, PARAMETER, DEFAULT, BUFFER)
 
 _OPENING = b"\xa5magic\xa8flowgrad\xa7version"
 _CLOSING = b"\xa6digest\xc4\x20"

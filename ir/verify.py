@@ -8,6 +8,7 @@ import numpy as np
 
 from flowgrad.ir.errors import FlowgradError, ValidationError
 from flowgrad.ir.graph import (
+    BUFFER,
     CONSTANT,
     DEFAULT,
     ENTRIES,
@@ -29,7 +30,7 @@ from flowgrad.ir.types import Type, dtype_of, merge_types, type_of
 if TYPE_CHECKING:
     import networkx as nx
 
-ROLES = (LITERAL, INITIALIZER, PARAMETER, DEFAULT)
+ROLES = (LITERAL, INITIALIZER, PARAMETER, DEFAULT, BUFFER)
 
 
 def verify(graph: Graph) -> None:

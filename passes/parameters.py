@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flowgrad.ir.graph import CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node, Value
+from flowgrad.ir.graph import BUFFER, CONSTANT, LITERAL, OUTPUT, PARAMETER, Graph, Node, Value
 from flowgrad.ir.names import LITERAL_NAME
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.ir.reach import dependents
@@ -181,6 +181,8 @@ def _judged(value: Value, use: _Use) -> Candidate:
     entry, user = value.producer, use.node
     if entry.role == PARAMETER:
         return Candidate(value, True, "named in wrt before")
+    if entry.role == BUFFER:
+        return Candidate(value, False, "a buffer: the file says that it is not trained")
     if entry.op == CONSTANT and entry.role == LITERAL:
         return Candidate(value, False, "a literal of the graph")
     if use.is_setting:

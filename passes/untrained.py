@@ -7,13 +7,16 @@ a weight can have before, during or after training, in the place where it is use
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
 
 from flowgrad.ir.graph import ENTRIES, Array, Node, Value
-from flowgrad.ir.names import LITERAL_NAME
 from flowgrad.ir.ops.registry import Trait, opdef
+
+MADE_NAME = re.compile(r"(?:.*[/.])?(?:val_\d+|Constant(?:_\d+)?_output_0|(?:new_)?(?:zeros|ones|full)(?:_like)?(?:_\d+)?)")
+"""What PyTorch's exporters call the constants that they make themselves; weights that they fold may have the first form."""
 
 LOOK = 64
 """How many elements are looked at first."""
@@ -46,9 +49,9 @@ def untrained(values: Iterable[Value]) -> dict[Value, str]:
             continue
         if _is_mask(data):
             found[value] = "a mask or a bound: it holds what hides scores, which no training gives"
-        elif LITERAL_NAME.fullmatch(value.name) and _is_filling(value, data):
+        elif MADE_NAME.fullmatch(value.name) and _is_filling(value, data):
             found[value] = "one number all over that an exporter made: what is scattered into it, or normalised by it, is trained"
-        elif LITERAL_NAME.fullmatch(value.name) and _is_scale(value, data):
+        elif MADE_NAME.fullmatch(value.name) and _is_scale(value, data):
             found[value] = "the scale of scores that an exporter made: a root of the extent they are summed over"
         elif _is_geometric(data) and _makes_angles(value):
             found[value] = "frequencies of equal ratios, of which only sines and cosines are taken"
@@ -82,11 +85,24 @@ def passes_no_change(node: Node, slot: int) -> bool:
 
 
 def _is_filling(value: Value, data: Array) -> bool:
-    """Return whether all elements are one number, and each use is the ground of a scatter, or a normalisation by 1 and 0."""
+    """Return whether all elements are one number, and each use is one for which exporters make such constants.
+
+    These are the ground of a scatter, a normalisation by 1 and 0 within another, and, of zeros, a first state of a recurrent
+    operator, or a mask that is added to what goes into a softmax.
+    """
     number = data.flat[0]
-    return bool((data == number).all()) and all(
-        slot == 0 and user.op.startswith("Scatter") or user.op == "InstanceNormalization" and number == (slot == 1)
-        for (_, slot), user in value.uses.items())
+    return bool((data == number).all()) and all(_takes_filling(user, slot, float(number)) for (_, slot), user in value.uses.items())
+
+
+def _takes_filling(user: Node, slot: int, number: float) -> bool:
+    if user.op == "InstanceNormalization":
+        return number == (slot == 1)
+    if number == 0 and 0 <= slot < len(opdef(user.op).inputs) and opdef(user.op).inputs[slot] in ("initial_h", "initial_c"):
+        return True
+    if number == 0 and user.op == "Add":  # for all heads alike: what is trained differs between them
+        shape = user.operands[slot].shape
+        return len(shape) == 4 and shape[1] == 1 and all(after.op == "Softmax" for after in user.output().users)
+    return slot == 0 and user.op.startswith("Scatter")
 
 
 def _is_scale(value: Value, data: Array) -> bool:

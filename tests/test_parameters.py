@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 import flowgrad as fg
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import INITIALIZER, Array, Graph
+from flowgrad.ir.pack import pack
 from flowgrad.ir.types import FLOAT32, Type
 from flowgrad.passes.parameters import candidates
 
@@ -300,6 +302,23 @@ def test_ones_and_zeros_of_a_normalisation_within_another_are_no_weights(
     assert included(text) == expected
 
 
+@pytest.mark.parametrize(("name", "heads", "after", "expected"), [
+    ("val_3", 1, "Softmax", []), ("val_3", 2, "Softmax", ["val_3"]), ("val_3", 1, "Relu", ["val_3"]), ("bias", 1, "Softmax", ["bias"]),
+])
+def test_a_mask_that_hides_nothing_is_no_weight(name: str, heads: int, after: str, expected: list[str]) -> None:
+    text = f"""graph @g (%x: f32[1,{heads},1,2]) -> (%y: f32[1,{heads},1,2])
+        initializers (%{name}: f32[1,{heads},1,2] = {np.zeros((1, heads, 1, 2)).tolist()})
+    {{ %s: f32[1,{heads},1,2] = Add(%x, %{name}) %y: f32[1,{heads},1,2] = {after}(%s) }}"""
+    assert included(text) == expected
+
+
+@pytest.mark.parametrize(("name", "number", "expected"), [("val_16", 0.0, []), ("h0", 0.0, ["h0"]), ("val_16", 1.0, ["val_16"])])
+def test_a_first_state_of_zeros_is_no_weight(name: str, number: float, expected: list[str]) -> None:
+    text = f"""graph @g (%x: f32[3,1,1], %w: f32[1,1,1]) -> (%y: f32[3,1,1,1]) initializers (%{name}: f32[1,1,1] = [[[{number}]]])
+    {{ %y: f32[3,1,1,1], _ = RNN(%x, %w, %w, _, _, %{name}) {{hidden_size=1}} }}"""
+    assert included(text) == expected
+
+
 @pytest.mark.parametrize(("name", "number", "counts"), [
     ("val_9", 0.5, False), ("val_9", 0.25, True), ("val_9", 0.5 ** 0.5, False), ("val_9", 2.0, True), ("temperature", 0.5, True),
 ])
@@ -324,3 +343,29 @@ def test_what_was_named_before_or_stands_alone_can_be_named() -> None:
 ], ids=["output", "chosen"])
 def test_a_weight_that_goes_into_a_sequence_is_a_parameter(text: str) -> None:
     assert included(text) == ["w"]
+
+
+# ---- what a file says -------------------------------------------------------------------------------------------------------
+
+
+def marked(kinds: dict[str, str]) -> onnx.ModelProto:
+    """Return a model that adds vectors to x, each marked as PyTorch's exporter marks initializers."""
+    chain = ["x", *(f"{name}_sum" for name in kinds)]
+    nodes = [onnx.helper.make_node("Add", [before, name], [after]) for name, before, after in zip(kinds, chain, chain[1:], strict=False)]
+    inputs, outputs = ([onnx.helper.make_tensor_value_info(name, 1, [2])] for name in (chain[0], chain[-1]))
+    stored = [onnx.numpy_helper.from_array(np.ones(2, np.float32), name) for name in kinds]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, outputs, stored)
+    for name, kind in kinds.items():
+        graph.value_info.add(name=name).metadata_props.add(key="pkg.torch.export.graph_signature.InputSpec.kind", value=kind)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_buffers_are_no_parameters_and_stay_buffers_in_every_form() -> None:
+    model = fg.load(marked({"weight": "PARAMETER", "mean": "BUFFER", "lifted": "CONSTANT_TENSOR"}))
+    assert "initializers (%weight: f32[2] = [1.0,1.0])" in str(model)
+    assert "buffers (%mean: f32[2] = [1.0,1.0], %lifted: f32[2] = [1.0,1.0])" in str(model)
+    for form in (model, fg.load(str(model).encode()), fg.load(pack(model.graph)), fg.load(model.to_onnx()), model.astype("float64")):
+        assert [(p.name, p.included) for p in form.params] == [("weight", True), ("mean", False), ("lifted", False)]
+        assert "the file says" in form.params[1].reason
+    gradient = fg.vjp(model, wrt="mean")  # what is left out can be named
+    assert [p.name for p in gradient.params if p.included] == ["weight", "mean"]

@@ -35,7 +35,7 @@ from flowgrad.exchange.functions import (
 from flowgrad.exchange.imported_node import ImportBuilder, ImportedNode
 from flowgrad.exchange.known import is_known
 from flowgrad.exchange.places import Place, at_place, in_body_of
-from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer
+from flowgrad.exchange.scopes import HoistKey, Region, RegionReader, is_small_integer, not_trained
 from flowgrad.exchange.tensors import container_type, element_type
 from flowgrad.ir.errors import (
     FlowgradError,
@@ -46,7 +46,7 @@ from flowgrad.ir.errors import (
     ValidationError,
 )
 from flowgrad.ir.fixed_shapes import Shapes, fixed_shapes
-from flowgrad.ir.graph import CONSTANT, DEFAULT, FEEDABLE, INITIALIZER, LITERAL, Array, Graph, Value
+from flowgrad.ir.graph import BUFFER, CONSTANT, DEFAULT, FEEDABLE, INITIALIZER, LITERAL, Array, Graph, Value
 from flowgrad.ir.infer import draft
 from flowgrad.ir.known import known_value
 from flowgrad.ir.limits import Limits
@@ -99,8 +99,10 @@ class Importer:
         declared = {i.name: self._type(graph, i) for i in proto.input if i.name not in region.initializers}
         for name, type_ in fixed_shapes(declared, self.shapes).types.items():
             frame.values[name] = graph.add_input(self._named(name), type_)
+        buffers = not_trained(proto)
         for name, array in region.initializers.items():
-            frame.values[name] = self._initializer(graph, name, array, region.declared.get(name, ()))
+            role = DEFAULT if name in self.defaults else BUFFER if name in buffers else INITIALIZER
+            frame.values[name] = self._initializer(graph, name, array, role, region.declared.get(name, ()))
         for key, array in self.reader.hoisted.items():
             role = LITERAL if key in self.reader.literals else INITIALIZER
             frame.hoisted[key] = graph.add_constant(array, frame.b.fresh(key[1]), role)
@@ -124,8 +126,8 @@ class Importer:
                 for match in _OURS.finditer(dim.dim_param):
                     graph._next_dim = max(graph._next_dim, int(match[1]))
 
-    def _initializer(self, graph: Graph, name: str, array: Array, declared: Sequence[onnx.TypeProto]) -> Value:
-        value = graph.add_constant(array, self._named(name), DEFAULT if name in self.defaults else INITIALIZER)
+    def _initializer(self, graph: Graph, name: str, array: Array, role: str, declared: Sequence[onnx.TypeProto]) -> Value:
+        value = graph.add_constant(array, self._named(name), role)
         for type_ in declared:
             conflict = refine(graph, value, type_)
             if conflict:

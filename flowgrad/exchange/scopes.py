@@ -26,6 +26,10 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorPro
 HoistKey = tuple[int, str]  # the id of a region and the name of one of its initializers
 
 
+KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
+"""The metadata by which a file says what an initializer is: PARAMETER, BUFFER or CONSTANT_TENSOR."""
+
+
 @dataclass
 class Region:
     """The nodes of a graph, subgraph or function body in topological order, with the names they define and miss.
@@ -53,6 +57,11 @@ class Region:
             region = stack.pop()
             yield from region.nodes
             stack.extend(sub for subs in region.subregions.values() for sub in subs.values())
+
+
+def not_trained(proto: GraphProto) -> set[str]:
+    """Return the initializers that a file marks as buffers or constants: PyTorch's exporter tells them from parameters."""
+    return {info.name for info in proto.value_info for mark in info.metadata_props if mark.key == KIND and mark.value != "PARAMETER"}
 
 
 class RegionReader:

@@ -16,13 +16,14 @@ from flowgrad.exchange.data_file import DataFile
 from flowgrad.exchange.functions import schema_of
 from flowgrad.exchange.lowering import lowered
 from flowgrad.exchange.reader import PRODUCER
+from flowgrad.exchange.scopes import KIND
 from flowgrad.exchange.stamps import LOWEST_STAMP, Stamps, attributes_of, ir_version_for
 from flowgrad.exchange.tensors import tensor_of, type_proto
 from flowgrad.ir.boundary import boundary
 from flowgrad.ir.bulk import bulk
 from flowgrad.ir.errors import InputError, SaveError
 from flowgrad.ir.files import new_file, write_file
-from flowgrad.ir.graph import DEFAULT, ENTRIES, LITERAL, Array, Graph, Node, Value
+from flowgrad.ir.graph import BUFFER, DEFAULT, ENTRIES, LITERAL, Array, Graph, Node, Value
 from flowgrad.ir.limits import check_time
 from flowgrad.ir.ops.control.loop_layout import layout_of
 from flowgrad.ir.ops.registry import opdef
@@ -247,6 +248,8 @@ class _Writer:
         data = value.producer.data
         assert data is not None
         name = self.names[value]
+        if value.producer.role == BUFFER:
+            proto.value_info.add(name=name, type=type_proto(value.type)).metadata_props.add(key=KIND, value="BUFFER")
         if self.store is not None and data.size >= _EXTERNAL_ELEMENTS and data.dtype != object:
             tensor = proto.initializer.add(name=name, data_type=value.type.dtype.onnx, dims=data.shape)
             if self.store(tensor, data):
