@@ -1,4 +1,4 @@
-"""The images of docs/chapter*.md: the numbers that each shows, taken from the snippets of its page, and how it is drawn.
+"""The images of the pages: the numbers that each shows, taken from the snippets of its page, and how it is drawn.
 
 An image is an SVG that holds its numbers in its description, so that a test compares numbers, not lines. Drawing needs
 matplotlib.
@@ -19,6 +19,8 @@ from flowgrad.ir.files import write_text
 from flowgrad.ir.graph import Array
 
 Numbers = dict[str, list[float]]
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
 
 SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "flowgrad", "font.size": 9, "axes.spines.top": False,
             "axes.spines.right": False}
@@ -156,8 +158,117 @@ def _draw_hessians(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> 
     figure.colorbar(shown, ax=figure.axes, shrink=0.8)
 
 
+# ---- pictures and what is said about them ---------------------------------------------------------------------------------
+
+
+def _flat(*arrays: Array) -> list[float]:
+    return [float(v) for a in arrays for v in np.ravel(a)]
+
+
+def _explained(namespace: dict[str, Any]) -> Numbers:
+    rows = {"the picture": "x", "Saliency": "saliency", "SmoothGrad": "smooth", "IntegratedGradients": "shares",
+            "LayerGradCam": "places"}
+    return {title: _flat(namespace[name]) for title, name in rows.items()}
+
+
+def _draw_explained(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> None:
+    grid = figure.subplots(3, len(numbers), gridspec_kw={"wspace": 0.06, "hspace": 0.06})
+    for column, (title, row) in enumerate(numbers.items()):
+        squares = np.reshape(row, (3, int(np.sqrt(len(row) / 3)), -1))
+        for axes, square in zip(grid[:, column], squares, strict=True):
+            if title in ("the picture", "Saliency", "SmoothGrad"):
+                _show(axes, square, "gray" if title == "the picture" else "magma", 0, square.max())
+            else:
+                _show(axes, square, "RdBu_r", -np.abs(square).max(), np.abs(square).max())
+        grid[0, column].set_title(title, fontsize=8)
+
+
+def _show(axes: Any, square: Array, colors: str, low: float, high: float) -> None:
+    axes.imshow(square, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _attacked(namespace: dict[str, Any]) -> Numbers:
+    """Where rounding decides the sign of a slope, a pixel moves the other way: what was added is drawn, but not held."""
+    chosen, names = _fooled(namespace)
+    return {"the picture": _flat(namespace["x"][chosen]), "taken for": _flat(names)}
+
+
+def _fooled(namespace: dict[str, Any]) -> tuple[list[int], Array]:
+    """Return one example of each class that is taken for another, and for which."""
+    names = namespace["model"](x=namespace["moved"])["logits"].argmax(1)
+    chosen = [int(np.flatnonzero((namespace["labels"] == kind) & (names != kind))[0]) for kind in range(3)]
+    return chosen, names[chosen]
+
+
+def _draw_attacked(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> None:
+    chosen, taken = _fooled(namespace)
+    before, after = namespace["x"][chosen, 0], namespace["moved"][chosen, 0]
+    grid, names = figure.subplots(3, 3), ("a disc", "a square", "a cross")
+    for row in range(3):
+        for column, square in enumerate((before[row], after[row] - before[row], after[row])):
+            _show(grid[row, column], square, *(("RdBu_r", -0.05, 0.05) if column == 1 else ("gray", 0, 1)))
+        grid[row, 0].set_xlabel(names[row], fontsize=8)
+        grid[row, 2].set_xlabel(names[taken[row]], fontsize=8)
+    for column, title in enumerate(("the picture", "what was added", "the sum")):
+        grid[0, column].set_title(title, fontsize=9)
+
+
+# ---- curves ---------------------------------------------------------------------------------------------------------------
+
+
+def _trained(namespace: dict[str, Any]) -> Numbers:
+    losses = np.reshape(namespace["fitted"].losses, (-1, 10)).mean(1)
+    return {"step": [10.0 * i + 5 for i in range(len(losses))], "error of the fit": losses.tolist()}
+
+
+def _draw_trained(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> None:
+    axes = figure.add_subplot()
+    axes.plot(numbers["step"], numbers["error of the fit"], color=FORWARD, lw=1.2)
+    axes.set_ylim(0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, mean of ten steps")
+    axes.grid(alpha=0.3)
+
+
+def _settled(namespace: dict[str, Any]) -> Numbers:
+    return {"frequency": np.sqrt(np.clip(namespace["squares"], 0, None)).tolist(), "energy": namespace["energies"][:10]}
+
+
+def _draw_settled(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> None:
+    left, right = figure.subplots(1, 2)
+    left.plot(numbers["energy"], "o-", color=FORWARD, ms=3, lw=0.8)
+    left.set_xlabel("step of BFGS")
+    left.set_ylabel("energy")
+    right.plot(range(1, 22), numbers["frequency"], "o", color=BACKWARD, ms=4)
+    right.set_xlabel("mode")
+    right.set_ylabel("frequency")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+
+
+def _fitted(namespace: dict[str, Any]) -> Numbers:
+    return {"t": namespace["t"].tolist(), "measured": namespace["measured"].tolist(), "p": namespace["fit"].x.tolist()}
+
+
+def _draw_fitted(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> None:
+    axes, (height, rate, floor), t = figure.add_subplot(), numbers["p"], np.linspace(0, 3, 100)
+    axes.plot(numbers["t"], numbers["measured"], "o", color=BACKWARD, ms=3, label="measured")
+    axes.plot(t, height * np.exp(rate * t) + floor, color=FORWARD, lw=1.2, label="fitted")
+    axes.set_xlabel("t")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+
+
 IMAGES = (
-    Image("message_passing.svg", "chapter.md", _messages, _draw_messages, (6.4, 3.2)),
-    Image("step_size.svg", "chapter.md", _steps, _draw_steps, (5.0, 3.0)),
-    Image("hessian.svg", "chapter_matrices.md", _hessians, _draw_hessians, (6.4, 2.2)),
+    Image("message_passing.svg", "docs/chapter.md", _messages, _draw_messages, (6.4, 3.2)),
+    Image("step_size.svg", "docs/chapter.md", _steps, _draw_steps, (5.0, 3.0)),
+    Image("hessian.svg", "docs/chapter_matrices.md", _hessians, _draw_hessians, (6.4, 2.2)),
+    Image("training.svg", "docs/train.md", _trained, _draw_trained, (5.0, 2.6)),
+    Image("explain.svg", "docs/explain.md", _explained, _draw_explained, (6.4, 3.9)),
+    Image("attack.svg", "docs/attack.md", _attacked, _draw_attacked, (4.4, 4.6)),
+    Image("forces.svg", "docs/forces.md", _settled, _draw_settled, (6.4, 2.6)),
+    Image("fit.svg", "docs/optimise.md", _fitted, _draw_fitted, (5.0, 2.8)),
 )
