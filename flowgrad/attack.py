@@ -81,7 +81,13 @@ class _Attack:
 
 
 class FGSM(_Attack):
-    """One step of the whole length against the label (or towards it)."""
+    """One step of the whole length against the label (or towards it).
+
+    Examples:
+        >>> attack = fg.attack.FGSM(fg.extract(model, outputs="logits"), eps=0.1, bounds=None)
+        >>> np.abs(attack(batch["x"], np.array([0, 1])) - batch["x"]).max().round(4)
+        np.float32(0.1)
+    """
 
     def __init__(self, model: Model, eps: float = 8 / 255, *, norm: Norm = "linf", bounds: tuple[float, float] | None = (0, 1),
                  targeted: bool = False, loss: Climbed = "cross_entropy", output: str | None = None, input: str | None = None,
@@ -96,7 +102,14 @@ class FGSM(_Attack):
 
 
 class PGD(_Attack):
-    """Steps along the gradient, each taken back to where the example may be; the best of ``restarts`` random starts stays."""
+    """Steps along the gradient, each taken back to where the example may be; the best of ``restarts`` random starts stays.
+
+    Examples:
+        >>> attack = fg.attack.PGD(fg.extract(model, outputs="logits"), eps=3.0, step_size=1.0, steps=5, bounds=None)
+        >>> labels = fg.extract(model, outputs="logits")(x=batch["x"])["logits"].argmax(1)
+        >>> attack.success(attack(batch["x"], labels), labels)
+        array([ True,  True])
+    """
 
     def __init__(self, model: Model, eps: float = 8 / 255, step_size: float = 2 / 255, steps: int = 10, *, norm: Norm = "linf",
                  bounds: tuple[float, float] | None = (0, 1), targeted: bool = False, random_start: bool = True,

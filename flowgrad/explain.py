@@ -81,7 +81,13 @@ def _summed(model: Model, output: str) -> Model:
 
 
 class Saliency(_Explained):
-    """The absolute value of the gradient (with ``absolute=False``, the gradient)."""
+    """The absolute value of the gradient (with ``absolute=False``, the gradient).
+
+    Examples:
+        >>> saliency = fg.explain.Saliency(model, output="logits", others={"target": batch["target"]})
+        >>> saliency.attribute(batch["x"], target=2).shape
+        (2, 4)
+    """
 
     def attribute(self, x: Any, target: Any = None, *, absolute: bool = True) -> Array:
         """Return |dy_t/dx|, of the shape of ``x``."""
@@ -90,7 +96,13 @@ class Saliency(_Explained):
 
 
 class InputXGradient(_Explained):
-    """Each element times the derivative by it."""
+    """Each element times the derivative by it.
+
+    Examples:
+        >>> method = fg.explain.InputXGradient(fg.extract(model, outputs="logits"))
+        >>> method.attribute(batch["x"], target=[0, 2]).shape
+        (2, 4)
+    """
 
     def attribute(self, x: Any, target: Any = None) -> Array:
         """Return x dy_t/dx, of the shape of ``x``."""
@@ -99,7 +111,14 @@ class InputXGradient(_Explained):
 
 
 class IntegratedGradients(_Explained):
-    """Gradients along the straight line from a baseline to the example, averaged, times the difference."""
+    """Gradients along the straight line from a baseline to the example, averaged, times the difference.
+
+    Examples:
+        >>> method = fg.explain.IntegratedGradients(fg.extract(model, outputs="logits"))
+        >>> shares = method.attribute(batch["x"], target=0, n_steps=20)
+        >>> bool(np.abs(method.convergence_delta(shares, batch["x"], target=0)).max() < 1e-3)
+        True
+    """
 
     def attribute(self, x: Any, target: Any = None, baselines: Any = 0, *, n_steps: int = 50,
                   multiply_by_inputs: bool = True) -> Array:
@@ -133,7 +152,13 @@ class IntegratedGradients(_Explained):
 
 
 class GuidedBackprop(_Explained):
-    """The gradient, with only positive cotangents passing each Relu."""
+    """The gradient, with only positive cotangents passing each Relu.
+
+    Examples:
+        >>> method = fg.explain.GuidedBackprop(fg.load("docs/data/shapes.onnx"))
+        >>> method.attribute(np.zeros((1, 1, 16, 16), np.float32), target=1).shape
+        (1, 1, 16, 16)
+    """
 
     def __init__(self, model: Model, *arguments: Any, **keywords: Any) -> None:
         super().__init__(override_adjoint(model, guided, op="Relu"), *arguments, **keywords)
@@ -144,7 +169,13 @@ class GuidedBackprop(_Explained):
 
 
 class LayerGradCam(_Explained):
-    """Which places of a layer of feature maps speak for the target: the maps, weighted by their mean derivatives."""
+    """Which places of a layer of feature maps speak for the target: the maps, weighted by their mean derivatives.
+
+    Examples:
+        >>> method = fg.explain.LayerGradCam(fg.load("docs/data/shapes.onnx"), layer="maps")
+        >>> method.attribute(np.zeros((1, 1, 16, 16), np.float32), target=1).shape
+        (1, 1, 8, 8)
+    """
 
     def __init__(self, model: Model, layer: str, output: str | None = None, input: str | None = None, **keywords: Any) -> None:
         self.layer = layer
@@ -165,7 +196,13 @@ class LayerGradCam(_Explained):
 
 
 class SmoothGrad:
-    """Any method, averaged over noisy copies of the example."""
+    """Any method, averaged over noisy copies of the example.
+
+    Examples:
+        >>> method = fg.explain.SmoothGrad(fg.explain.Saliency(fg.extract(model, outputs="logits")))
+        >>> method.attribute(batch["x"], target=0, nt_samples=3, stdevs=0.1).shape
+        (2, 4)
+    """
 
     def __init__(self, method: Method) -> None:
         self.method = method

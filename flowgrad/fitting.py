@@ -27,7 +27,13 @@ Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 
 @dataclass
 class Fitted:
-    """How far training has come: ``state`` is what the next step is fed besides a batch, ``losses`` has one entry per step."""
+    """How far training has come: ``state`` is what the next step is fed besides a batch, ``losses`` has one entry per step.
+
+    Examples:
+        >>> fitted = fg.fit(fg.train_step(model, of="loss"), [batch])
+        >>> sorted(fitted.weights(model))
+        ['b1', 'b2', 'w1', 'w2']
+    """
 
     state: dict[str, Array] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
@@ -51,6 +57,12 @@ def fit(
     without a run, so that the weights are those of an uninterrupted run, bit for bit, if the batches are the same.
     ``progress`` shows a bar with the loss on stderr. Raises InputError for a model that is no step, for batches that are
     used up in the second epoch, and for a checkpoint of another step.
+
+    Examples:
+        >>> step = fg.train_step(model, "adam", of="loss", learning_rate=0.1)
+        >>> losses = fg.fit(step, [batch] * 10, epochs=2).losses
+        >>> len(losses), losses[-1] < losses[0]
+        (20, True)
     """
     following = next_inputs(step)
     if not following:

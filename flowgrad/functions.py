@@ -154,6 +154,11 @@ class Objective(_Function):
     each flat. Other inputs are ``fixed``, or given by name with every call. ``start`` says where variables start (weights
     have a value, other inputs of static shape are zeros), ``bounds`` their least and largest values. The model computes in
     ``dtype``; None leaves it as it is. Vectors of any real type are taken. Raises like ``grad``.
+
+    Examples:
+        >>> objective = fg.Objective(model, of="loss", wrt="params", fixed=batch)
+        >>> objective.x0.shape, objective.jac(objective.x0).shape
+        ((67,), (67,))
     """
 
     def __init__(self, model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, fixed: Mapping[str, Any] | None = None,
@@ -201,6 +206,11 @@ class VectorFunction(_Function):
 
     ``of`` is one or several outputs (default: all float ones), flat and one after the other. With ``sparse``, Jacobians are
     ``scipy.sparse`` arrays of a fixed pattern; that needs SciPy, and static shapes. The rest is as in ``Objective``.
+
+    Examples:
+        >>> f = fg.VectorFunction(model, of="logits", wrt=["w2", "b2"], fixed=batch)
+        >>> f.fun(f.x0).shape, f.jac(f.x0).shape
+        ((6,), (6, 27))
     """
 
     def __init__(self, model: Model, of: Of | None = None, wrt: Names = "inputs", *, fixed: Mapping[str, Any] | None = None,

@@ -63,6 +63,12 @@ class Model:
     ``roles`` maps (role, of, wrt) to the actual name of what a transform made, for example
     ``("grad", "loss", "w")`` to ``"w_grad"``. ``notes`` holds remarks of transforms. With ``stabilize`` False, formulas
     that overflow are run as they are written, and differentiated so.
+
+    Examples:
+        >>> model(batch)["logits"].shape
+        (2, 3)
+        >>> fg.grad(model, of="loss", wrt="w1").roles
+        {('grad', 'loss', 'w1'): 'w1_grad'}
     """
 
     def __init__(self, graph: Graph, roles: Mapping[Role, str] | None = None, notes: Sequence[str] = ()) -> None:
@@ -75,12 +81,22 @@ class Model:
 
     @property
     def graph(self) -> Graph:
-        """The graph. Raises UnsupportedError if an operator in it was declared in a scope that has ended."""
+        """The graph. Raises UnsupportedError if an operator in it was declared in a scope that has ended.
+
+        Examples:
+            >>> [node.op for node in model.graph.nodes()]
+            ['Gemm', 'Tanh', 'Gemm', 'SoftmaxCrossEntropyLoss']
+        """
         self._borrowed.check()
         return self._graph
 
     def with_graph(self, graph: Graph) -> Model:
-        """Return a model of ``graph`` with the roles and notes of this one."""
+        """Return a model of ``graph`` with the roles and notes of this one.
+
+        Examples:
+            >>> model.with_graph(model.graph.copy())
+            <Model mlp: (x, target) -> (loss, logits), 4 nodes>
+        """
         other = Model(graph, self.roles, self.notes)
         other.stabilize = self.stabilize
         return other
@@ -89,22 +105,43 @@ class Model:
 
     @property
     def inputs(self) -> list[ValueInfo]:
-        """Name, dtype and shape of every input."""
+        """Name, dtype and shape of every input.
+
+        Examples:
+            >>> [(value.name, value.dtype, value.shape) for value in model.inputs]
+            [('x', 'float32', ('N', 4)), ('target', 'int64', ('N',))]
+        """
         return [info_of(v) for v in self._graph.inputs]
 
     @property
     def outputs(self) -> list[ValueInfo]:
-        """Name, dtype and shape of every output."""
+        """Name, dtype and shape of every output.
+
+        Examples:
+            >>> [value.name for value in model.outputs]
+            ['loss', 'logits']
+        """
         return [info_of(n.input(0), n.name) for n in self._graph.output_entries]
 
     @kept
     def params(self) -> list[ValueInfo]:
-        """Every parameter candidate with the reason why ``wrt="params"`` includes it or not."""
+        """Every parameter candidate with the reason why ``wrt="params"`` includes it or not.
+
+        Examples:
+            >>> [value.name for value in model.params if value.included]
+            ['w1', 'b1', 'w2', 'b2']
+        """
         return [info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph)]
 
     @property
     def sparsity(self) -> dict[str, Sparsity]:
-        """The patterns of sparse derivatives among the outputs, by name: rows, cols, shape, and ``matrix(values)``."""
+        """The patterns of sparse derivatives among the outputs, by name: rows, cols, shape, and ``matrix(values)``.
+
+        Examples:
+            >>> squares = fg.load(b"graph @g (%x: f64[9]) -> (%y: f64[9]) { %y: f64[9] = Mul(%x, %x) }")
+            >>> fg.jacobian(squares, sparse=True).sparsity["y_x_jacobian"].shape
+            (9, 9)
+        """
         return sparsity_of(self.graph, self.roles)
 
     @guarded("while printing")
@@ -158,7 +195,13 @@ class Model:
 
     @guarded("while compiling")
     def compile(self, engine: str = "numpy", threads: int | None = None, limits: Limits | None = None) -> Program:
-        """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start."""
+        """Return a Program: the model optimised and ready to run. Raises EngineError if ``engine`` cannot start.
+
+        Examples:
+            >>> program = model.compile(threads=1)
+            >>> program.run(batch)["logits"].shape
+            (2, 3)
+        """
         return in_time(limits or self.graph.limits, self._compiled, engine, threads, limits)
 
     def _compiled(self, engine: str, threads: int | None, limits: Limits | None) -> Program:
@@ -171,7 +214,13 @@ class Model:
 
     @guarded("while passes ran")
     def optimized(self, passes: str | None = None) -> Model:
-        """Return this model after a pipeline of passes (default: the standard one)."""
+        """Return this model after a pipeline of passes (default: the standard one).
+
+        Examples:
+            >>> gradient = fg.grad(model, of="loss", wrt="params")
+            >>> len(gradient.optimized().graph) < len(gradient.graph)
+            True
+        """
         if passes is None and self._optimized_at == self.graph.version:
             return self
         standard = DEFAULT_PIPELINE if self.stabilize else PLAIN_PIPELINE
@@ -180,7 +229,12 @@ class Model:
         return model
 
     def state_dict(self) -> dict[str, Array]:
-        """Return the arrays of all parameters that are stored, by name: read-only, as the model holds them."""
+        """Return the arrays of all parameters that are stored, by name: read-only, as the model holds them.
+
+        Examples:
+            >>> {name: array.shape for name, array in model.state_dict().items()}
+            {'w1': (4, 8), 'b1': (8,), 'w2': (8, 3), 'b2': (3,)}
+        """
         found = [c.value for c in candidates(self.graph) if c.included]
         return {v.name: v.producer.data for v in found if v.producer.data is not None}
 
@@ -189,6 +243,11 @@ class Model:
 
         The dtype must be that of the present value. Another shape is taken where the operators of the model allow it, and
         types follow; InputError, with the node, where they do not.
+
+        Examples:
+            >>> zeroed = model.with_params({"b2": np.zeros(3, np.float32)})
+            >>> zeroed.state_dict()["b2"]
+            array([0., 0., 0.], dtype=float32)
         """
         if not isinstance(values, Mapping):
             raise InputError(f"with_params takes arrays by name, as in {{'w': array}}, not {type(values).__name__}", code="type")
@@ -229,6 +288,10 @@ class Model:
 
         In float16 and bfloat16, derivatives and counts are computed in float32 and rounded. InputError where a constant is
         too large for the type.
+
+        Examples:
+            >>> model.astype("float64").inputs[0].dtype
+            'float64'
         """
         return self.with_graph(converted(self.graph, dtype))
 
@@ -239,6 +302,11 @@ class Model:
         """Write the msgpack form; the old file, if any, stays whole until the new one is. Raises SaveError.
 
         A path that ends in ``.onnx`` is refused: that form is written by ``to_onnx``.
+
+        Examples:
+            >>> model.save("/tmp/mlp.msgpack")
+            >>> fg.load("/tmp/mlp.msgpack")
+            <Model mlp: (x, target) -> (loss, logits), 4 nodes>
         """
         if Path(path).suffix.lower() == ".onnx":
             raise SaveError(f"save writes the msgpack form, not {os.fspath(path)!r}: use to_onnx for that", code="form")
@@ -257,6 +325,11 @@ class Model:
         at least; ``opset`` raises it. With ``naming="casadi"``, seeds and derivatives are called as CasADi does: ``adj_y`` in and
         ``adj_x`` out for cotangents, ``fwd_x`` and ``fwd_y`` for tangents, ``jac_y_x``, ``hess_f_x_x``. Raises SaveError, and
         InputError for another naming.
+
+        Examples:
+            >>> written = fg.grad(model, of="loss", wrt="x").to_onnx("/tmp/mlp_grad.onnx")
+            >>> [output.name for output in written.graph.output]
+            ['x_grad']
         """
         if naming not in ("flowgrad", "casadi"):
             raise InputError(f"naming is 'flowgrad' or 'casadi', got {naming!r}", code="option")
@@ -284,6 +357,14 @@ def load(source: Any, *, limits: Limits | None = None, strict: bool = False, sha
     graph. Raises LoadError for a damaged file, ValidationError for one that breaks the standard, UnsupportedError for what
     the product cannot represent, LimitError for what passes ``limits``, InputError for ``shapes`` that are not those of the
     file.
+
+    Examples:
+        >>> fg.load("tests/data/mlp.onnx").inputs[0].shape
+        ('N', 4)
+        >>> fg.load("tests/data/mlp.onnx", shapes={"N": 2}).inputs[0].shape
+        (2, 4)
+        >>> fg.load(b"graph @g (%x: f32[3]) -> (%y: f32[3]) { %y: f32[3] = Sin(%x) }")
+        <Model g: (x) -> (y), 1 nodes>
     """
     notes: list[str] = []
     graph = in_time(limits_or_default(limits), _Loader(limits, strict, notes, _checked(shapes)).graph, source)

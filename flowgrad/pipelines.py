@@ -16,6 +16,12 @@ def from_sklearn(pipeline: Any, sample: Any = None, *, dtype: str = "float32", *
     ``probabilities`` as they are, without dictionaries. ``options`` go to ``skl2onnx.to_onnx``. What is smooth differentiates
     (linear models, kernels, networks, scalers); trees are steps, and their derivative is refused by name. Raises InputError
     for what is not fitted, UnsupportedError for what skl2onnx does not know.
+
+    Examples:
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> fitted = LogisticRegression().fit([[0.0], [1.0]], [0, 1])
+        >>> [value.name for value in fg.from_sklearn(fitted).outputs]
+        ['label', 'probabilities']
     """
     skl2onnx = _library()
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType

@@ -29,6 +29,11 @@ class InferenceSession:
 
     ``sess_options.intra_op_num_threads`` is honoured unless ``threads`` is given; ``providers`` may name the CPU alone.
     Raises EngineError for an engine or provider that cannot start.
+
+    Examples:
+        >>> session = fg.InferenceSession("tests/data/mlp.onnx")
+        >>> session.run(["logits"], batch)[0].shape
+        (2, 3)
     """
 
     def __init__(self, path_or_model: Any, sess_options: Any = None, providers: Sequence[Any] | None = None, *,

@@ -18,6 +18,13 @@ class FlowgradError(Exception):
 
     ``code`` is a stable, finer distinction within the class; ``where`` names the place (a node in printed IR,
     an ONNX name, a file), ``message`` is the text without it. ``exit_code`` is what the command line returns.
+
+    Examples:
+        >>> try:
+        ...     fg.grad(model, of="los")
+        ... except fg.FlowgradError as error:
+        ...     print(error.code, "-", error)
+        name - no output, value or node 'los' in 'mlp'; did you mean 'loss'?
     """
 
     exit_code = 3

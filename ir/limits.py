@@ -43,7 +43,13 @@ def _number(name: str, text: str) -> float:
 
 @dataclass(frozen=True)
 class Limits:
-    """What reading and running may use at most. Bytes, counts and seconds; the defaults suit trusted-size models."""
+    """What reading and running may use at most. Bytes, counts and seconds; the defaults suit trusted-size models.
+
+    Examples:
+        >>> fg.load("tests/data/mlp.onnx", limits=fg.Limits(nodes=2))
+        Traceback (most recent call last):
+        flowgrad.ir.errors.LimitError: ...
+    """
 
     file_bytes: int = 2 * _GIB
     header_bytes: int = 64 * _MIB

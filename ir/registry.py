@@ -33,6 +33,15 @@ def scoped() -> Iterator[None]:
     """Take back, at the end of the block, every operator, rule and pass that the block registered.
 
     Scopes nest, and belong to the thread (or task) that enters them.
+
+    Examples:
+        >>> with fg.scoped():
+        ...     @fg.op("Thrice", domain="flowgrad")
+        ...     def thrice(x, *, out=None):
+        ...         return np.multiply(x, 3, out=out)
+        >>> fg.load(b"graph @g (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Thrice(%x) }")
+        Traceback (most recent call last):
+        flowgrad.ir.errors.UnsupportedError: ...
     """
     for registry in _registries:  # what the project registers itself is not the block's, whoever imports it
         registry.load_own()

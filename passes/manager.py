@@ -64,6 +64,11 @@ class PassManager:
     ``verify`` checks the graph before and after every pass (default: if FLOWGRAD_VERIFY is set), ``check`` holds every
     pass to its kind on seeded inputs, values and gradients; ``verbose`` records why rules did not fire. Raises
     InputError for an unknown pass or option.
+
+    Examples:
+        >>> result = fg.PassManager("fold,cse,dce").run(fg.grad(model, of="loss", wrt="params"))
+        >>> [step.name for step in result.steps]
+        ['fold', 'cse', 'dce']
     """
 
     pipeline: str | Iterable[str] = DEFAULT_PIPELINE

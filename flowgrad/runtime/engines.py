@@ -26,7 +26,12 @@ _ENGINES: dict[str, tuple[Callable[[Graph, int | None, Limits | None], Program],
 
 
 def engines() -> dict[str, str]:
-    """Return every engine by name with ``"ready"``, or the reason why it cannot start."""
+    """Return every engine by name with ``"ready"``, or the reason why it cannot start.
+
+    Examples:
+        >>> fg.engines()["numpy"]
+        'ready'
+    """
     return {name: state() for name, (_, state) in _ENGINES.items()}
 
 

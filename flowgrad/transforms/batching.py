@@ -34,6 +34,11 @@ def vmap(model: Model, in_axes: Axes = 0, out_axes: int | Mapping[str, int] = 0,
 
     Raises InputError for unknown names and axes, UnsupportedError, naming the nodes, where examples would have results of
     different extents, and where random numbers are drawn and nothing is said about them.
+
+    Examples:
+        >>> each = fg.vmap(fg.grad(fg.unbatch(model), of="loss", wrt="params"))
+        >>> each(batch)["w1_grad"].shape
+        (2, 4, 8)
     """
     check_kind("model", model, Model)
     if not is_word(randomness, get_args(Randomness)):

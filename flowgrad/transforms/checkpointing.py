@@ -47,6 +47,12 @@ def checkpoint(model: Model, policy: str | Sequence[str] = "sqrt", *, memory: in
 
     Raises InputError for a model without a gradient and for unknown names, LimitError with the least peak that can be reached
     if ``memory`` is less.
+
+    Examples:
+        >>> gradient = fg.value_and_grad(model, of="loss", wrt="params")
+        >>> small = fg.checkpoint(gradient, ["hidden"])
+        >>> small(batch)["w1_grad"].tobytes() == gradient(batch)["w1_grad"].tobytes()
+        True
     """
     if not isinstance(model, Model):
         raise InputError(f"checkpoint takes a Model that holds a gradient, not {type(model).__name__}", code="type")

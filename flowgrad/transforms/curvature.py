@@ -34,6 +34,11 @@ def gauss_newton(model: Model, of: str | Pick | None = None, wrt: Names = "param
     then ``x_ggn`` of the shape of x. For a loss that is convex in ``at`` it is positive semidefinite; for softmax or
     logistic outputs with their cross-entropy, and for sums of squares, it is the product with the Fisher information. What
     leads to the scalar beside ``at`` is left out. Raises like ``hvp``.
+
+    Examples:
+        >>> product = fg.gauss_newton(model, of="loss", wrt="b2", at="logits")
+        >>> product(batch, b2_tangent=np.ones(3, np.float32))["b2_ggn"].round(6)
+        array([0., 0., 0.], dtype=float32)
     """
     task = Task(model, stabilize)
     name, y = find_scalar(task.graph, of)
@@ -60,6 +65,11 @@ def fisher(model: Model, of: Names, wrt: Names = "params", *, link: Link = "iden
     ``of`` are the losses of single examples (the sum of their outer products is the empirical Fisher information), or the
     outputs of the network (see ``outer_product``, which makes the matrix). Inputs gain ``x_tangent`` for each x, the parts
     of v; the outputs are the values ``of``, then ``x_fisher`` of the shape of x. Raises like ``vjp``.
+
+    Examples:
+        >>> product = fg.fisher(model, of="logits", wrt="b2")
+        >>> product(batch, b2_tangent=np.ones(3, np.float32))["b2_fisher"]
+        array([2., 2., 2.], dtype=float32)
     """
     check_option(zero)
     task = Task(model, stabilize)
@@ -94,6 +104,10 @@ def outer_product(model: Model, of: Names, wrt: Names = "params", *, link: Link 
     H ~ sum over n of weight_n b_n b_n^T with b_n = d of_n / dw, over all elements n of ``of``: the outputs of a network whose
     error is half the sum of squares (weights 1; ``link="identity"``), or the pre-activations a_n of logistic outputs y_n with
     the cross-entropy (weights y_n (1 - y_n); ``link="logistic"``). The shape is x.shape + u.shape. Raises like ``jacobian``.
+
+    Examples:
+        >>> fg.outer_product(model, of="logits", wrt="b2")(batch)["b2_b2_outer_product"].tolist()
+        [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]
     """
     check_sweeps("auto", chunk_size)
     task = Task(model, stabilize)
@@ -115,6 +129,11 @@ def inverse_outer_product(model: Model, of: Names, wrt: Names = "params", *, dam
     It is made without solving: one example after the other is taken in by the Woodbury identity,
     (H + w b b^T)^-1 = H^-1 - w (H^-1 b) (H^-1 b)^T / (1 + w b^T H^-1 b), beginning with H = damping I. The shape is
     x.shape + u.shape. Raises like ``outer_product``, and InputError for a damping that is not positive.
+
+    Examples:
+        >>> inverse = fg.inverse_outer_product(model, of="logits", wrt="b2", damping=2.0)
+        >>> inverse(batch)["b2_b2_inverse_outer_product"].diagonal().round(4)
+        array([0.25, 0.25, 0.25], dtype=float32)
     """
     check_sweeps("auto", chunk_size)
     if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 < damping < math.inf:

@@ -32,6 +32,14 @@ def vjp(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Names =
     repaired, and a note says which; with ``stabilize=False`` the model and its derivative stay as they are written.
     What a selection (Where, Gather, Slice, a mask, ...) has zeroed stays zero whatever it is multiplied by; a zero that
     arithmetic made is a number, and 0 * inf is NaN then.
+
+    Examples:
+        >>> pulled = fg.vjp(model, of="logits", wrt="x")
+        >>> pulled(batch, logits_grad=np.ones((2, 3), np.float32))["x_grad"].shape
+        (2, 4)
+        >>> many = fg.vjp(model, of="logits", wrt="x", seeds=5)
+        >>> many(batch, logits_grad=np.ones((5, 2, 3), np.float32))["x_grad"].shape
+        (5, 2, 4)
     """
     task = Task(model, stabilize)
     of_values, wrt_values = find_of(task.graph, of), find_wrt(task.graph, wrt)  # before cotangents become inputs
@@ -50,6 +58,10 @@ def grad(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", keep
 
     ``of`` is the scalar (default: the only scalar output). Raises like ``vjp``, and InputError if ``of`` has more than one
     element.
+
+    Examples:
+        >>> fg.grad(model, of="loss", wrt="x", keep="logits")(batch).keys()
+        dict_keys(['x_grad', 'logits'])
     """
     return _scalar_gradient(model, of, wrt, keep, zero, stabilize, with_value=False)
 
@@ -60,6 +72,10 @@ def value_and_grad(model: Model, of: str | Pick | None = None, wrt: Names = "inp
     """Return a model of a scalar and its gradient: outputs the value, ``x_grad`` for each x, then those in ``keep``.
 
     Raises like ``grad``.
+
+    Examples:
+        >>> fg.value_and_grad(model, of="loss", wrt=["w1", "b*"])(batch).keys()
+        dict_keys(['loss', 'w1_grad', 'b1_grad', 'b2_grad'])
     """
     return _scalar_gradient(model, of, wrt, keep, zero, stabilize, with_value=True)
 
@@ -88,6 +104,11 @@ def jvp(model: Model, of: Of | None = None, wrt: Names = "inputs", *, seeds: See
     Each x in ``wrt`` gets a new input ``x_tangent`` of its type; the outputs are the original ones, then ``y_tangent`` =
     sum over x of (dy/dx) x_tangent for each y in ``of`` (default: all float outputs). With ``seeds`` (a number, or the name
     of a dim), tangents have a new first axis, for many directions at once. Raises like ``vjp``.
+
+    Examples:
+        >>> pushed = fg.jvp(model, of="logits", wrt="x")
+        >>> pushed(batch, x_tangent=np.ones((2, 4), np.float32))["logits_tangent"].shape
+        (2, 3)
     """
     task = Task(model, stabilize)
     values = find_of(task.graph, of)
@@ -111,6 +132,11 @@ def hvp(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, se
     sum over u of (d2 of / dx du) u_tangent. With ``seeds`` (a number, or the name of a dim), tangents and products have a
     new first axis, for many directions at once. Raises like ``grad``, and InputError for a value beside another that it is
     computed from: ``hessian`` has the derivatives by both.
+
+    Examples:
+        >>> product = fg.hvp(model, of="loss", wrt="x")
+        >>> product(batch, x_tangent=np.ones((2, 4), np.float32)).keys()
+        dict_keys(['loss', 'x_grad', 'x_hvp'])
     """
     first = value_and_grad(model, of, wrt, zero=zero, stabilize=stabilize)
     task = Task(first, stabilize)

@@ -25,6 +25,11 @@ def pick(value: str, index: str | int = "target") -> Pick:
 
     With a name, ``index`` becomes an int64 input of the shape of ``value`` without its last axis (an input of that name
     is used if there is one); with a number, that entry is picked everywhere.
+
+    Examples:
+        >>> picked = fg.grad(model, of=fg.pick("logits", index="label"), wrt="x")
+        >>> picked(batch, label=np.array([0, 2]))["x_grad"].shape
+        (2, 4)
     """
     if not is_whole(index) and not (isinstance(index, str) and index):
         raise InputError(f"index is the name of an input or a number, got {index!r}", code="option")
@@ -32,7 +37,16 @@ def pick(value: str, index: str | int = "target") -> Pick:
 
 
 def stop_gradient(model: Model, names: Names) -> Model:
-    """Return a model through whose values ``names`` no derivative passes. InputError for an unknown name."""
+    """Return a model through whose values ``names`` no derivative passes. InputError for an unknown name.
+
+    Examples:
+        >>> product = fg.load(b'''graph @p (%x: f32[]) -> (%y: f32[]) {
+        ...     %s: f32[] = Sin(%x)
+        ...     %y: f32[] = Mul(%s, %x)
+        ... }''')
+        >>> fg.grad(fg.stop_gradient(product, "s"))(x=np.float32(0.5))["x_grad"].round(4)    # sin(x), and no x cos(x)
+        np.float32(0.4794)
+    """
     check_kind("model", model, Model)
     graph = model.graph.copy()
     b = Builder(graph)
@@ -45,12 +59,26 @@ def stop_gradient(model: Model, names: Names) -> Model:
 
 
 def straight_through(b: Builder, node: Node, y_bar: Value) -> Any:
-    """An adjoint rule for ``override_adjoint``: x_bar = y_bar, as if the op were the identity."""
+    """An adjoint rule for ``override_adjoint``: x_bar = y_bar, as if the op were the identity.
+
+    Examples:
+        >>> signs = fg.load(b"graph @s (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Sign(%x) }")
+        >>> through = fg.override_adjoint(signs, fg.straight_through, op="Sign")
+        >>> fg.vjp(through)(x=np.array([3, -4], np.float32), y_grad=np.array([5, 6], np.float32))["x_grad"]
+        array([5., 6.], dtype=float32)
+    """
     return (y_bar, *[None] * (len(node.inputs) - 1))
 
 
 def guided(b: Builder, node: Node, y_bar: Value) -> Any:
-    """An adjoint rule for ``override_adjoint`` on Relu: only positive cotangents pass, where the input was positive."""
+    """An adjoint rule for ``override_adjoint`` on Relu: only positive cotangents pass, where the input was positive.
+
+    Examples:
+        >>> classifier = fg.load("docs/data/shapes.onnx")
+        >>> guided = fg.override_adjoint(classifier, fg.guided, op="Relu")
+        >>> fg.grad(guided, of=fg.pick("logits", 0), wrt="x")(x=np.zeros((1, 1, 16, 16), np.float32))["x_grad"].shape
+        (1, 1, 16, 16)
+    """
     zero = b.filled(0, y_bar)
     passes = b.And(b.Greater(node.input(0), zero), b.Greater(y_bar, zero))
     return (b.Where(passes, y_bar, zero),)
@@ -64,6 +92,12 @@ def override_adjoint(model: Model, rule: Rule, *, op: str = "", names: Names = (
     your own. The rule lives in memory, not in files: differentiate first, then save. Tangents are refused there.
     ``straight_through`` of operators that quantize does for these what ``through_quantization`` does for all.
     Raises InputError if nothing matches.
+
+    Examples:
+        >>> rounded = fg.load(b"graph @r (%x: f32[]) -> (%y: f32[]) { %y: f32[] = Round(%x) }")
+        >>> through = fg.override_adjoint(rounded, fg.straight_through, op="Round")
+        >>> fg.grad(through)(x=np.float32(0.3))["x_grad"]
+        array(1., dtype=float32)
     """
     if not callable(rule):
         raise InputError(f"an adjoint rule is a function rule(b, node, *y_bars), not {type(rule).__name__}", code="type")
@@ -98,6 +132,11 @@ def compose(first: Model, second: Model, wires: Mapping[str, str]) -> Model:
 
     The inputs are those of ``first``, then the unwired ones of ``second``; the outputs those of ``second``, then the
     unwired ones of ``first``. Raises InputError for unknown names, ValidationError for types that conflict.
+
+    Examples:
+        >>> square = fg.load(b"graph @s (%a: f32[N,3]) -> (%b: f32[N,3]) { %b: f32[N,3] = Mul(%a, %a) }")
+        >>> fg.compose(model, square, {"logits": "a"})(batch)["b"].shape
+        (2, 3)
     """
     check_kind("first", first, Model)
     check_kind("second", second, Model)
@@ -136,6 +175,10 @@ def extract(model: Model, inputs: Names | None = None, outputs: Names | None = N
 
     By default the inputs are those of the model that are needed, the outputs all of it. Names, types, weights and the roles
     of what stays are kept. Raises InputError for unknown names, and, naming them, for inputs that are needed as well.
+
+    Examples:
+        >>> fg.extract(model, inputs="hidden", outputs="logits")
+        <Model mlp: (hidden) -> (logits), 1 nodes>
     """
     check_kind("model", model, Model)
     source = model.graph
@@ -176,6 +219,10 @@ def unbatch(model: Model, axis: int = 0) -> Model:
 
     Inputs of rank 0 stay as they are. Raises InputError if an input or an output does not have the axis, has a fixed extent
     there, or a rank that only the run can tell.
+
+    Examples:
+        >>> fg.unbatch(model)(x=np.ones(4, np.float32), target=0)["logits"].shape
+        (3,)
     """
     check_kind("model", model, Model)
     graph = Graph(model.graph.name, model.graph.limits)

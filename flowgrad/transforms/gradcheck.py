@@ -61,6 +61,10 @@ def gradcheck(
     The model is converted to float64 first. Each x in ``wrt`` is moved alone, relative to its largest magnitude. A step
     that crosses a kink is made smaller; where the point itself lies on one, a point beside it is checked instead.
     Raises InputError for an unknown mode or name.
+
+    Examples:
+        >>> bool(fg.gradcheck(model, batch, of="loss", wrt="params"))
+        True
     """
     if isinstance(modes, str) or not isinstance(modes, Collection) or not len(modes) or not all(is_word(m, ("rev", "fwd")) for m in modes):
         raise InputError(f"modes are 'rev' and 'fwd', one or both in a list, got {modes!r}", code="modes")

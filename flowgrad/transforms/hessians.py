@@ -35,6 +35,12 @@ def hessian(model: Model, of: str | Pick | None = None, wrt: Names = "inputs", k
     The Hessian of a sum over examples, with respect to what each has of its own, is a block for each example:
     ``vmap(hessian(unbatch(model)))`` makes those alone. Raises like ``grad``, and InputError for a chunk size below 1 and a
     rank that is not known.
+
+    Examples:
+        >>> fg.hessian(model, of="loss", wrt="x")(batch)["x_x_hessian"].shape
+        (2, 4, 2, 4)
+        >>> fg.hessian(model, of="loss", wrt="x", diagonal=True)(batch)["x_hessian_diagonal"].shape
+        (2, 4)
     """
     check_sweeps("auto", chunk_size)
     check_option(zero)

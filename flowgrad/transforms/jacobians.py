@@ -39,6 +39,11 @@ def jacobian(model: Model, of: Of | None = None, wrt: Names = "inputs", keep: Na
     ``model.sparsity`` holds the same. Zeros of constants count as zeros. Elements that nothing mixes share a sweep.
 
     Raises like ``vjp``, and InputError for an unknown mode, a chunk size below 1, and a rank that is not known.
+
+    Examples:
+        >>> one = fg.unbatch(model)
+        >>> fg.jacobian(one, of="logits", wrt="x")(x=np.ones(4, np.float32), target=0)["logits_x_jacobian"].shape
+        (3, 4)
     """
     check_sweeps(mode, chunk_size)
     check_option(zero)

@@ -41,6 +41,11 @@ def kinks(model: Model, feeds: Mapping[str, Any] | None = None, *, stabilize: bo
     first, as before differentiation (``stabilize``). Looked at are the operators on the way from float inputs and
     parameters to the outputs; not ties in the windows of MaxPool, nor the bodies of If, Loop and Scan. Inputs are given as
     to the model. Raises InputError and RunError like a run of it.
+
+    Examples:
+        >>> relu = fg.load(b"graph @r (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Relu(%x) }")
+        >>> len(fg.kinks(relu, x=np.array([0, 1], np.float32)))
+        1
     """
     graph = model.graph.copy()
     if stabilize:

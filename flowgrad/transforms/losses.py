@@ -86,6 +86,11 @@ def with_loss(
     may be a Model as well: its first input gets y, the others become inputs, its only output is the loss. Weights are an
     array, or the name of an input. Raises InputError for unknown names and options, and where y went through the softmax
     or sigmoid that the loss applies itself: the error names the logits.
+
+    Examples:
+        >>> lossy = fg.with_loss(model, "softmax_cross_entropy", output="logits", target="label", name="error")
+        >>> fg.grad(lossy, of="error", wrt="x")(batch, label=np.array([1, 1]))["x_grad"].shape
+        (2, 4)
     """
     graph = model.graph.copy()
     found, y = only_float_output(graph, output, "a loss")

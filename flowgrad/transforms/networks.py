@@ -46,6 +46,17 @@ class Network(Model):
     and with an error ``errors``, float[N], the E_n of the examples, and ``error``, float[], their sum E. Columns are units in
     the order of ``input_units`` and ``output_units``. The layers are computed as ``a1``, ``z1``, ``a2``, ...: values like
     others, that ``of``, ``wrt`` and ``keep`` may name.
+
+    Examples:
+        >>> import networkx as nx
+        >>> units = nx.DiGraph()
+        >>> units.add_node("x", kind="input")
+        >>> units.add_node("y", kind="output", activation="tanh")
+        >>> units.add_edge("x", "y", weight=0.5)
+        >>> net = fg.network(units, error="sum_of_squares")
+        >>> found = net.evaluate([1.0], [1.0])
+        >>> round(found.nodes["y"]["z"], 4), round(found.edges["x", "y"]["gradient"], 4)
+        (0.4621, -0.423)
     """
 
     def __init__(self, graph: Graph, layout: Layout) -> None:
@@ -199,6 +210,20 @@ def network(graph: nx.DiGraph[Any], *, error: str | Model | None = None, outputs
     Parameters are named ``w1``, ``b1``, ... by layer (``w1_1``, ... where that has several blocks; a vector where it is no
     matrix), shared ones as they are (one element); ``network.links`` tells what links they hold. An absent link inside a matrix
     is a weight of 0: infinite activations make NaN there. Raises InputError for a graph that is no such network.
+
+    Examples:
+        >>> import networkx as nx
+        >>> units = nx.DiGraph()
+        >>> units.add_nodes_from(["x1", "x2"], kind="input")
+        >>> units.add_node("one", kind="bias")
+        >>> units.add_node("h", activation="tanh")
+        >>> units.add_node("y", activation="identity", kind="output")
+        >>> units.add_weighted_edges_from([("x1", "h", 0.5), ("x2", "h", -1.0), ("one", "h", 0.1), ("h", "y", 2.0), ("x1", "y", 0.3)])
+        >>> net = fg.network(units, error="sum_of_squares")
+        >>> [value.name for value in net.inputs], [value.name for value in net.outputs]
+        (['x', 't'], ['y', 'errors', 'error'])
+        >>> net(x=[[1.0, 2.0]], t=[[0.5]])["y"].round(3)
+        array([[-1.471]])
     """
     topology = read_topology(graph, outputs)
     assembly = Assembly(topology, name)

@@ -20,6 +20,15 @@ def through_quantization(model: Model) -> Model:
     they give, directly or after linear operators and maxima. So a pair of QuantizeLinear and DequantizeLinear is
     a clipped identity, and its scale has the derivative of learned step sizes: rounding error inside the range, its bound
     beyond. All derivative modes and orders, files and export keep it. Raises InputError where nothing is quantized.
+
+    Examples:
+        >>> quantized = fg.load(b'''graph @q (%x: f32[2], %s: f32[]) -> (%y: f32[2]) {
+        ...     %q: i8[2] = QuantizeLinear(%x, %s, i8(0))
+        ...     %y: f32[2] = DequantizeLinear(%q, %s, i8(0))
+        ... }''')
+        >>> through = fg.vjp(fg.through_quantization(quantized), wrt="x")
+        >>> through(x=np.array([0.3, 900], np.float32), s=np.float32(1), y_grad=np.ones(2, np.float32))["x_grad"]
+        array([1., 0.], dtype=float32)
     """
     graph = model.graph.copy()
     pass_quantization(graph)

@@ -101,6 +101,11 @@ def train_step(
 
     ``clip_norm`` scales all gradients together down to that norm. Weights narrower than float32 are updated in it and
     rounded. Raises InputError for unknown names and settings, and for weights that are computed.
+
+    Examples:
+        >>> step = fg.train_step(model, "sgd", of="loss", frozen=["b*"], learning_rate=0.1)
+        >>> step(batch).keys()
+        dict_keys(['loss', 'w1_new', 'w2_new', 'step_new'])
     """
     declared = _declared(optimizer, settings)
     chosen = _unfrozen(model, wrt, as_list(frozen))
@@ -133,7 +138,12 @@ def train_step(
 
 
 def next_inputs(step: Model) -> dict[str, str]:
-    """Return which input of the next step each output of a step of training is: output names to input names."""
+    """Return which input of the next step each output of a step of training is: output names to input names.
+
+    Examples:
+        >>> fg.next_inputs(fg.train_step(model, "sgd", of="loss", wrt=["w1"]))
+        {'w1_new': 'w1', 'step_new': 'step'}
+    """
     return {name: wrt for (role, _, wrt), name in step.roles.items() if role == "next"}
 
 

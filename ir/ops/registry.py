@@ -380,6 +380,14 @@ def op(
     dtypes that ``dtype_attributes`` name. The other floats are of one dtype up to the first of ``new_dtypes``, where another
     one may begin. ``ufunc`` is the one NumPy call that the kernel makes, if that is all it does
     for operands of one dtype; with ``in_place`` the kernel may write over an operand.
+
+    Examples:
+        >>> from flowgrad.ir.ops.registry import Trait
+        >>> @fg.op("Twice", domain="flowgrad", traits=(Trait.ELEMENTWISE, Trait.LINEAR))
+        ... def twice(x, *, out=None):
+        ...     return np.multiply(x, 2, out=out)
+        >>> fg.load(b"graph @g (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Twice(%x) }")(x=np.ones(2, np.float32))["y"]
+        array([2., 2.], dtype=float32)
     """
 
     def declare(kernel: Kernel) -> OpDef:
