@@ -61,12 +61,23 @@ class DType:
         """The type that is computed in: float32 for narrower floats."""
         return FLOAT32 if self.is_narrow else self
 
+    @property
+    def onnx_type(self) -> str:
+        """The type as schemas and onnxruntime write it: tensor(float), seq(tensor(float)), optional(tensor(float))."""
+        if self.element is not None:
+            return f"{'seq' if self.kind == 'sequence' else 'optional'}({self.element.onnx_type})"
+        return f"tensor({_ONNX_NAMES.get(self.name, self.name)})"
+
     def __repr__(self) -> str:
         return self.short
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dtype_of, (self.name,)
 
+
+_ONNX_NAMES = {"float32": "float", "float64": "double", "float8_e4m3fn": "float8e4m3fn",
+               "float8_e4m3fnuz": "float8e4m3fnuz", "float8_e5m2": "float8e5m2", "float8_e5m2fnuz": "float8e5m2fnuz",
+               "float8_e8m0fnu": "float8e8m0", "float4_e2m1fn": "float4e2m1"}
 
 _DTYPES = tuple(
     DType(name, short, number, np.dtype(numpy), kind)

@@ -119,24 +119,12 @@ def type_conflict(op: str, version: int, given: tuple[DType | None, ...], domain
             continue
         if index >= len(schema.inputs) and formal.option != onnx.defs.OpSchema.FormalParameterOption.Variadic:
             return f"{op} takes {len(schema.inputs)} inputs, got {len(given)}"
-        if onnx_type(dtype) not in formal.types:
+        if dtype.onnx_type not in formal.types:
             return f"{op} of opset {version} takes no {dtype.name} as its input {formal.name!r}"
         varies = formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic and not formal.is_homogeneous
         if not varies and bound.setdefault(formal.type_str, dtype) != dtype:
             return f"{op} takes inputs of one type, got {bound[formal.type_str].name} and {dtype.name}"
     return ""
-
-
-_TYPE_NAMES = {"float32": "float", "float64": "double", "float8_e4m3fn": "float8e4m3fn",
-               "float8_e4m3fnuz": "float8e4m3fnuz", "float8_e5m2": "float8e5m2", "float8_e5m2fnuz": "float8e5m2fnuz",
-               "float8_e8m0fnu": "float8e8m0", "float4_e2m1fn": "float4e2m1"}
-
-
-def onnx_type(dtype: DType) -> str:
-    """Return a type as schemas write it: tensor(float), seq(tensor(float)), optional(seq(tensor(float)))."""
-    if dtype.element is not None:
-        return f"{'seq' if dtype.kind == 'sequence' else 'optional'}({onnx_type(dtype.element)})"
-    return f"tensor({_TYPE_NAMES.get(dtype.name, dtype.name)})"
 
 
 @functools.cache

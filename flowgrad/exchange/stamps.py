@@ -11,7 +11,7 @@ from onnx import AttributeProto
 
 from flowgrad import ir
 from flowgrad.exchange.attributes import attribute_of
-from flowgrad.exchange.functions import onnx_type, schema_of, type_conflict
+from flowgrad.exchange.functions import schema_of, type_conflict
 from flowgrad.ir.errors import SaveError
 from flowgrad.ir.graph import Graph, Node, Value, same_array
 from flowgrad.ir.infer import describe
@@ -71,7 +71,7 @@ def _fits(node: Node, schema: Any) -> bool:
         return False
     if type_conflict(node.op, schema.since_version, tuple(v and v.type.dtype for v in node.inputs)):
         return False
-    return all(onnx_type(t) in formal.types for t, formal in _typed(node.outputs, schema.outputs))
+    return all(t.onnx_type in formal.types for t, formal in _typed(node.outputs, schema.outputs))
 
 
 def _count(values: Sequence[Value | None]) -> int:

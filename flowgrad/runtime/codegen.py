@@ -50,11 +50,12 @@ class Writer:
     """Writes the chunks of one segment."""
 
     def __init__(self, steps: Sequence[Step], layout: Layout, slots: Mapping[int, int], constants: Mapping[int, Array],
-                 views: frozenset[int], calls: SubgraphCalls, threads: int) -> None:
+                 views: frozenset[int], calls: SubgraphCalls, threads: int, marked: bool = False) -> None:
         self.steps, self.layout, self.slots, self.constants = steps, layout, slots, constants
         self.views = views
         self.calls = calls
         self.threads = threads
+        self.marked = marked
         self.bound: dict[int, tuple[str, Any]] = {}
         self.lines: list[str] = []
         self.owners: list[int] = []
@@ -85,6 +86,8 @@ class Writer:
         if taken:
             head.append(f" ({', '.join(taken)},) = b")
         head += loads
+        if self.marked:
+            head.append(" c.mark(None)")
         code.functions.append(_compiled("\n".join([*head, *self.lines, " return\n"])))
         code.bound.append(tuple([thing for _, thing in self.bound.values()]))
         code.buffers.append(self.buffers)
@@ -138,6 +141,9 @@ class Writer:
             for number in present:
                 if number in self.slots:
                     self._emit(index, f"{self._slot(number)} = {self._name(number)}")
+            if self.marked:
+                made = "".join(f", {self._name(n)}" for n in present) if step.open else ""
+                self._emit(index, f"c.mark({self._bound(step)}{made})")
         elif any(n in self.slots for n in present):
             for number in present:
                 if number in self.slots:

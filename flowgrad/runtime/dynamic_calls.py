@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,17 @@ Runner = Callable[..., list[Array]]
 class Context:
     """What belongs to one run: its random generator, and what it has used of its limits."""
 
-    __slots__ = ("_rng", "meter", "seed")
+    __slots__ = ("_rng", "marks", "meter", "seed")
 
     def __init__(self, seed: int | None, limits: Limits) -> None:
         self.seed = seed
         self.meter = Meter(limits)
         self._rng: np.random.Generator | None = None
+        self.marks: list[tuple[int, Step | None, Sequence[Any]]] = []
+
+    def mark(self, step: Step | None, *made: Any) -> None:
+        """Note when a step of a program that is profiled had ended; None starts the clock."""
+        self.marks.append((time.perf_counter_ns(), step, made))
 
     @property
     def rng(self) -> np.random.Generator:

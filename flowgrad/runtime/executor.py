@@ -61,7 +61,8 @@ class Segment:
         executor.limits.check("live_bytes", self.layout.peak_bytes)
         frame = Frame(self.layout, self._types)
         views = self._views(frame)
-        writer = Writer(self.steps, self.layout, slots, constants, frozenset(views), executor.calls, executor.threads)
+        writer = Writer(self.steps, self.layout, slots, constants, frozenset(views), executor.calls, executor.threads,
+                        executor.marked)
         self.code: Code = writer.code()
         frame_chunks(self.code, frame, views)
         self._frames.append(frame)
@@ -262,12 +263,13 @@ class Executor:
     """Runs one flat: finds or makes the specialisation for the arrays given.
 
     ``known`` gives inputs (by position) that are the same in every call. With ``share`` outputs may be arrays that
-    were given, as subgraphs want; otherwise outputs never alias anything.
+    were given, as subgraphs want; otherwise outputs never alias anything. With ``marked`` the context of a run is told when
+    each step has ended.
     """
 
     def __init__(self, flat: FlatGraph, threads: int, limits: Limits, *, known: Mapping[int, Array] | None = None,
-                 share: bool = False) -> None:
-        self.flat, self.threads, self.limits, self.share = flat, threads, limits, share
+                 share: bool = False, marked: bool = False) -> None:
+        self.flat, self.threads, self.limits, self.share, self.marked = flat, threads, limits, share, marked
         self.known = {flat.inputs[i]: array for i, array in (known or {}).items()}
         self.given = [n for n in flat.inputs if n not in self.known]
         self.fed = [*self.given, *flat.parameters]
@@ -341,6 +343,10 @@ class Executor:
     def _specialise(self, arrays: Sequence[Array]) -> Specialisation:
         values = [a if i in self._keyed and a.size <= KEYED_ELEMENTS else None for i, a in enumerate(arrays)]
         return self.specialise([a.shape for a in arrays], values)
+
+    def kept(self, shapes: Sequence[tuple[int, ...]]) -> Specialisation | None:
+        """Return the specialisation for inputs of these shapes if there is one that does not depend on values."""
+        return self._kept.get(tuple(shapes))
 
     @bulk
     @quiet

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +15,7 @@ from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import DEFAULT, Array, Graph
 from flowgrad.ir.limits import Limits
 from flowgrad.runtime.ort_arrays import is_foreign, run_on_memory
+from flowgrad.runtime.profile import Profile
 from flowgrad.runtime.program import check_threads, packed, unpacked
 
 
@@ -28,11 +32,6 @@ class OrtProgram:
         from flowgrad.exchange.writer import write_onnx
 
         check_threads(threads)
-        ort = _onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
         self.threads = threads
         self._graph, self._version = graph, graph.version
         self._signature = Signature(graph)
@@ -45,8 +44,19 @@ class OrtProgram:
         # default value stand last.
         fed = [*self._signature.inputs, *(v.name for v in graph.parameters if v.producer.role == DEFAULT)]
         self._exported = dict(zip(fed, [i.name for i in model.graph.input], strict=True))
+        self._session = self._started(model.SerializeToString())
+
+    def _started(self, model: bytes, profile: str = "") -> Any:
+        """Return a session of onnxruntime; one that writes a profile into files that begin with ``profile``, if that is given."""
+        ort = _onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
         try:
-            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base class for what it raises
             raise EngineError(f"onnxruntime cannot load the exported graph: {error}", code="ort") from error
 
@@ -68,6 +78,22 @@ class OrtProgram:
         """
         if seed is not None:
             raise InputError("the engine 'ort' cannot be seeded; the engine 'numpy' can", code="seed")
+        return self._run(self._session, feeds)
+
+    def profile(self, feeds: Mapping[str, Any], *, runs: int = 1, seed: int | None = None) -> Profile:
+        """Run ``runs`` times in a session of its own that writes a profile, and return the outputs and that. Raises as ``run``."""
+        from flowgrad.exchange.writer import write_onnx
+
+        if seed is not None:
+            raise InputError("the engine 'ort' cannot be seeded; the engine 'numpy' can", code="seed")
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._started(write_onnx(self._graph).SerializeToString(), os.path.join(folder, "profile"))
+            outputs = [self._run(session, feeds) for _ in range(runs)][-1]
+            with open(session.end_profiling(), encoding="utf-8") as file:
+                events = json.load(file)
+        return Profile(outputs, [e for e in events if e.get("ph") == "X"])
+
+    def _run(self, session: Any, feeds: Mapping[str, Any]) -> dict[str, Array]:
         arrays = self._signature.checked(feeds)
         fixed = [name for name in arrays if name not in self._exported]
         if fixed:
@@ -78,9 +104,9 @@ class OrtProgram:
         try:
             if self._on_memory:
                 fed = {self._exported[name]: (self._signature.types[name].dtype, array) for name, array in given.items()}
-                results = run_on_memory(self._session, fed, self._output_dtypes)
+                results = run_on_memory(session, fed, self._output_dtypes)
             else:
-                results = self._session.run(None, {self._exported[name]: array for name, array in given.items()})
+                results = session.run(None, {self._exported[name]: array for name, array in given.items()})
         except Exception as error:
             raise RunError(f"onnxruntime: {error}", code="ort") from error
         return dict(zip(self._output_names, results, strict=True))

@@ -9,6 +9,7 @@ from flowgrad.ir.arguments import is_whole
 from flowgrad.ir.errors import InputError, ResourceError
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.limits import Limits
+from flowgrad.runtime.profile import Profile
 
 
 def check_threads(threads: object) -> None:
@@ -38,6 +39,9 @@ class Program(Protocol):
         The same ``seed`` draws the same random numbers. Raises InputError for a wrong name, dtype or shape and for a
         ``seed`` if the engine cannot be seeded, RunError where the run fails.
         """
+
+    def profile(self, feeds: Mapping[str, Any], *, runs: int = 1, seed: int | None = None) -> Profile:
+        """Run ``runs`` times with a clock at every node, and return the outputs and a Chrome trace."""
 
 
 def packed(graph: Graph, version: int) -> bytes:
