@@ -14,7 +14,8 @@ from flowgrad.ir.infer import infer, symbolic_value
 from flowgrad.ir.types import UNKNOWN, Dim, Shape, Type, merge_types
 
 Shapes = Mapping[str, "Sequence[int | None] | int"]
-"""The shape of an input by its name (None keeps an extent), or the extent of a named dim by the name of the dim."""
+"""The shape of an input by its name (None keeps an extent), or the extent of a named dim by the name of the dim (a
+number, or a sequence of one)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ def fixed_shapes(types: Mapping[str, Type], shapes: Shapes) -> FixedShapes:
     for name, given in shapes.items():
         if _is_extent(given):
             binding.dim(name, int(given))  # type: ignore[arg-type]
+        elif binding.is_dim(name) and isinstance(given, (list, tuple)) and len(given) == 1 and _is_extent(given[0]):
+            binding.dim(name, int(given[0]))  # type: ignore[arg-type]
         else:
             binding.input(name, given)
     fixed = {name: binding.fixed(name, type_) for name, type_ in types.items()}
@@ -86,8 +89,16 @@ class _Binding:
     extents: dict[str, int] = field(default_factory=dict)
     said_by: dict[str, str] = field(default_factory=dict)
 
+    def dims(self) -> list[str]:
+        """Return the names of all dims of the inputs."""
+        return sorted({n for t in self.types.values() for d in t.shape or () if isinstance(d, Dim) for n in d.names()})
+
+    def is_dim(self, name: str) -> bool:
+        """Return whether ``name`` is that of a dim and of no input."""
+        return name not in self.types and name in self.dims()
+
     def dim(self, name: str, extent: int) -> None:
-        known = sorted({n for t in self.types.values() for d in t.shape or () if isinstance(d, Dim) for n in d.names()})
+        known = self.dims()
         if name in self.types:
             raise InputError(f"input {name!r} is {self._declared(name)}: give its shape as a sequence, got {extent}", code="shape")
         if name not in known:

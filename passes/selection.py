@@ -23,6 +23,10 @@ class Pick:
     index: str | int
 
 
+GREATEST = "argmax"
+"""The index of a Pick that stands for the greatest entry, unless an input is called so."""
+
+
 Names = str | Sequence[str]
 Of = str | Pick | Sequence[str | Pick]
 
@@ -135,6 +139,8 @@ def picked(graph: Graph, wanted: Pick) -> Value:
     b = Builder(graph, prefix=value.name, origin=graph.new_origin("pick", (value.producer,)))
     if isinstance(wanted.index, int):
         return b.ReduceSum(b.Gather(value, b.scalar(wanted.index, INT64), axis=-1), keepdims=0)
+    if wanted.index == GREATEST and all(v.name != GREATEST for v in graph.inputs):
+        return b.ReduceSum(b.GatherElements(value, b.ArgMax(value, axis=-1, keepdims=1), axis=-1), keepdims=0)
     shape = value.shape
     index = find_input(graph, wanted.index, INT64) or add_named_input(graph, wanted.index, Type(INT64, shape[:-1]))
     chosen = b.GatherElements(value, b.Unsqueeze(index, [-1]), axis=-1)

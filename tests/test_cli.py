@@ -157,7 +157,7 @@ BAD: list[tuple[Sequence[str], int, str]] = [
     (["grad", "{data}/mlp.onnx", "out.pdf", "--of", "loss"], 2, "cannot tell the form"),
     (["grad", "{data}/mlp.onnx", "/nowhere/out.onnx", "--of", "loss"], 7, "SaveError"),
     (["opt", "{data}/mlp.onnx", "--passes", "folt"], 2, "did you mean 'fold'"),
-    (["frobnicate"], 2, "invalid choice"),
+    (["frobnicate"], 2, "no command 'frobnicate'"),
     ([], 2, "required"),
 ]
 

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from flowgrad import __version__
-from flowgrad.ir.errors import FlowgradError
-from flowgrad.tools.notes import note
+from flowgrad.ir.errors import FlowgradError, safe_line, suggestion
+from flowgrad.tools.notes import PHASES, note
+from flowgrad.tools.parser import Parser
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -22,6 +23,10 @@ SUBCOMMANDS = {
     "hessian": "append Hessians: all second derivatives of a scalar",
     "opt": "run passes and look at what they do",
     "inspect": "show inputs, outputs, operators and what cannot be differentiated",
+    "diff": "show what differs between two graphs",
+    "explain": "draw what of an input speaks for a class",
+    "train": "train the weights of a model on arrays of examples",
+    "completion": "print what makes a shell complete commands and options",
     "zoo": "check models that have reference gradients",
     "light": "check the light models that come with onnx",
     "gradcheck": "compare gradients with differences, and with a second engine",
@@ -30,24 +35,28 @@ SUBCOMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (0 fine, 1 the answer is no, 2 usage, 3 and up: see errors)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flowgrad", description="Exact derivatives of ONNX models, as graphs.",
         epilog="example: flowgrad grad mlp.onnx mlp_grad.onnx --of loss --wrt params",
     )
     parser.add_argument("--version", action="version", version=f"flowgrad {__version__}")
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] and given[0] in SUBCOMMANDS:
-        return run_command(_parser_of(given[0]), given[1:])
+        return run_command(parser_of(given[0]), given[1:])
+    if given and not given[0].startswith("-"):
+        note(f"flowgrad: no command {safe_line(given[0])!r}; commands: {', '.join(SUBCOMMANDS)}{suggestion(given[0], SUBCOMMANDS)}")
+        return 2
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in SUBCOMMANDS.items():
         commands.add_parser(name, help=summary)
     return run_command(parser, given)
 
 
-def _parser_of(name: str) -> argparse.ArgumentParser:
+def parser_of(name: str) -> Parser:
+    """Return the parser of a subcommand."""
     summary = SUBCOMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"flowgrad {name}", description=summary.capitalize() + ".",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=f"flowgrad {name}", description=summary[0].upper() + summary[1:] + ".",
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(command=name)
     importlib.import_module(f"flowgrad.tools.{name}").add_arguments(parser)
     add_common(parser)
@@ -64,11 +73,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def run_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+def run_command(parser: Parser, argv: Sequence[str]) -> int:
     """Parse, dispatch, and turn every expected error into one message and an exit code."""
+    PHASES.clear()
     try:
-        parsed, rest = parser.parse_known_args(argv)
-        arguments = parser.parse_intermixed_args(argv) if rest else parsed  # OUT may stand behind the options
+        arguments = parser.parse(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     try:

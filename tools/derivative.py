@@ -13,7 +13,7 @@ from flowgrad.tools.notes import note, progress, say_json
 def add_paths(parser: argparse.ArgumentParser) -> None:
     """Declare GRAPH and OUT, and how GRAPH is loaded."""
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
-    parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: text on stdout")
+    parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: - (stdout)")
     files.add_loading(parser)
 
 
@@ -28,7 +28,7 @@ def add_derivative_arguments(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--zero", choices=("error", "allow"), default="error",
                         help="a derivative that is zero by piecewise constancy: an error, or zeros")
     parser.add_argument("--passes", metavar="STR", help='pipeline to run on the result ("" for none)')
-    parser.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
+    files.add_saving(parser)
 
 
 def write_derivative(arguments: argparse.Namespace, role: str, differentiate: Callable[[Model], Model]) -> int:
@@ -58,7 +58,7 @@ def write_optimised(arguments: argparse.Namespace, optimised: Model, what: str, 
     for text in optimised.notes:
         note(f"note: {text}", quiet)
     with progress(f"writing {arguments.out}", quiet):
-        wrote = files.save_graph(optimised, arguments.out, arguments.opset)
+        wrote = files.save_graph(optimised, arguments.out, arguments.opset, arguments.emit)
     note(wrote, quiet or not wrote)
     if arguments.json and arguments.out != "-":
         say_json({"nodes": len(optimised.graph), what: list(made), "notes": list(optimised.notes), "out": arguments.out})

@@ -22,11 +22,14 @@ from flowgrad.ir.errors import FlowgradError, InputError, LimitError, LoadError,
 from flowgrad.ir.files import new_file, open_file, read_stream, write_text
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.roles import with_roles
 from flowgrad.ir.text import large_constants
 from flowgrad.model import Model, load
 from flowgrad.passes.hooks import PIPELINE, WITH_DATA
 
 HEADER_BYTES = 1 << 16
+
+FORMS = ("ir", "msgpack", "onnx")
 
 _EXTENT = re.compile(r"[0-9]{1,18}")
 
@@ -44,7 +47,7 @@ def add_loading(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--limits", default="", metavar="LIMITS",
                         help="strict, or wall_seconds=60,live_bytes=2GiB,... (the fields of fg.Limits)")
     parser.add_argument("--input-shapes", action="append", default=[], metavar="SHAPE",
-                        help="x:1,3,?,224 for an input, or batch=1 for a named dim (repeatable)")
+                        help="x:1,3,?,224 for an input, or N:4 for a named dim (repeatable)")
 
 
 def load_graph(source: str, strict: bool = False, shapes: Sequence[str] = (), limits: str = "") -> Model:
@@ -55,7 +58,7 @@ def load_graph(source: str, strict: bool = False, shapes: Sequence[str] = (), li
 
 
 def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int | None, ...] | int]:
-    """Parse ``x:1,3,?,224`` and ``batch=1`` arguments. Raises InputError."""
+    """Parse ``x:1,3,?,224``, ``N:4`` and ``N=4`` arguments. Raises InputError."""
     return dict(_parse_shape(item) for item in items)
 
 
@@ -67,26 +70,74 @@ def _parse_shape(item: str) -> tuple[str, tuple[int | None, ...] | int]:
     dim, equals, extent = item.rpartition("=")
     if equals and _EXTENT.fullmatch(extent):
         return dim, int(extent)
-    raise InputError(f"--input-shapes takes NAME:1,3,224,224 (? for an extent that stays open) or DIM=1, got {item!r}",
+    raise InputError(f"--input-shapes takes NAME:1,3,224,224 (? for an extent that stays open) or DIM:1, got {item!r}",
                      code="usage")
 
 
-def save_graph(model: Model, target: str, opset: int | None = None) -> str:
-    """Write a model in the form that the name of ``target`` says; return a sentence about it. ``-`` prints text."""
+def add_saving(parser: argparse._ActionsContainer) -> None:
+    """Declare the options of how a graph is written."""
+    parser.add_argument("--emit", choices=FORMS, help="the form of OUT (default: what its name ends in; of -, text)")
+    parser.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
+
+
+def form_of(target: str, emit: str | None) -> str:
+    """Return the form in which OUT is written: "onnx", "msgpack" or "ir". Raises InputError if nothing tells."""
+    if emit is not None or target == "-":
+        return emit or "ir"
+    form = {".txt": "ir"}.get(suffix := Path(target).suffix, suffix[1:])
+    if form not in FORMS:
+        raise InputError(f"cannot tell the form of {target!r}: end it in .onnx, .msgpack or .ir, or give --emit", code="file")
+    return form
+
+
+def save_graph(model: Model, target: str, opset: int | None = None, emit: str | None = None) -> str:
+    """Write a model in the form that ``emit`` or the name of ``target`` says; return a sentence about it.
+
+    ``-`` is standard output: the text form, or a binary one if ``emit`` says so and it is no terminal.
+    """
+    form = form_of(target, emit)
     if target == "-":
+        return _save_on_stdout(model, form, opset)
+    path = Path(target)
+    replacing, left_out = path.exists(), ""
+    if form == "onnx":
+        model.to_onnx(path, opset=opset, passes="")  # the commands ran the passes that were asked for
+    elif form == "msgpack":
+        model.save(path)
+    else:
+        left_out = _write_text(path, model)
+    return wrote(path, replacing) + left_out
+
+
+def wrote(path: Path, replacing: bool = False) -> str:
+    """Return the sentence about a file that was written."""
+    return f"wrote {path} ({size_text(path.stat().st_size)}{', replacing the old file' if replacing else ''})"
+
+
+def _save_on_stdout(model: Model, form: str, opset: int | None) -> str:
+    if form == "ir":
         print(model)
         return ""
-    path = Path(target)
-    existed, left_out = path.exists(), ""
-    if path.suffix == ".onnx":
-        model.to_onnx(path, opset=opset, passes="")  # the commands ran the passes that were asked for
-    elif path.suffix == ".msgpack":
-        model.save(path)
-    elif path.suffix in (".ir", ".txt"):
-        left_out = _write_text(path, model)
-    else:
-        raise InputError(f"cannot tell the form of {target!r}: end it in .onnx, .msgpack or .ir", code="file")
-    return f"wrote {target} ({size_text(path.stat().st_size)}{', replacing the old file' if existed else ''}){left_out}"
+    data = packed(model) if form == "msgpack" else model.to_onnx(opset=opset, passes="").SerializeToString()
+    write_bytes_on_stdout(data, f"a graph in the form {form}")
+    return f"wrote {form} on standard output ({size_text(len(data))})"
+
+
+def packed(model: Model) -> bytes:
+    """Return the msgpack form of a model."""
+    from flowgrad.ir.pack import pack
+
+    return pack(with_roles(model.graph, model.roles))
+
+
+def write_bytes_on_stdout(data: bytes, what: str) -> None:
+    """Write bytes on standard output. Raises InputError if that is a terminal."""
+    if sys.stdout.isatty():
+        raise InputError(f"{what} is binary, and standard output is a terminal: lead it into a file or a pipe, or name a file",
+                         code="usage")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def _write_text(path: Path, model: Model) -> str:
@@ -199,13 +250,28 @@ def _exactly(stream: BinaryIO, size: int, where: str) -> bytes:
     return data
 
 
-def save_arrays(path: str, arrays: dict[str, Array]) -> None:
-    """Write arrays as ``.npz`` under any names, whole or not at all. Raises SaveError."""
-    with new_file(Path(path)) as new:
-        with zipfile.ZipFile(new.stream, "w", allowZip64=True) as archive:
-            for name, array in arrays.items():
-                _write_member(archive, name, array)
+def save_arrays(target: str, arrays: dict[str, Array]) -> str:
+    """Write arrays as ``.npz`` under any names, whole or not at all; ``-`` is standard output. Return a sentence about it.
+
+    Raises SaveError.
+    """
+    if target == "-":
+        stream = io.BytesIO()
+        _write_npz(stream, arrays)
+        write_bytes_on_stdout(stream.getvalue(), "an .npz file")
+        return f"wrote npz on standard output ({size_text(len(stream.getvalue()))})"
+    path = Path(target)
+    replacing = path.exists()
+    with new_file(path) as new:
+        _write_npz(new.stream, arrays)
         new.finish()
+    return wrote(path, replacing)
+
+
+def _write_npz(stream: BinaryIO, arrays: dict[str, Array]) -> None:
+    with zipfile.ZipFile(stream, "w", allowZip64=True) as archive:
+        for name, array in arrays.items():
+            _write_member(archive, name, array)
 
 
 def _write_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:

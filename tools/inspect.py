@@ -19,7 +19,7 @@ SHOWN = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.epilog = "example: flowgrad inspect resnet.onnx --nodes"
+    parser.epilog = "example: flowgrad inspect mlp.onnx --nodes"
     parser.add_argument("graph", metavar="GRAPH", help=".msgpack, .onnx, IR text, or - for standard input")
     files.add_loading(parser)
     parser.add_argument("--nodes", action="store_true", help="print the graph in its text form")

@@ -64,7 +64,7 @@ class Report:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.epilog = "example: flowgrad light --models squeezenet,resnet50 --engines numpy,ort"
+    parser.epilog = "example: flowgrad light --models squeezenet --engines numpy"
     parser.add_argument("folder", nargs="?", metavar="FOLDER", help="where light_*.onnx are (default: those of onnx)")
     parser.add_argument("--models", metavar="A,B", help="only these")
     parser.add_argument("--engines", default="numpy,ort", metavar="A,B", help="numpy (always), ort (the exported model)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from flowgrad.ir.errors import safe_line, safe_text
+from flowgrad.runtime.profile import Event, session_event
 
 Report = TypeVar("Report", bound=Any)
 
@@ -22,8 +24,16 @@ def say(line: object) -> None:
 
 
 def say_json(data: Any) -> None:
-    """Print one JSON object on stdout, in printable ASCII."""
-    print(json.dumps(data).replace("\x7f", "\\u007f"), flush=True)
+    """Print one JSON object on stdout, in printable ASCII; floats that JSON has no numbers for are the texts nan, inf, -inf."""
+    print(json.dumps(_plain(data), allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _plain(item) for key, item in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain(item) for item in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def note(text: str, quiet: bool = False) -> None:
@@ -47,6 +57,18 @@ def print_as_they_come(reports: Iterable[Report], line: Callable[[Report], str],
 @contextlib.contextmanager
 def progress(what: str, quiet: bool = False, patience: float = 1.0) -> Iterator[None]:
     """Say ``what`` is going on once it has taken ``patience`` seconds: a spinner on a terminal, else one line."""
+    started = time.perf_counter_ns()
+    with _said(what, quiet, patience):
+        yield
+    PHASES.append(session_event(what, started, time.perf_counter_ns()))
+
+
+PHASES: list[Event] = []
+"""What the command has done so far, as events of a Chrome trace."""
+
+
+@contextlib.contextmanager
+def _said(what: str, quiet: bool, patience: float) -> Iterator[None]:
     if quiet:
         yield
         return

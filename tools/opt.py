@@ -21,9 +21,9 @@ from flowgrad.tools.notes import note, progress, say, say_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.epilog = "example: flowgrad opt mlp_grad.onnx - --passes fold,cse,dce --print-ir-after-change=diff"
+    parser.epilog = "example: flowgrad opt mlp_grad.msgpack - --passes fold,cse,dce --print-ir-after-change=diff"
     parser.add_argument("graph", metavar="GRAPH", nargs="?", help=".msgpack, .onnx, IR text, or -")
-    parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: text on stdout")
+    parser.add_argument("out", metavar="OUT", nargs="?", default="-", help=".msgpack, .onnx or .ir; default: - (stdout)")
     files.add_loading(parser)
     what = parser.add_argument_group("what to run")
     what.add_argument("--passes", metavar="STR", help='a pipeline, e.g. "fold{limit=1MiB},cse,dce"')
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         what.add_argument(f"-O{level}", dest="level", action="store_const", const=level, help=f"{passes} standard passes")
     what.add_argument("--skip", action="append", default=[], metavar="P", help="leave a pass out (repeatable)")
     what.add_argument("--load", action="append", default=[], metavar="F.py", help="a file of your own that declares passes")
-    what.add_argument("--opset", type=int, help="opset stamp of an .onnx file, if higher than needed")
+    files.add_saving(what)
     what.add_argument("--list", action="store_true", help="list the passes")
     look = parser.add_argument_group("what to show")
     look.add_argument("--print-ir-before", action="append", default=[], metavar="P")
@@ -89,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
         note(statistics.table())
     if arguments.verbose:
         _print_misses(result)
-    wrote = files.save_graph(result.model, arguments.out, arguments.opset)
+    wrote = files.save_graph(result.model, arguments.out, arguments.opset, arguments.emit)
     note(wrote, quiet or not wrote)
     if arguments.json and arguments.out != "-":
         say_json([{"pass": str(s.stage), "changed": s.changed, "seconds": s.seconds, "nodes": s.nodes_after,

@@ -24,7 +24,8 @@ def pick(value: str, index: str | int = "target") -> Pick:
     """Return a scalar to differentiate: the sum of one picked entry along the last axis of ``value``.
 
     With a name, ``index`` becomes an int64 input of the shape of ``value`` without its last axis (an input of that name
-    is used if there is one); with a number, that entry is picked everywhere.
+    is used if there is one); with a number, that entry is picked everywhere, and with ``"argmax"`` the greatest one (the first
+    of several).
 
     Examples:
         >>> picked = fg.grad(model, of=fg.pick("logits", index="label"), wrt="x")

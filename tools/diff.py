@@ -1,0 +1,135 @@
+"""``flowgrad diff A B``: what differs between two graphs; with inputs, what their outputs differ by."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from flowgrad.ir.compare import same_graph
+from flowgrad.ir.graph import Array, Graph, same_array
+from flowgrad.ir.text import format_node
+from flowgrad.ir.types import dtype_of
+from flowgrad.model import Model
+from flowgrad.tools import files, samples
+from flowgrad.tools.notes import note, progress, say, say_json
+from flowgrad.tools.run import tensors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.epilog = "example: flowgrad diff mlp.onnx mlp_grad.msgpack"
+    parser.add_argument("first", metavar="A", help=".msgpack, .onnx, IR text, or - for standard input")
+    parser.add_argument("second", metavar="B", help="the graph to compare it with")
+    parser.add_argument("--inputs", action="append", default=[], metavar="F",
+                        help="F.npz, or NAME=F.npy (repeatable): compare the outputs that both have")
+    parser.add_argument("--run", action="store_true", help="compare the outputs on seeded inputs that are made")
+    parser.add_argument("--seed", type=int, default=0, help="of these (default 0)")
+    parser.add_argument("--rtol", type=float, default=1e-5, help="relative tolerance of outputs (default 1e-5)")
+    parser.add_argument("--atol", type=float, default=1e-6, help="absolute tolerance of outputs (default 1e-6)")
+    files.add_loading(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare; exit code 1 if the graphs differ, or, where outputs are compared, if these do."""
+    quiet = arguments.quiet or arguments.json
+    models = []
+    for path in (arguments.first, arguments.second):
+        with progress(f"loading {path}", quiet):
+            models.append(files.load_graph(path, arguments.strict, arguments.input_shapes, arguments.limits))
+    first, second = models
+    lines = list(differences(first.graph, second.graph))
+    outputs = _outputs(first, second, arguments, quiet) if arguments.inputs or arguments.run else []
+    if arguments.json:
+        say_json({"same": not lines, "differences": lines, "outputs": outputs})
+    else:
+        for line in lines:
+            say(line)
+        for output in outputs:
+            say(f"output {output['name']}  {'ok' if output['close'] else 'DIFFERS'}  {output['reason']}")
+    note("the graphs are the same" if not lines else f"{len(lines)} differences", quiet)
+    return int(not all(o["close"] for o in outputs) if outputs else bool(lines))
+
+
+def differences(a: Graph, b: Graph) -> Iterator[str]:
+    """Yield a line for each input, constant, node and output that is in one graph only (- first, + second) or not the same."""
+    found = False
+    for line in (*_entries(a, b), *_constants(a, b), *_nodes(a, b)):
+        found = True
+        yield line
+    if not found and (rest := same_graph(a, b, origins=False)) is not None:
+        yield rest
+
+
+def _entries(a: Graph, b: Graph) -> Iterator[str]:
+    for what, mine, other in (("input", _inputs(a), _inputs(b)), ("output", _outputs_of(a), _outputs_of(b))):
+        yield from _changes({n: f"{what} {t}" for n, t in mine.items()}, {n: f"{what} {t}" for n, t in other.items()})
+
+
+def _inputs(graph: Graph) -> dict[str, str]:
+    return {v.name: f"%{v.name}: {v.type!r}" for v in graph.inputs}
+
+
+def _outputs_of(graph: Graph) -> dict[str, str]:
+    return {n.name: f"%{n.name}: {n.input(0).type!r}" for n in graph.output_entries}
+
+
+def _constants(a: Graph, b: Graph) -> Iterator[str]:
+    mine, other = ({v.name: v for v in g.constants if v.name} for g in (a, b))
+    yield from _changes({n: f"constant %{n}: {v.type!r}" for n, v in mine.items()},
+                        {n: f"constant %{n}: {v.type!r}" for n, v in other.items()})
+    for name in mine:
+        x, y = mine[name].producer.data, other[name].producer.data if name in other else None
+        if x is not None and y is not None and x.shape == y.shape and x.dtype == y.dtype and not same_array(x, y):
+            yield f"~ constant %{name}: {_distance(x, y)}"
+
+
+def _is_number(array: Array) -> bool:
+    return dtype_of(array.dtype).kind in ("float", "int", "uint", "bool")
+
+
+def _distance(x: Array, y: Array) -> str:
+    """Return by how much arrays of one shape and dtype differ."""
+    apart = int((x != y).sum())
+    if not _is_number(x):
+        return f"{apart} of {x.size} elements differ"
+    wide = np.abs(x.astype(np.float64) - y.astype(np.float64))
+    return f"{apart} of {x.size} elements differ, by up to {np.nanmax(wide, initial=0):.4g}"
+
+
+def _nodes(a: Graph, b: Graph) -> Iterator[str]:
+    yield from _changes(*({node.label or f"{node.op} {node.key}": format_node(node) for node in g.nodes()} for g in (a, b)))
+
+
+def _changes(mine: dict[str, str], other: dict[str, str]) -> Iterator[str]:
+    for name, text in mine.items():
+        if other.get(name) != text:
+            yield f"- {text}"
+            if name in other:
+                yield f"+ {other[name]}"
+    yield from (f"+ {text}" for name, text in other.items() if name not in mine)
+
+
+def _outputs(first: Model, second: Model, arguments: argparse.Namespace, quiet: bool) -> list[dict[str, Any]]:
+    """Return for each output of the first model whether the second has one like it."""
+    given = files.read_arrays(arguments.inputs)
+    made, _ = samples.sample_inputs(first.graph, arguments.seed, given)
+    feeds = {**given, **made}
+    with progress("running", quiet):
+        mine, others = (tensors(m({i.name: feeds[i.name] for i in m.inputs if i.name in feeds}), quiet) for m in (first, second))
+    return [{"name": name, **_compared(array, others.get(name), arguments.rtol, arguments.atol)} for name, array in mine.items()]
+
+
+def _compared(x: Array, y: Array | None, rtol: float, atol: float) -> dict[str, Any]:
+    if y is None:
+        return {"close": False, "reason": "only the first graph has it"}
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return {"close": False, "reason": f"{x.dtype.name}{list(x.shape)} and {y.dtype.name}{list(y.shape)}"}
+    if not dtype_of(x.dtype).is_float:
+        return {"close": bool((x == y).all()), "reason": _distance(x, y)}
+    p, q = x.astype(np.float64), y.astype(np.float64)
+    close = bool(np.allclose(p, q, rtol=rtol, atol=atol, equal_nan=True))
+    off = np.abs(p - q)
+    return {"close": close, "reason": f"off by up to {np.nanmax(off, initial=0):.4g}, largest element {np.nanmax(np.abs(p), initial=0):.4g}"}
