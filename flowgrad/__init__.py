@@ -16,8 +16,17 @@ from flowgrad.model import Model as Model
 from flowgrad.model import load as load
 from flowgrad.passes.manager import PassManager as PassManager
 from flowgrad.pipelines import from_sklearn as from_sklearn
+from flowgrad.runtime.bindings import IOBinding as IOBinding
+from flowgrad.runtime.bindings import OrtValue as OrtValue
 from flowgrad.runtime.engines import engines as engines
+from flowgrad.session import ExecutionMode as ExecutionMode
+from flowgrad.session import GraphOptimizationLevel as GraphOptimizationLevel
 from flowgrad.session import InferenceSession as InferenceSession
+from flowgrad.session import RunOptions as RunOptions
+from flowgrad.session import SessionOptions as SessionOptions
+from flowgrad.session import get_all_providers as get_all_providers
+from flowgrad.session import get_available_providers as get_available_providers
+from flowgrad.session import get_device as get_device
 from flowgrad.transforms.batching import vmap as vmap
 from flowgrad.transforms.checkpointing import checkpoint as checkpoint
 from flowgrad.transforms.curvature import fisher as fisher

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,8 +60,8 @@ def _zoo_entry(folder: Path, model: Path) -> None:
     shutil.copy(model, folder / "model.onnx")
     feeds = {"x": np.ones((2, 4), np.float32), "target": np.array([0, 2])}
     found = fg.vjp(fg.load(model), "loss", "x")({**feeds, "loss_grad": np.float32(1)})
-    np.savez(folder / "data.npz", **{f"in/{n}": a for n, a in feeds.items()}, **{"out/loss": found["loss"], "ct/loss": np.float32(1),
-                                                                                 "grad/x": found["x_grad"]})
+    arrays: dict[str, Any] = {f"in/{n}": a for n, a in feeds.items()}
+    np.savez(folder / "data.npz", **arrays | {"out/loss": found["loss"], "ct/loss": np.float32(1), "grad/x": found["x_grad"]})
     (folder / "meta.json").write_text(json.dumps({
         "inputs": [{"name": "x"}, {"name": "target"}], "outputs": [{"name": "loss", "cotangent": 1}],
         "gradients": [{"name": "x", "max_abs": float(np.abs(found["x_grad"]).max()), "floor": 1e-7}]}))
