@@ -182,6 +182,36 @@ def test_probabilities_that_were_divided_by_their_sum_are_refused(divisor: str) 
         fg.with_loss(model, "softmax_cross_entropy")
 
 
+@pytest.mark.parametrize("body", [
+    "%e: f32[N,3] = Exp(%x) %s: f32[N,1] = ReduceSum(%e, [-1]) {keepdims=1} %y: f32[N,3] = Div(%e, %s)",
+    "%m: f32[N,1] = ReduceMax(%x, [-1]) {keepdims=1} %c: f32[N,3] = Sub(%x, %m) %e: f32[N,3] = Exp(%c) "
+    "%s: f32[N,1] = ReduceSum(%e, [-1]) {keepdims=1} %r: f32[N,1] = Reciprocal(%s) %y: f32[N,3] = Mul(%r, %e)",
+    "%p: f32[N,3] = Softmax(%x) %y: f32[N,3] = LpNormalization(%p) {p=1, axis=-1}",
+    "%p: f32[N,3] = Softmax(%x) %s: f32[N,1] = ReduceL1(%p, [-1]) {keepdims=1} %d: f32[N,1] = Clip(%s, 1e-12) %y: f32[N,3] = Div(%p, %d)",
+    "%p: f32[N,3] = Softmax(%x) %s: f32[N,1] = ReduceSum(%p, [-1]) {keepdims=1} %d: f32[N,1] = Add(%s, 1e-8) %y: f32[N,3] = Div(%p, %d)",
+    "%p: f32[N,3] = Softmax(%x) %s: f32[N,1] = ReduceSum(%p, [-1]) {keepdims=1} %d: f32[N,1] = Max(1e-8, %s) %y: f32[N,3] = Div(%p, %d)",
+    "%p: f32[N,3] = Softmax(%x) %y: f32[N,3] = Clip(%p, 1e-7, 0.9999999)",
+    "%n: f32[N,3] = Neg(%x) %e: f32[N,3] = Exp(%n) %a: f32[N,3] = Add(1.0, %e) %y: f32[N,3] = Reciprocal(%a)",
+    "%n: f32[N,3] = Neg(%x) %e: f32[N,3] = Exp(%n) %a: f32[N,3] = Add(%e, 1.0) %y: f32[N,3] = Div(1.0, %a)",
+], ids=["quotient", "shifted", "norm", "clipped", "guarded", "maximum", "bounds", "reciprocal", "logistic"])
+def test_a_softmax_and_a_sigmoid_are_known_however_they_are_written(body: str) -> None:
+    model = fg.load(f"graph @g (%x: f32[N,3]) -> (%y: f32[N,3]) {{ {body} }}".encode())
+    with pytest.raises(InputError, match="give it the logits, output='x'"):
+        fg.with_loss(model, "softmax_cross_entropy")
+
+
+@pytest.mark.parametrize("body", [
+    "%e: f32[N,3] = Exp(%x) %y: f32[N,3] = Identity(%e)",
+    "%p: f32[N,3] = Softmax(%x) %y: f32[N,3] = LpNormalization(%p) {p=2, axis=-1}",
+    "%p: f32[N,3] = Softmax(%x) %y: f32[N,3] = Log(%p)",
+    "%y: f32[N,3] = LogSoftmax(%x)",
+    "%e: f32[N,3] = Exp(%x) %a: f32[N,3] = Add(%e, 1.0) %y: f32[N,3] = Reciprocal(%a)",
+])
+def test_other_scores_are_taken(body: str) -> None:
+    model = fg.load(f"graph @g (%x: f32[N,3]) -> (%y: f32[N,3]) {{ {body} }}".encode())
+    assert fg.with_loss(model, "softmax_cross_entropy").outputs[-1].name == "loss"
+
+
 def test_a_quotient_of_other_things_is_no_share() -> None:
     model = fg.load(b"""graph @g (%x: f32[N,3]) -> (%y: f32[N,3]) {
         %p: f32[N,3] = Softmax(%x) {axis=-1}

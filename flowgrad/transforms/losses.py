@@ -10,13 +10,13 @@ import numpy as np
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
-from flowgrad.ir.graph import ENTRIES, INITIALIZER, Array, Graph, Node, Value
+from flowgrad.ir.graph import INITIALIZER, Array, Graph, Value
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.operands import permuted
-from flowgrad.ir.ops.registry import OpDef, Trait, opdef
 from flowgrad.ir.types import INT64, Type, merge_types
 from flowgrad.model import Model
 from flowgrad.passes.selection import add_named_input, find_input, find_value, only_float_output
+from flowgrad.transforms.logits import squashed
 
 Reduction = Literal["mean", "sum", "none"]
 Labels = Literal["indices", "probabilities"]
@@ -128,30 +128,11 @@ def _check_options(name: str, options: Options, takes: Sequence[str]) -> None:
 
 def _check_logits(name: str, y: Value, inverse: Sequence[str]) -> None:
     """Raise InputError if ``y`` went through the function that the loss applies itself."""
-    node = y.producer
-    while node.op not in ENTRIES and (_only_moves(opdef(node.op)) or _is_share(node)):
-        node = node.input(0).producer
-    if node.op in inverse:
-        raise InputError(f"{y.name!r} is the {node.op} of {node.input(0).name!r}, and {name!r} applies one itself: give it the "
-                         f"logits, output={node.input(0).name!r}", code="logits")
-
-
-def _only_moves(definition: OpDef) -> bool:
-    """Return whether an op gives the elements it is given, perhaps in another type."""
-    return Trait.VIEW in definition.traits or (Trait.LINEAR in definition.traits and bool(definition.dtype_attributes))
-
-
-def _is_share(node: Node) -> bool:
-    """Return whether a node divides a value by the sum of its elements (1 if that is 0), as converters of classifiers write."""
-    if node.op != "Div":
-        return False
-    whole, divisor = node.input(0), node.input(1).producer
-    if divisor.op == "Where":
-        divisor = divisor.input(2).producer
-    if divisor.op not in ("ReduceSum", "ReduceL1"):
-        return False
-    summed = divisor.input(0)
-    return summed is whole or (summed.producer.op == "Abs" and summed.producer.input(0) is whole)
+    found = squashed(y) if inverse else None
+    if found is not None and found[0] in inverse:
+        op, logits = found
+        raise InputError(f"{y.name!r} is the {op} of {logits.name!r}, and {name!r} applies one itself: give it the "
+                         f"logits, output={logits.name!r}", code="logits")
 
 
 def input_of(graph: Graph, name: str, type_: Type) -> Value:
