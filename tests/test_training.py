@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +210,104 @@ def test_wrong_loops_say_the_way_out(classifier: fg.Model, tmp_path: Path) -> No
     path.write_bytes(b"nothing")
     with pytest.raises(LoadError, match="is no checkpoint of fit"):
         fg.fit(step, batches(), checkpoint=path)
+
+
+# ---- running statistics ---------------------------------------------------------------------------------------------------
+
+
+def normalised() -> fg.Model:
+    return fg.load(b"""graph @g (%x: f64[N,3], %t: f64[N,2]) -> (%y: f64[N,2], %loss: f64[])
+    initializers (%w: f64[3,2] = [[1,0],[0.5,1],[-1,0.25]], %s: f64[2] = [1,2], %b: f64[2] = [0,0.5], %m: f64[2] = [0,0], %v: f64[2] = [1,1]) {
+        %h: f64[N,2] = MatMul(%x, %w)
+        %y: f64[N,2] = BatchNormalization(%h, %s, %b, %m, %v) {training_mode=1, momentum=0.75, epsilon=1e-5}
+        %d: f64[N,2] = Sub(%y, %t)
+        %q: f64[N,2] = Mul(%d, %d)
+        %loss: f64[] = ReduceMean(%q) {keepdims=0}
+    }""")
+
+
+def test_running_statistics_follow_the_batches() -> None:
+    model, rng = normalised(), np.random.default_rng(5)
+    step = fg.train_step(model, "sgd", of="loss", learning_rate=0.1)
+    following = fg.next_inputs(step)
+    assert list(following.values()) == ["w", "s", "b", "m", "v", "step"]
+    mean, variance = np.zeros(2), np.ones(2)
+    state: dict[str, Array] = {}
+    for _ in range(5):
+        x, t = rng.standard_normal((6, 3)), rng.standard_normal((6, 2))
+        hidden = x @ state.get("w", model.params["w"].value)
+        mean, variance = 0.75 * mean + 0.25 * hidden.mean(0), 0.75 * variance + 0.25 * hidden.var(0)
+        result = step(x=x, t=t, **state)
+        state = {following[n]: a for n, a in result.items() if n in following}
+        np.testing.assert_allclose(state["m"], mean, rtol=1e-12)
+        np.testing.assert_allclose(state["v"], variance, rtol=1e-12)
+    fitted = fg.fit(step, [{"x": x, "t": t}])
+    assert set(fitted.weights(model)) == {"w", "s", "b", "m", "v"}
+
+
+def test_running_statistics_are_kept_by_onnxruntime_alike() -> None:
+    pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(5)
+    model = normalised().astype("float32")
+    batches = [{"x": rng.standard_normal((6, 3)).astype(np.float32), "t": rng.standard_normal((6, 2)).astype(np.float32)} for _ in range(4)]
+    step = fg.train_step(model, "sgd", of="loss", learning_rate=0.1)
+    here, there = fg.fit(step, batches).state, fg.fit(step, batches, engine="ort").state
+    for name, array in here.items():
+        np.testing.assert_allclose(there[name], array, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_statistics_stay_and_several_patterns_are_a_list() -> None:
+    step = fg.train_step(normalised(), "sgd", of="loss", frozen=["m", "v", "w"])
+    assert list(fg.next_inputs(step).values()) == ["s", "b", "step"]
+    with pytest.raises(InputError, match=r"several patterns are a list: frozen=\['m', 'v'\]"):
+        fg.train_step(normalised(), "sgd", of="loss", frozen="m,v")
+
+
+def test_statistics_that_two_nodes_share_are_refused() -> None:
+    text = str(normalised()).replace("%d: f64[N,2] = Sub(%y", "%z: f64[N,2] = BatchNormalization(%y, %s, %b, %m, %v) "
+                                     "{training_mode=1}\n  %d: f64[N,2] = Sub(%z")
+    with pytest.raises(InputError, match="'m' is shared by several BatchNormalization"):
+        fg.train_step(fg.load(text.encode()), "sgd", of="loss")
+    assert "m_new" not in fg.next_inputs(fg.train_step(fg.load(text.encode()), "sgd", of="loss", frozen=["m", "v"]))
+
+
+# ---- killed ---------------------------------------------------------------------------------------------------------------
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import flowgrad as fg
+
+step = fg.train_step(fg.load("tests/data/mlp.onnx"), "adam", of="loss", learning_rate=0.05)
+rng = np.random.default_rng(0)
+batches = [{"x": rng.standard_normal((8, 4)).astype(np.float32), "target": rng.integers(0, 3, 8)} for _ in range(10)]
+
+def rate(number):
+    if number == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0.05 / (1 + number)
+
+fitted = fg.fit(step, batches, epochs=3, learning_rate=rate, checkpoint=sys.argv[1], every=4, engine=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("engine", ["numpy", "ort"])
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills as POSIX does")
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, engine: str) -> None:
+    library = pytest.importorskip("safetensors.numpy")
+    if engine == "ort":
+        pytest.importorskip("onnxruntime")
+    root = Path(__file__).resolve().parent.parent
+
+    def run(name: str, kill_at: int) -> int:
+        words = [sys.executable, "-c", KILLED, str(tmp_path / name), engine, str(kill_at)]
+        return subprocess.run(words, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}).returncode
+
+    assert run("whole.safetensors", -1) == 0
+    for at in (6, 17, 23):
+        assert run("part.safetensors", at) == -signal.SIGKILL
+    assert run("part.safetensors", -1) == 0
+    whole, part = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("whole", "part"))
+    assert whole == part
+    assert library.load(whole)["step"] == 30

@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.ir.arguments import is_word
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
-from flowgrad.ir.graph import CONSTANT, DEFAULT, Value
+from flowgrad.ir.graph import CONSTANT, DEFAULT, Graph, Node, Value
 from flowgrad.ir.ops.operands import sum_of
 from flowgrad.ir.types import FLOAT64, INT64
 from flowgrad.model import Model
@@ -89,7 +89,8 @@ def train_step(
     The weights in ``wrt`` that no pattern in ``frozen`` matches, the states of the optimizer and the input
     ``learning_rate`` have defaults (what they are, zeros, the given number), so that the first step takes a batch alone.
     Feed what comes out into the next step: ``next_inputs`` says which input each output becomes; what stands for ``w`` is
-    called ``w_new``. The outputs are the loss ``of`` (default: the only scalar output), the weights, the states.
+    called ``w_new``. The outputs are the loss ``of`` (default: the only scalar output), the weights, the running statistics of
+    every BatchNormalization that is in training mode (unless ``frozen``), the states.
 
     Optimizers, g the gradient, each setting with its default:
 
@@ -102,13 +103,17 @@ def train_step(
     ``clip_norm`` scales all gradients together down to that norm. Weights narrower than float32 are updated in it and
     rounded. Raises InputError for unknown names and settings, and for weights that are computed.
 
+    In an exported step the weights are inputs that have a value, which onnxruntime warns of as it loads the file: its
+    ``SessionOptions.log_severity_level = 3`` keeps it quiet.
+
     Examples:
         >>> step = fg.train_step(model, "sgd", of="loss", frozen=["b*"], learning_rate=0.1)
         >>> step(batch).keys()
         dict_keys(['loss', 'w1_new', 'w2_new', 'step_new'])
     """
     declared = _declared(optimizer, settings)
-    chosen = _unfrozen(model, wrt, as_list(frozen))
+    patterns = as_list(frozen)
+    chosen = _unfrozen(model, wrt, patterns)
     first = value_and_grad(model, of, chosen)
     graph = first.graph.copy()
     loss, *entries = graph.output_entries
@@ -129,6 +134,7 @@ def train_step(
                        {**declared.settings, **settings}, name)
         carried.append((weight, b.cast_like(declared.rule(made), weight)))
         states += made.states.values()
+    carried += _running_statistics(b, patterns)
     result = Model(graph, notes=first.notes)
     for old, new in [*carried, *states, (before, after)]:
         entry = graph.add_output(new, graph.unique_output_name(f"{old.name}_new"))
@@ -161,12 +167,15 @@ def _declared(name: str, settings: dict[str, float]) -> _Declared:
 def _unfrozen(model: Model, wrt: Names, frozen: Sequence[str]) -> list[str]:
     """Return the names in ``wrt`` that no pattern in ``frozen`` matches."""
     names = [v.name for v in find_wrt(model.graph.copy(), wrt)]
+    known = [*names, *(v.name for node in _in_training_mode(model.graph) for v in node.operands[3:])]
     for pattern in frozen:
         if not isinstance(pattern, str):
             raise InputError(f"frozen takes names and patterns of names, not {type(pattern).__name__}", code="type")
-        if not fnmatch.filter(names, pattern):
-            raise InputError(f"frozen={pattern!r} matches none of {', '.join(names[:12])}{suggestion(pattern, names)}", code="name")
-    chosen = [n for n in names if not any(fnmatch.fnmatchcase(n, pattern) for pattern in frozen)]
+        if not fnmatch.filter(known, pattern):
+            several = [p for p in pattern.replace(",", " ").split() if fnmatch.filter(known, p)]
+            hint = f"; several patterns are a list: frozen={several!r}" if len(several) > 1 else suggestion(pattern, known)
+            raise InputError(f"frozen={pattern!r} matches none of {', '.join(known[:12])}{hint}", code="name")
+    chosen = [n for n in names if not _is_frozen(n, frozen)]
     if not chosen:
         raise InputError("every weight is frozen: there is nothing to train", code="name")
     computed = [n for n in chosen if model.graph.value(n).producer.op != CONSTANT]
@@ -174,6 +183,32 @@ def _unfrozen(model: Model, wrt: Names, frozen: Sequence[str]) -> list[str]:
         raise InputError(f"{', '.join(map(repr, computed))} are no stored weights, so a step cannot give them new values: leave "
                          "them out of wrt, or name them in frozen", code="name")
     return chosen
+
+
+def _is_frozen(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _in_training_mode(graph: Graph) -> list[Node]:
+    """Return the nodes that normalise by the statistics of the batch, and keep running ones."""
+    return [node for node in graph.nodes() if node.op == "BatchNormalization" and node.attributes.get("training_mode")]
+
+
+def _running_statistics(b: Builder, frozen: Sequence[str]) -> list[tuple[Value, Value]]:
+    """Return what running means and variances are before and after the step. InputError if two nodes keep them in one place."""
+    carried: dict[Value, Value] = {}
+    for node in _in_training_mode(b.graph):
+        for slot, name in ((3, "running_mean"), (4, "running_var")):
+            before = node.input(slot)
+            if _is_frozen(before.name, frozen):
+                continue
+            if before.producer.op != CONSTANT or before in carried:
+                what = "shared by several" if before in carried else "no stored weight of a"
+                raise InputError(f"{before.name!r} is {what} BatchNormalization in training mode, so a step cannot give it a new value: "
+                                 "name it in frozen", code="name")
+            b.graph.set_role(before, DEFAULT)
+            carried[before] = b.residual(node, name)
+    return list(carried.items())
 
 
 def _clipped(b: Builder, gradients: Sequence[Value], limit: float | None) -> list[Value]:
