@@ -29,6 +29,13 @@ TINY = 1e-12
 """A gradient of less than this norm has no direction."""
 
 
+__all__ = ["FGSM", "PGD"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 class _Attack:
     def __init__(self, model: Model, eps: float, norm: Norm, bounds: tuple[float, float] | None, targeted: bool, loss: Climbed,
                  output: str | None, input: str | None, others: Mapping[str, Any] | None, engine: str, threads: int | None,
@@ -104,6 +111,8 @@ class FGSM(_Attack):
 class PGD(_Attack):
     """Steps along the gradient, each taken back to where the example may be; the best of ``restarts`` random starts stays.
 
+    ``alpha`` is another name of ``step_size``, the one that torchattacks has.
+
     Examples:
         >>> attack = fg.attack.PGD(fg.extract(model, outputs="logits"), eps=3.0, step_size=1.0, steps=5, bounds=None)
         >>> labels = fg.extract(model, outputs="logits")(x=batch["x"])["logits"].argmax(1)
@@ -115,8 +124,9 @@ class PGD(_Attack):
                  bounds: tuple[float, float] | None = (0, 1), targeted: bool = False, random_start: bool = True,
                  restarts: int = 1, seed: int = 0, loss: Climbed = "cross_entropy", output: str | None = None,
                  input: str | None = None, others: Mapping[str, Any] | None = None, engine: str = "numpy",
-                 threads: int | None = None, batch: int = 64) -> None:
+                 threads: int | None = None, batch: int = 64, alpha: float | None = None) -> None:
         super().__init__(model, eps, norm, bounds, targeted, loss, output, input, others, engine, threads, batch)
+        step_size = step_size if alpha is None else alpha
         if steps < 1 or restarts < 1 or not step_size > 0:
             raise InputError(f"steps and restarts are 1 or more and step_size above 0, got {steps}, {restarts}, {step_size!r}",
                              code="option")

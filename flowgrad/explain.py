@@ -24,6 +24,13 @@ TARGET = "attribution_target"
 """The input that holds the classes, if its name is free."""
 
 
+__all__ = ["GuidedBackprop", "InputXGradient", "IntegratedGradients", "LayerGradCam", "Saliency", "SmoothGrad"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Method(Protocol):
     """What attributes the output to the elements of an input."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 import numpy as np
 
@@ -48,13 +48,41 @@ class ValueInfo:
     shape: tuple[int | str, ...] | None
     reason: str = ""
     included: bool = True
+    _data: Array | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def value(self) -> Array:
+        """The array of a parameter that is stored: read-only, as the model holds it. Raises InputError for what is computed."""
+        if self._data is None:
+            raise InputError(f"{self.name!r} is not stored in the model: it is an input, or computed", code="name")
+        return self._data
+
+
+class Params(list[ValueInfo]):
+    """Parameter candidates in order; ``params["w"]`` is the one of that name, ``params["w"].value`` its array."""
+
+    @overload
+    def __getitem__(self, key: SupportsIndex | str, /) -> ValueInfo: ...
+
+    @overload
+    def __getitem__(self, key: slice, /) -> list[ValueInfo]: ...
+
+    def __getitem__(self, key: SupportsIndex | str | slice, /) -> ValueInfo | list[ValueInfo]:
+        """Return by place or by name. Raises InputError for an unknown name."""
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        found = next((info for info in self if info.name == key), None)
+        if found is None:
+            names = [info.name for info in self]
+            raise InputError(f"no parameter {key!r}{suggestion(key, names)}; there are: {', '.join(names[:12]) or 'none'}", code="name")
+        return found
 
 
 def info_of(value: Value, name: str = "", reason: str = "", included: bool = True) -> ValueInfo:
     """Return the ValueInfo of a value, under its own or another name."""
     shape = value.type.shape
     shown = None if shape is None else tuple(repr(d) if isinstance(d, Dim) else d for d in shape)
-    return ValueInfo(name or value.name, value.type.dtype.name, shown, reason, included)
+    return ValueInfo(name or value.name, value.type.dtype.name, shown, reason, included, value.producer.data)
 
 
 class Model:
@@ -124,14 +152,16 @@ class Model:
         return [info_of(n.input(0), n.name) for n in self._graph.output_entries]
 
     @kept
-    def params(self) -> list[ValueInfo]:
-        """Every parameter candidate with the reason why ``wrt="params"`` includes it or not.
+    def params(self) -> Params:
+        """Every parameter candidate with the reason why ``wrt="params"`` includes it or not; ``params["w"].value`` is an array.
 
         Examples:
             >>> [value.name for value in model.params if value.included]
             ['w1', 'b1', 'w2', 'b2']
+            >>> model.params["w1"].value.shape
+            (4, 8)
         """
-        return [info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph)]
+        return Params(info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph))
 
     @property
     def sparsity(self) -> dict[str, Sparsity]:

@@ -150,6 +150,8 @@ def test_a_budget_needs_shapes() -> None:
     most = peak(plain, x=(512, WIDTH))
     small = fg.checkpoint(plain, memory=most // 2, shapes=shapes)
     assert peak(small, x=(512, WIDTH)) <= most // 2
+    by_dim = fg.checkpoint(plain, memory=most // 2, shapes={"N": 512})
+    assert peak(by_dim, x=(512, WIDTH)) == peak(small, x=(512, WIDTH))
     guessed = fg.checkpoint(plain)
     assert peak(guessed, x=(512, WIDTH)) < most
     feeds = feeds_of(plain, extent=7)

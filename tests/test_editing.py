@@ -147,3 +147,15 @@ def test_weights_are_read_and_get_other_values_and_shapes() -> None:
         model.with_params({"w2": np.ones((7, 3), np.float32)})
     with pytest.raises(InputError, match="'w2' is f32"):
         model.with_params({"w2": np.ones((8, 3))})
+
+
+def test_parameters_are_found_by_name_and_hold_their_arrays() -> None:
+    model = fg.load("tests/data/mlp.onnx")
+    assert model.params["w1"] is model.params[0] and [p.name for p in model.params[1:]] == ["b1", "w2", "b2"]
+    np.testing.assert_array_equal(model.params["w1"].value, model.state_dict()["w1"])
+    with pytest.raises(ValueError, match="read-only"):
+        model.params["w1"].value[0] = 1
+    with pytest.raises(InputError, match="no parameter 'w3'; there are: w1, b1"):
+        model.params["w3"]
+    with pytest.raises(InputError, match="'x' is not stored in the model"):
+        assert model.inputs[0].value is None

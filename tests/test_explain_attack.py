@@ -176,6 +176,13 @@ def test_projected_steps() -> None:
         x = np.clip(IMAGES + np.clip(x + 0.03 * np.sign(loss_slopes(x, LABELS)) - IMAGES, -0.08, 0.08), 0, 1)
     found = fg.attack.PGD(network(), 0.08, 0.03, 5, random_start=False)(IMAGES, LABELS)
     np.testing.assert_allclose(found, x, rtol=1e-12)
+    alpha = fg.attack.PGD(network(), eps=0.08, alpha=0.03, steps=5, random_start=False)
+    np.testing.assert_array_equal(alpha(IMAGES, LABELS), found)
+
+
+def test_modules_show_what_they_are_for() -> None:
+    assert dir(fg.attack) == ["FGSM", "PGD"] and "Saliency" in dir(fg.explain) and "np" not in dir(fg.explain)
+    assert all(hasattr(module, name) for module in (fg.attack, fg.explain) for name in dir(module))
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from flowgrad.ir.errors import FlowgradError, InputError, LimitError, suggestion
+from flowgrad.ir.fixed_shapes import Shapes, fixed_shapes
 from flowgrad.ir.graph import Graph, Value
 from flowgrad.ir.reach import needed_nodes
 from flowgrad.ir.types import Type
@@ -26,8 +27,6 @@ from flowgrad.passes.selection import as_list, find_value
 from flowgrad.runtime.forecast import Forecast, forecast
 from flowgrad.transforms.task import stage
 
-Shapes = Mapping[str, Sequence[int]]
-
 
 @stage
 def checkpoint(model: Model, policy: str | Sequence[str] = "sqrt", *, memory: int | str | None = None,
@@ -42,8 +41,8 @@ def checkpoint(model: Model, policy: str | Sequence[str] = "sqrt", *, memory: in
     - names of values of the forward part: those, and what else crosses the graph where they are made.
 
     With ``memory`` (bytes, or text like ``"2GiB"``) as much is kept as fits: the planned peak of a run, beside feeds and
-    weights, is at most that. ``shapes`` gives the shapes of inputs whose extents are not known; without them, extents with
-    names count alike, and ``memory`` cannot be asked for. Random numbers are drawn once, and kept.
+    weights, is at most that. ``shapes`` gives the shapes of inputs whose extents are not known, ``{"x": (512, 4)}``, or the extents
+    of named dims, ``{"N": 512}``; without them, extents with names count alike, and ``memory`` cannot be asked for. Random numbers are drawn once, and kept.
 
     Raises InputError for a model without a gradient and for unknown names, LimitError with the least peak that can be reached
     if ``memory`` is less.
@@ -84,13 +83,14 @@ class _Checkpointing:
                 graph.pin(find_value(graph, name))
             model = model.with_graph(graph)
         self.model = model.optimized()
-        self.open = [v.name for v in self.model.graph.inputs if not v.type.is_static and v.name not in shapes]
-        self.shapes = _complete(self.model.graph, shapes)
+        types = fixed_shapes({v.name: v.type for v in self.model.graph.inputs}, shapes).types
+        self.open = [name for name, type_ in types.items() if not type_.is_static]
+        self.shapes = {name: _guessed(type_) for name, type_ in types.items()}
         self.before = self.judged(self.model.graph)
         self.graph = self.model.graph.copy()
         self.parts = _parts(self.graph, model)
-        types = self.before.types if self.before is not None else {}
-        self.bytes = {v: bytes_of(types.get(v.name, v.type)) for v in self.graph.values.values()}
+        known = self.before.types if self.before is not None else {}
+        self.bytes = {v: bytes_of(known.get(v.name, v.type)) for v in self.graph.values.values()}
         self.tape = record(self.graph, self.parts, self.size)
         self.cutter = Cutter(self.tape)
 
@@ -123,7 +123,8 @@ class _Checkpointing:
     def within(self, budget: int) -> Model:
         """Return the model that computes least again within ``budget`` bytes."""
         if self.open or self.before is None:
-            raise InputError(f"memory needs the shapes of {', '.join(map(repr, self.open))}: give shapes=", code="missing")
+            raise InputError(f"memory needs the shapes of {', '.join(map(repr, self.open))}: give shapes={{'x': (32, 4)}}, or extents of "
+                             "dims, shapes={'N': 32}", code="missing")
         if not self.before.complete:
             raise InputError("some extents are known only when the model runs, so no peak can be promised", code="open")
         if self.before.peak_bytes <= budget:
@@ -170,16 +171,8 @@ def _peak(tried: tuple[Graph, Forecast | None]) -> float:
     return math.inf if tried[1] is None else tried[1].peak_bytes
 
 
-def _complete(graph: Graph, shapes: Shapes) -> Shapes:
-    """Return the shapes of all inputs, with NOMINAL_EXTENT for each extent that is not known. Raises InputError."""
-    inputs = {v.name: v.type for v in graph.inputs}
-    for name in shapes:
-        if name not in inputs:
-            raise InputError(f"no input {name!r}{suggestion(name, inputs)}", code="name")
-    return {name: tuple(shapes[name]) if name in shapes else _guessed(type_) for name, type_ in inputs.items()}
-
-
 def _guessed(type_: Type) -> tuple[int, ...]:
+    """Return a shape with NOMINAL_EXTENT for each extent that is not known."""
     return tuple(d if isinstance(d, int) else NOMINAL_EXTENT for d in type_.shape or ())
 
 
