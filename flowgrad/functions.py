@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ir.arguments import check_flag
+from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import CONSTANT, Array, Value
+from flowgrad.ir.ops.operands import sum_of
 from flowgrad.model import Model
 from flowgrad.passes.selection import Names, Of, Pick, find_of, find_scalar, find_wrt
 from flowgrad.transforms.derivatives import hvp, value_and_grad
@@ -20,6 +22,9 @@ from flowgrad.transforms.jacobians import jacobian
 
 Bounds = Mapping[str, tuple[Any, Any]]
 """The least and the largest value of a variable; None for none, arrays for each element."""
+
+WEIGHED = "weighed_outputs"
+"""The scalar whose Hessian a vector function with weights has."""
 
 Key = tuple[tuple[str, tuple[int, ...], bytes], ...]
 """What a run was given: names, shapes and contents of its arrays."""
@@ -81,7 +86,9 @@ class _Function(ABC):
     """What scalar and vector functions share: variables, fixed inputs, programs made when first asked for."""
 
     def __init__(self, model: Model, wrt: Names, fixed: Mapping[str, Any] | None, start: Mapping[str, Any] | None,
-                 bounds: Bounds | None, dtype: str | None, engine: str, threads: int | None) -> None:
+                 bounds: Bounds | None, sparse: bool, dtype: str | None, engine: str, threads: int | None) -> None:
+        check_flag("sparse", sparse)
+        self.sparse = sparse
         self.model = model if dtype is None else model.astype(dtype)
         self.variables = _Variables(self.model, wrt, start or {}, bounds or {})
         self.wrt = self.variables.names
@@ -146,14 +153,31 @@ class _Function(ABC):
     def _made(self, kind: str) -> Model:
         return self._derived(kind)[0]
 
+    def _hessian(self, result: Mapping[str, Array]) -> Any:
+        pairs = {w: name for (role, _, w), name in self._made("hess").roles.items() if role == "hessian"}
+        return self._matrix("hess", result, [[pairs[f"{n},{u}"] for u in self.wrt] for n in self.wrt])
+
+    def _matrix(self, kind: str, result: Mapping[str, Array], names: Sequence[Sequence[str]]) -> Any:
+        """Return the blocks called ``names``, each with columns for the variable of its place, as one matrix."""
+        if self.sparse:
+            from scipy.sparse import block_array
+
+            patterns = self._made(kind).sparsity
+            return block_array([[patterns[n].matrix(result[n]) for n in row] for row in names], format="csr")
+        sizes = [math.prod(s) for s in self.variables.shapes.values()]
+        rows = [[np.asarray(result[n], np.float64).reshape(-1, size) for n, size in zip(row, sizes, strict=True)]
+                for row in names]
+        return np.block(rows) if rows else np.zeros((0, 0))
+
 
 class Objective(_Function):
     """A scalar of a model as a function of one float64 vector: ``minimize(f.fun, f.x0, jac=f.jac, hessp=f.hessp)``.
 
     ``of`` is the scalar (default: the only scalar output), ``wrt`` the variables: they lie in the vector one after the other,
     each flat. Other inputs are ``fixed``, or given by name with every call. ``start`` says where variables start (weights
-    have a value, other inputs of static shape are zeros), ``bounds`` their least and largest values. The model computes in
-    ``dtype``; None leaves it as it is. Vectors of any real type are taken. Raises like ``grad``.
+    have a value, other inputs of static shape are zeros), ``bounds`` their least and largest values. With ``sparse``, Hessians
+    are ``scipy.sparse`` arrays of a fixed pattern; that needs SciPy, and static shapes. The model computes in ``dtype``;
+    None leaves it as it is. Vectors of any real type are taken. Raises like ``grad``.
 
     Examples:
         >>> objective = fg.Objective(model, of="loss", wrt="params", fixed=batch)
@@ -162,13 +186,15 @@ class Objective(_Function):
     """
 
     def __init__(self, model: Model, of: str | Pick | None = None, wrt: Names = "inputs", *, fixed: Mapping[str, Any] | None = None,
-                 start: Mapping[str, Any] | None = None, bounds: Bounds | None = None, dtype: str | None = "float64",
-                 engine: str = "numpy", threads: int | None = None) -> None:
-        super().__init__(model, wrt, fixed, start, bounds, dtype, engine, threads)
+                 start: Mapping[str, Any] | None = None, bounds: Bounds | None = None, sparse: bool = False,
+                 dtype: str | None = "float64", engine: str = "numpy", threads: int | None = None) -> None:
+        super().__init__(model, wrt, fixed, start, bounds, sparse, dtype, engine, threads)
         self.of = of if isinstance(of, Pick) else find_scalar(self.model.graph, of)[0]
 
     def _make(self, kind: str) -> Model:
-        transforms: dict[str, Callable[..., Model]] = {"grad": value_and_grad, "hvp": hvp, "hess": hessian}
+        if kind == "hess":
+            return hessian(self.model, self.of, self.wrt, sparse=self.sparse)
+        transforms: dict[str, Callable[..., Model]] = {"grad": value_and_grad, "hvp": hvp}
         return transforms[kind](self.model, self.of, self.wrt)
 
     def fun(self, x: Any, /, **feeds: Any) -> float:
@@ -192,13 +218,9 @@ class Objective(_Function):
         result = self._run("hvp", x, feeds, extra)
         return self.pack({w: result[name] for (role, _, w), name in roles.items() if role == "hvp"})
 
-    def hess(self, x: Any, /, **feeds: Any) -> Array:
+    def hess(self, x: Any, /, **feeds: Any) -> Any:
         """Return the Hessian at ``x``: a float64 matrix."""
-        result = self._run("hess", x, feeds)
-        by_pair = {w: result[name] for (role, _, w), name in self._made("hess").roles.items() if role == "hessian"}
-        sizes = {n: math.prod(s) for n, s in self.variables.shapes.items()}
-        rows = [[np.asarray(by_pair[f"{n},{u}"], np.float64).reshape(sizes[n], sizes[u]) for u in self.wrt] for n in self.wrt]
-        return np.block(rows) if rows else np.zeros((0, 0))
+        return self._hessian(self._run("hess", x, feeds))
 
 
 class VectorFunction(_Function):
@@ -216,9 +238,7 @@ class VectorFunction(_Function):
     def __init__(self, model: Model, of: Of | None = None, wrt: Names = "inputs", *, fixed: Mapping[str, Any] | None = None,
                  start: Mapping[str, Any] | None = None, bounds: Bounds | None = None, sparse: bool = False,
                  dtype: str | None = "float64", engine: str = "numpy", threads: int | None = None) -> None:
-        super().__init__(model, wrt, fixed, start, bounds, dtype, engine, threads)
-        check_flag("sparse", sparse)
-        self.sparse = sparse
+        super().__init__(model, wrt, fixed, start, bounds, sparse, dtype, engine, threads)
         self.of = [name for name, _ in find_of(self.model.graph.copy(), of)]
 
     def _make(self, kind: str) -> Model:
@@ -232,6 +252,8 @@ class VectorFunction(_Function):
                 if entry.name not in self.of:
                     graph.remove(entry)
             return self.model.with_graph(graph)
+        if kind == "hess":
+            return hessian(self._weighed(), WEIGHED, self.wrt, sparse=self.sparse)
         return jacobian(self.model, self.of, self.wrt, sparse=self.sparse)
 
     def fun(self, x: Any, /, **feeds: Any) -> Array:
@@ -241,15 +263,33 @@ class VectorFunction(_Function):
     def jac(self, x: Any, /, **feeds: Any) -> Any:
         """Return the Jacobian at ``x``: a float64 matrix, one row per element of the outputs."""
         result = self._run("jac", x, feeds)
-        made = self._made("jac")
-        names = [[made.roles["jacobian", y, w] for w in self.wrt] for y in self.of]
-        if self.sparse:
-            from scipy.sparse import block_array
+        roles = self._made("jac").roles
+        return self._matrix("jac", result, [[roles["jacobian", y, w] for w in self.wrt] for y in self.of])
 
-            return block_array([[made.sparsity[n].matrix(result[n]) for n in row] for row in names], format="csr")
-        sizes = [math.prod(s) for s in self.variables.shapes.values()]
-        return np.block([[np.asarray(result[n], np.float64).reshape(-1, size) for n, size in zip(row, sizes, strict=True)]
-                         for row in names])
+    def hess(self, x: Any, v: Any, /, **feeds: Any) -> Any:
+        """Return the Hessian at ``x`` of the outputs weighed by the vector ``v``, as ``NonlinearConstraint`` wants it."""
+        vector = np.asarray(v, np.float64).reshape(-1)
+        values = self._run("fun", x, feeds)
+        sizes = [values[name].size for name in self.of]
+        if sum(sizes) != vector.size:
+            raise InputError(f"v is a vector of {sum(sizes)} real numbers, one for each element of {', '.join(self.of)}, got "
+                             f"{vector.size}", code="shape")
+        names = [i.name for i in self._made("hess").inputs][-len(self.of):]
+        parts = np.split(vector, np.cumsum(sizes)[:-1])
+        weights = {name: part.reshape(values[y].shape).astype(values[y].dtype)
+                   for name, y, part in zip(names, self.of, parts, strict=True)}
+        return self._hessian(self._run("hess", x, feeds, weights))
+
+    def _weighed(self) -> Model:
+        """Return the model with one more output: the sum of the outputs times weights, which are its last inputs."""
+        graph = self.model.graph.copy()
+        b = Builder(graph, prefix="weighed", origin=graph.new_origin("weighed", ()))
+        parts: list[Value] = []
+        for name, value in find_of(graph, self.of):
+            weight = graph.add_input(graph.unique_name(f"{name}_weight"), value.type)
+            parts.append(b.ReduceSum(b.Mul(value, weight), keepdims=0))
+        graph.add_output(sum_of(b, [b.cast_like(part, parts[0]) for part in parts]), WEIGHED)
+        return self.model.with_graph(graph)
 
 
 def _joined(arrays: Sequence[Array]) -> Array:

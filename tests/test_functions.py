@@ -130,6 +130,26 @@ def test_a_sparse_jacobian_is_the_dense_one() -> None:
     np.testing.assert_allclose(found.toarray(), fg.VectorFunction(chain()).jac(x), rtol=1e-12)
 
 
+def test_hessians_of_weighed_outputs_are_what_constraints_want() -> None:
+    f = fg.VectorFunction(decay(), wrt=["x", "o"], fixed={"t": T}, start={"o": 0.3})
+    x, v = np.array([0.7, -1.2, 0.4]), np.arange(1.0, T.size + 2)
+    np.testing.assert_allclose(f.hess(x, v), differences(lambda at: v @ f.jac(at), x), rtol=1e-6, atol=1e-6)
+    with pytest.raises(InputError, match="v is a vector of 8 real numbers, one for each element of y, total, got 3"):
+        f.hess(x, np.ones(3))
+
+
+def test_sparse_hessians_are_the_dense_ones() -> None:
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    x, v = np.arange(1.0, 7), np.arange(5.0)
+    found = fg.VectorFunction(chain(), sparse=True).hess(x, v)
+    assert scipy_sparse.issparse(found) and found.nnz == 10
+    np.testing.assert_allclose(found.toarray(), fg.VectorFunction(chain()).hess(x, v), rtol=1e-14)
+    x = np.array([0.3, -0.2, 0.5, 0.9, -1.1])
+    found = fg.Objective(rosenbrock(), wrt="x", fixed={"a": 1}, sparse=True).hess(x)
+    assert scipy_sparse.issparse(found) and found.nnz == 13
+    np.testing.assert_allclose(found.toarray(), fg.Objective(rosenbrock(), wrt="x", fixed={"a": 1}).hess(x), rtol=1e-14)
+
+
 def test_scipy_solves_with_them() -> None:
     optimize = pytest.importorskip("scipy.optimize")
     f = fg.Objective(rosenbrock(), wrt="x", fixed={"a": 1}, bounds={"x": (-2, None)})
