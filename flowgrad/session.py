@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.runtime.bindings import IOBinding, OrtValue
 from flowgrad.ir.errors import EngineError, InputError, RunError, UnsupportedError, suggestion
 from flowgrad.ir.graph import DEFAULT, Array, Graph, Value
 from flowgrad.ir.types import Dim
 from flowgrad.model import Model, load
+from flowgrad.runtime.bindings import IOBinding, OrtValue
 from flowgrad.runtime.engines import compile_graph
 from flowgrad.runtime.profile import Profile
 

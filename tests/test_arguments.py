@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "unbatch model": fg.unbatch,
     "unbatch axis": lambda given: fg.unbatch(WAVE, 5 if isinstance(given, int) else given),
     "checkpoint policy": lambda given: fg.checkpoint(fg.grad(LOSS), given),
-    "pick index": lambda given: fg.grad(WAVE, fg.pick("y", 1.5 if isinstance(given, int) else given)),
+    "pick index": lambda given: fg.grad(WAVE, fg.pick("y", cast(Any, 1.5) if isinstance(given, int) else given)),
     "stop_gradient model": lambda given: fg.stop_gradient(given, "y"),
     "compose wires": lambda given: fg.compose(WAVE, LOSS, given),
     "compose second": lambda given: fg.compose(WAVE, given, {"y": "x"}),

@@ -18,7 +18,7 @@ from onnx import defs
 
 from flowgrad.exchange.adapters import ADAPTERS, RENAMED
 from flowgrad.exchange.functions import has_body
-from flowgrad.exchange.importer import Importer
+from flowgrad.exchange.known import is_known
 from flowgrad.exchange.microsoft import DOMAIN
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.files import write_text
@@ -56,7 +56,7 @@ def derivative_of(definition: OpDef) -> str:
 
 def fate(domain: str, op: str, version: int) -> tuple[str, str]:
     """Return the columns forward and derivative of an operator."""
-    if not domain and Importer._is_known("", op):
+    if not domain and is_known("", op):
         definition = find_op(RENAMED.get(op, op))
         return ("own", "zero") if definition is None else ("own", derivative_of(definition))
     if domain and (domain, op) in ADAPTERS:
