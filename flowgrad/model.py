@@ -235,9 +235,10 @@ class Model:
         return in_time(limits or self.graph.limits, self._compiled, engine, threads, limits)
 
     def _compiled(self, engine: str, threads: int | None, limits: Limits | None) -> Program:
-        graph = self.optimized().graph
+        optimized = self.optimized()
+        graph = optimized.graph
         if has_shared_weights(graph):
-            graph = PassManager(RUNNING_PIPELINE).run(graph).model
+            graph = PassManager(RUNNING_PIPELINE).run(graph, in_place=optimized is not self).model
         return compile_graph(graph, engine, threads, limits)
 
     # ---- making others ------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
+from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from flowgrad.ir.errors import FlowgradError, ResourceError
@@ -18,19 +18,27 @@ UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, Type
 """What Python and NumPy raise for operands that a kernel or a rule did not expect."""
 
 
-@contextmanager
-def boundary(node: Node, doing: str, error: type[FlowgradError], code: str) -> Iterator[None]:
+class boundary:  # noqa: N801 - reads like the functions of contextlib, and costs a third: it is entered at every node
     """Turn what is unforeseen in the block into ``error``, and a failed allocation into ResourceError, at ``node``."""
-    try:
-        yield
-    except FlowgradError:
-        raise
-    except MemoryError as cause:
-        raise ResourceError(f"out of memory in {doing} {node.op}: {cause}", code="memory",
-                            where=describe(node)) from cause
-    except UNFORESEEN as cause:
-        raise error(f"{doing} {node.op} failed ({type(cause).__name__}: {cause})", code=code,
-                    where=describe(node)) from cause
+
+    __slots__ = ("code", "doing", "error", "node")
+
+    def __init__(self, node: Node, doing: str, error: type[FlowgradError], code: str) -> None:
+        self.node, self.doing, self.error, self.code = node, doing, error, code
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, cause: BaseException | None, where: TracebackType | None) -> None:
+        if cause is None or isinstance(cause, FlowgradError):
+            return
+        node, doing = self.node, self.doing
+        if isinstance(cause, MemoryError):
+            raise ResourceError(f"out of memory in {doing} {node.op}: {cause}", code="memory",
+                                where=describe(node)) from cause
+        if isinstance(cause, UNFORESEEN):
+            raise self.error(f"{doing} {node.op} failed ({type(cause).__name__}: {cause})", code=self.code,
+                             where=describe(node)) from cause
 
 
 def guarded(doing: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

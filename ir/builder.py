@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Graph, Node, Value
-from flowgrad.ir.infer import describe, draft, infer, symbolic_value
+from flowgrad.ir.infer import describe, draft, infer, known_types, symbolic_value
 from flowgrad.ir.ops.registry import opdef
 from flowgrad.ir.types import INT64, Dim, DimLike, DType, Type
 
@@ -33,7 +33,12 @@ class Builder:
         if op.startswith("_"):
             raise AttributeError(op)
         opdef(op)
-        return lambda *inputs, **attributes: self.add(op, inputs, attributes)
+
+        def call(self: Builder, *inputs: Any, **attributes: Any) -> Value:
+            return self.add(op, inputs, attributes)
+
+        setattr(Builder, op, call)  # from now on found without this detour; an op that is gone again is still refused
+        return functools.partial(call, self)
 
     def add(
         self,
@@ -81,12 +86,16 @@ class Builder:
         types where given; ``name`` is the name of the node itself.
         """
         values = self._values(inputs)
-        kinds = opdef(op).kinds if attributes else {}
-        kept = {k: _attribute(v, kinds.get(k)) for k, v in attributes.items() if v is not None} if attributes else {}
-        count = outputs if isinstance(outputs, int) else len(outputs)
-        sketch = draft(op, values, kept, captures=captures, subgraphs=dict(subgraphs) if subgraphs else {}, count=count)
-        inferred = infer(sketch)
         names = [None] * outputs if isinstance(outputs, int) else list(outputs)
+        kept: dict[str, Any] = {}
+        inferred: Sequence[Type | None] = ()
+        if attributes:
+            kinds = opdef(op).kinds
+            kept = {k: _attribute(v, kinds.get(k)) for k, v in attributes.items() if v is not None}
+        if not kept and not subgraphs:
+            inferred = known_types(op, values, len(names))
+        if not inferred:
+            inferred = infer(draft(op, values, kept, captures=captures, subgraphs=subgraphs, count=len(names)))
         specs: list[tuple[str, Type] | None] = []
         for index, given in enumerate(names):
             known = inferred[index] if index < len(inferred) else None
@@ -95,13 +104,14 @@ class Builder:
                 specs.append(None)
                 continue
             if type_ is None:
-                raise ValidationError(f"{op} has no output {index} here", code="output", where=describe(sketch))
+                raise ValidationError(f"{op} has no output {index} here", code="output",
+                                      where=describe(draft(op, values, kept, count=len(names))))
             specs.append((self._name(op, index, specs) if given is None else given, type_))
         node = self.graph.add_node(
             op, values, specs, kept, captures=captures, subgraphs=subgraphs, origin=self.origin, name=name
         )
         first = node.outputs[0] if node.outputs else None
-        if first is not None:
+        if first is not None and not first.type.dtype.is_float:
             first.symbolic = symbolic_value(node, first.type)
         return node
 
@@ -111,9 +121,12 @@ class Builder:
 
     def _values(self, inputs: Sequence[Any]) -> list[Value | None]:
         """Return inputs as values of this graph, without absent ones at the end."""
-        dtypes = [v.type.dtype for v in inputs if isinstance(v, Value)]
-        if len(dtypes) == len(inputs):
+        for given in inputs:
+            if given.__class__ is not Value:
+                break
+        else:
             return list(inputs)
+        dtypes = [v.type.dtype for v in inputs if isinstance(v, Value)]
         like = dtypes[0] if dtypes else None
         like_float = next((d for d in dtypes if d.is_float), like)
         values: list[Value | None] = [self.value(v, like_float if isinstance(v, float) else like) for v in inputs]
@@ -209,6 +222,8 @@ class Builder:
     def _name(self, op: str, index: int, taken: Sequence[tuple[str, Type] | None]) -> str:
         base = f"{self.prefix}_{snake(op)}" if self.prefix else snake(op)
         name = self.fresh(base)
+        if not taken:
+            return name
         used = {spec[0] for spec in taken if spec is not None}
         while name in used:
             index += 1

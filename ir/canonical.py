@@ -21,8 +21,9 @@ def written_constants(graph: Graph, nodes: list[Node]) -> list[Value]:
     """Return the named constants by role, then the nameless literals by first use; unused nameless ones are left out."""
     constants = graph.constants
     named = [v for role in WRITTEN_ROLES for v in constants if v.name and v.producer.role == role]
-    used = (v for node in (*nodes, *graph.output_entries) for v in node.operands)
-    return named + list(dict.fromkeys(v for v in used if not v.name))
+    nameless = {v for v in constants if not v.name}
+    used = [v for node in (*nodes, *graph.output_entries) for v in node.operands if v in nameless]
+    return named + list(dict.fromkeys(used))
 
 
 def written_origins(graph: Graph, nodes: list[Node]) -> tuple[list[Origin], dict[int, int]]:
@@ -31,7 +32,7 @@ def written_origins(graph: Graph, nodes: list[Node]) -> tuple[list[Origin], dict
     renumbered: dict[int, int] = {0: 0}
     table: list[Origin] = [graph.origins[0]]
     for node in nodes:
-        pending = [node.origin]
+        pending = [node.origin] if node.origin not in renumbered else []
         while pending:
             old = pending[-1]
             origin = graph.origins[old]

@@ -95,6 +95,8 @@ class DerivativeBuilder(Builder):
 
     def sum_to(self, value: Value, x: Value) -> Value:
         """Sum the axes of ``value`` along which ``x`` was broadcast, down to the shape of ``x``."""
+        if value.type is x.type:
+            return value
         summed = summed_to(self, value, x.type.shape)
         return self.SumTo(value, self.shape(x)) if summed is None else summed
 
@@ -102,7 +104,12 @@ class DerivativeBuilder(Builder):
         """Remove the nodes this builder made, and residuals it asked for, that nothing uses."""
         kept = {v for v in keep if v is not None}
         for node in reversed(self.made):
-            if node.key in self.graph.entries and not any(v.uses or v in kept for v in node.results):
+            if node.key not in self.graph.entries:
+                continue
+            for value in node.outputs:
+                if value is not None and (value.uses or value in kept):
+                    break
+            else:
                 self.graph.remove(node)
         for value in self.residuals:
             if not value.uses and value not in kept:

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     import networkx as nx
 
 
+MOST_RESOLVED = 256
+"""How many types a graph remembers to have checked."""
+
+
 class Graph:
     """A directed acyclic graph of operators with inputs, outputs and constants.
 
@@ -64,6 +68,7 @@ class Graph:
         self._order: list[Node] | None = None
         self._has_removed = False  # nodes that still stand in the order
         self._owners: set[int] = set()
+        self._resolved: dict[int, Type] = {}  # static types that keep to the limits, by identity: many values share one
         self._dag: nx.MultiDiGraph[int] | None = None
 
     def __del__(self) -> None:
@@ -143,26 +148,32 @@ class Graph:
         waiting: dict[int, list[int]] = {}  # who waits for a node
         ready: list[int] = []
 
-        def place(node: Node) -> None:
-            if node.op not in ENTRIES:
-                order.append(node)
-            for key in waiting.pop(node.key, ()):
-                missing[key] -= 1
-                if not missing[key]:
-                    del missing[key]
-                    heapq.heappush(ready, key)
+        def release(key: int) -> None:
+            for waiter in waiting.pop(key):
+                missing[waiter] -= 1
+                if not missing[waiter]:
+                    del missing[waiter]
+                    heapq.heappush(ready, waiter)
 
         for key in sorted(entries):
             node = entries[key]
-            lacking = [source for v in node.operands if (source := v.producer.key) >= key or source in missing]
+            lacking = []
+            for operand in node.operands if node.captures else node.inputs:
+                if operand is not None and ((source := operand.producer.key) >= key or source in missing):
+                    lacking.append(source)
             if lacking:
                 missing[key] = len(lacking)
                 for source in lacking:
                     waiting.setdefault(source, []).append(key)
                 continue
-            place(node)
+            ready.append(key)
             while ready:
-                place(entries[heapq.heappop(ready)])
+                placed = heapq.heappop(ready)
+                node = entries[placed]
+                if node.op not in ENTRIES:
+                    order.append(node)
+                if placed in waiting:
+                    release(placed)
         if missing:
             stuck = next(entries[key] for key in entries if key in missing)
             raise ValidationError(f"the graph {self.name!r} has a cycle", code="cycle", where=stuck.label)
@@ -171,7 +182,8 @@ class Graph:
     def walk(self) -> Iterator[tuple[Graph, Node]]:
         """Yield every op node with its graph, those of subgraphs after their owner."""
         if not self.has_subgraphs:
-            yield from ((self, node) for node in self.nodes())
+            for alone in self.nodes():
+                yield self, alone
             return
         stack: list[tuple[Graph, Iterator[Node]]] = [(self, iter(self.nodes()))]
         while stack:
@@ -229,13 +241,19 @@ class Graph:
             return type_
         if len(shape) > limits.rank:
             limits.check("rank", len(shape), where)
-        is_plain = True
+        is_plain = is_static = True
         for dim in shape:
             if isinstance(dim, int):
                 if not 0 <= dim <= limits.dim:
                     _check_extent(dim, limits, where)
-            elif dim is UNKNOWN or dim.size > limits.dim_terms:
+                continue
+            is_static = False
+            if dim is UNKNOWN or dim.size > limits.dim_terms:
                 is_plain = False
+        if is_static:
+            if len(self._resolved) >= MOST_RESOLVED:
+                self._resolved.clear()
+            self._resolved[id(type_)] = type_
         return type_ if is_plain else Type(type_.dtype, tuple([self._named(d) for d in shape]))
 
     def _named(self, dim: DimLike) -> DimLike:
@@ -246,7 +264,7 @@ class Graph:
     def new_origin(self, pass_name: str, nodes: Iterable[Node]) -> int:
         """Record that ``pass_name`` makes nodes out of ``nodes``; returns the id to give them."""
         nodes = list(nodes)
-        self.origins.append(Origin(pass_name, tuple(n.label for n in nodes), tuple(n.origin for n in nodes)))
+        self.origins.append(Origin(pass_name, tuple([n.label for n in nodes]), tuple([n.origin for n in nodes])))
         return len(self.origins) - 1
 
     # ---- adding -----------------------------------------------------------------------------------------------------
@@ -308,19 +326,25 @@ class Graph:
 
         Output names must be free. This checks nothing else: see ``verify`` and ``Builder``.
         """
-        names = [o[0] for o in outputs if o is not None]
-        for taken in names:
-            self._check_free(taken)
-        if len(names) > 1 and len(set(names)) < len(names):
-            raise ValidationError(f"two outputs of {op} have the same name", code="name", where=names[0])
-        named = [o and (o[0], self.resolve(o[1], f"%{o[0]} = {op}")) for o in outputs]
+        named: list[tuple[str, Type] | None] = []
+        for given in outputs:
+            if given is None:
+                named.append(None)
+                continue
+            self._check_free(given[0])
+            known = id(given[1]) in self._resolved
+            named.append(given if known else (given[0], self.resolve(given[1], f"%{given[0]} = {op}")))
+        if len(named) > 1:
+            names = [o[0] for o in named if o is not None]
+            if len(set(names)) < len(names):
+                raise ValidationError(f"two outputs of {op} have the same name", code="name", where=names[0])
         node = self._add_entry(op)
         node.origin, node.name = origin, name
         if attributes:
             node.attributes = dict(attributes)
         if subgraphs:
             self._own(node, subgraphs)
-        node.outputs = tuple([o and self._add_value(o[0], o[1], node, i) for i, o in enumerate(named)])
+        node.outputs = tuple([o and self._new_value(o[0], o[1], node, i) for i, o in enumerate(named)])
         self._connect(node, tuple(inputs), tuple(captures))
         if self._order is not None:
             self._order.append(node)  # all that it needs is there, and no key is greater
@@ -328,16 +352,13 @@ class Graph:
 
     def _add_entry(self, op: str) -> Node:
         check_time()
-        node = Node(self._next_key, op)
-        self._next_key += 1
-        self._enter(node)
+        key = self._next_key
+        node = self.entries[key] = Node(key, op)
+        self._next_key = key + 1
         self.version += 1
-        return node
-
-    def _enter(self, node: Node) -> None:
-        self.entries[node.key] = node
         if self._dag is not None:
-            self._dag.add_node(node.key, entry=node)
+            self._dag.add_node(key, entry=node)
+        return node
 
     def _own(self, node: Node, subgraphs: Mapping[str, Graph]) -> None:
         node.subgraphs = dict(subgraphs)
@@ -353,8 +374,12 @@ class Graph:
 
     def _add_value(self, name: str, type_: Type, node: Node, index: int) -> Value:
         self._check_free(name)
+        return self._new_value(name, type_, node, index)
+
+    def _new_value(self, name: str, type_: Type, node: Node, index: int) -> Value:
         value = Value(name, type_, node, index)
-        self._keep_clear_of(type_)
+        if id(type_) not in self._resolved:
+            self._keep_clear_of(type_)
         if name:
             self.values[name] = value
         return value
@@ -496,8 +521,9 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Remove a node or entry whose outputs nobody uses."""
-        if any(v.uses for v in node.results):
-            raise ValidationError(f"the outputs of {node!r} are still used", code="remove", where=node.label)
+        for value in node.outputs:
+            if value is not None and value.uses:
+                raise ValidationError(f"the outputs of {node!r} are still used", code="remove", where=node.label)
         self._disconnect(node)
         del self.entries[node.key]
         self._has_removed = True
@@ -570,8 +596,14 @@ class Graph:
 
     def _connect(self, node: Node, inputs: tuple[Value | None, ...], captures: tuple[Value, ...]) -> None:
         node.inputs, node.captures = inputs, captures
-        for slot, value in node.slots:
-            self._link(value, node, slot)
+        key = node.key
+        for slot, value in enumerate(inputs):
+            if value is not None:
+                value.uses[key, slot] = node
+        for index, value in enumerate(captures):
+            value.uses[key, -1 - index] = node
+        if self._dag is not None:
+            self._dag.add_edges_from((v.producer.key, key, slot, {"value": v}) for slot, v in node.slots)
         self.version += 1
 
     def _repoint(self, node: Node, old: Value, new: Value, slots: Sequence[int]) -> None:
@@ -617,12 +649,14 @@ class Graph:
         other.origins = list(self.origins)
         other.pinned = dict(self.pinned)
         mapping: dict[Value, Value] = {}
-        order = self.nodes()
+        order, values = self.nodes(), other.values
         for node in (*self._inputs.values(), *self._constants.values(), *order, *self._outputs.values()):
             twin = other.entries[node.key] = node.twin(mapping)
             if node.subgraphs:
                 other._own(twin, {name: sub.copy() if deep else sub for name, sub in node.subgraphs.items()})
-            other.values.update((v.name, v) for v in twin.results if v.name)
+            for value in twin.outputs:
+                if value is not None and value.name:
+                    values[value.name] = value
         for table in ("_inputs", "_outputs", "_constants"):
             mine: dict[int, Node] = getattr(self, table)
             setattr(other, table, {key: other.entries[key] for key in mine})

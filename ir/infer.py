@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,13 @@ def draft(
     attributes: dict[str, Any],
     *,
     captures: Sequence[Value] = (),
-    subgraphs: dict[str, Any] | None = None,
+    subgraphs: Mapping[str, Any] | None = None,
     count: int = 0,
 ) -> Node:
     """Return a node that belongs to no graph, for type rules to look at; ``count`` outputs are asked for."""
     node = Node(-1, op)
     node.inputs, node.attributes, node.captures = tuple(inputs), attributes, tuple(captures)
-    node.subgraphs = subgraphs or {}
+    node.subgraphs = dict(subgraphs) if subgraphs else {}
     node.outputs = (None,) * count
     return node
 
@@ -43,6 +44,39 @@ def infer(node: Node) -> list[Type | None]:
 
     Raises ValidationError where inputs, attributes or types do not fit the op.
     """
+    if not node.attributes and not node.subgraphs and (known := known_types(node.op, node.inputs, len(node.outputs))):
+        return list(known)
+    return _inferred(node)
+
+
+def known_types(op: str, inputs: Sequence[Value | None], count: int) -> tuple[Type | None, ...]:
+    """Return the types of ``count`` outputs of an op without attributes, where the types of the inputs tell them.
+
+    Nothing is returned where extents are read from what inputs hold, where an input is a container (what made it may
+    tell more than its type), or where something does not fit: see ``infer``.
+    """
+    definition = opdef(op)
+    if definition.extents or definition.subgraphs:
+        return ()
+    return _types_by_types(definition, definition.type_rule, tuple([v and v.type for v in inputs]), count)
+
+
+@functools.lru_cache(maxsize=4096)
+def _types_by_types(
+    definition: OpDef, rule: Callable[[Node], Any] | None, types: tuple[Type | None, ...], count: int,
+) -> tuple[Type | None, ...]:
+    """Return what ``rule`` says of inputs of which nothing but the types is known."""
+    if any(t is not None and t.dtype.element is not None for t in types):
+        return ()
+    source = Node(-1, definition.name)
+    inputs = [t and Value(f"input {i}", t, source, i) for i, t in enumerate(types)]
+    try:
+        return tuple(_inferred(draft(definition.name, inputs, {}, count=count)))
+    except FlowgradError:
+        return ()
+
+
+def _inferred(node: Node) -> list[Type | None]:
     check_time()
     definition = opdef(node.op)
     check_signature(node, definition)
@@ -56,7 +90,7 @@ def infer(node: Node) -> list[Type | None]:
         raise ValidationError(
             f"{node.op} does not fit its inputs ({type(error).__name__}: {error})", code="type", where=describe(node)
         ) from error
-    return list(found) if isinstance(found, (list, tuple)) else [found]
+    return [found] if isinstance(found, Type) else list(found)
 
 
 def check_signature(node: Node, definition: OpDef) -> None:
@@ -84,7 +118,8 @@ def check_signature(node: Node, definition: OpDef) -> None:
 def _check_dtypes(node: Node, definition: OpDef) -> None:
     """Check that floats have one dtype where the op does not say otherwise."""
     first: Value | None = None
-    for slot, value in enumerate(node.inputs):
+    checked = node.inputs[: len(definition.inputs)] if definition.mixes_rest else node.inputs
+    for slot, value in enumerate(checked):
         if value is None or slot in definition.float32_inputs:
             continue
         dtype = value.type.dtype

@@ -61,7 +61,7 @@ class Value:
     def constant(self) -> Array | None:
         """The array of a literal or initializer; None for anything that a run can change."""
         producer = self.producer
-        return producer.data if producer.op == CONSTANT and producer.role not in FEEDABLE else None
+        return None if producer.data is None or producer.role in FEEDABLE else producer.data
 
     @property
     def literal(self) -> Array | None:
@@ -121,13 +121,16 @@ class Node:
     @property
     def label(self) -> str:
         """A short name for messages and origins: the first output's name, else the node's own."""
-        return next((v.name for v in self.results if v.name), self.name)
+        for value in self.outputs:
+            if value is not None and value.name:
+                return value.name
+        return self.name
 
     @property
     def operands(self) -> list[Value]:
         """The inputs that are there, then the captures."""
-        present = [v for v in self.inputs if v is not None]
-        return present + list(self.captures) if self.captures else present
+        present = list(self.inputs) if None not in self.inputs else [v for v in self.inputs if v is not None]
+        return present + list(self.captures) if self.captures else present  # type: ignore[return-value]
 
     @property
     def slots(self) -> list[tuple[int, Value]]:
@@ -138,7 +141,7 @@ class Node:
     @property
     def results(self) -> list[Value]:
         """The outputs that are there."""
-        return [v for v in self.outputs if v is not None]
+        return list(self.outputs) if None not in self.outputs else [v for v in self.outputs if v]  # type: ignore[arg-type]
 
     def output(self, index: int = 0) -> Value:
         """Return an output that must be present."""
@@ -164,15 +167,25 @@ class Node:
 
     def twin(self, mapping: dict[Value, Value]) -> Node:
         """Return a node like this one but for subgraphs, whose operands ``mapping`` knows, and note its outputs there."""
-        twin = Node(self.key, self.op)
-        twin.attributes, twin.metadata = dict(self.attributes), dict(self.metadata)
+        key = self.key
+        twin = Node(key, self.op)
+        if self.attributes:
+            twin.attributes = dict(self.attributes)
+        if self.metadata:
+            twin.metadata = dict(self.metadata)
         twin.origin, twin.name, twin.data, twin.role = self.origin, self.name, self.data, self.role
         twin.adjoint_rule = self.adjoint_rule
-        twin.inputs = tuple([v and mapping[v] for v in self.inputs])
+        inputs: list[Value | None] = []
+        for slot, value in enumerate(self.inputs):
+            operand = None if value is None else mapping[value]
+            if operand is not None:
+                operand.uses[key, slot] = twin
+            inputs.append(operand)
+        twin.inputs = tuple(inputs)
         if self.captures:
             twin.captures = tuple([mapping[v] for v in self.captures])
-        for slot, operand in twin.slots:
-            operand.uses[twin.key, slot] = twin
+            for index, operand in enumerate(twin.captures):
+                operand.uses[key, -1 - index] = twin
         outputs: list[Value | None] = []
         for value in self.outputs:
             if value is None:

@@ -105,7 +105,7 @@ def _graphs(graph: Graph) -> list[Graph]:
     while pending:
         current = pending.pop()
         found.append(current)
-        for node in current.nodes():
+        for node in current.nodes() if current.has_subgraphs else ():
             pending.extend(node.subgraphs[name] for name in subgraph_names(node))
     return found[::-1]
 
@@ -223,8 +223,9 @@ class _Tables:
 
     def node(self, node: Node) -> list[Any]:
         """Return a node as a list, its empty last fields left out."""
-        inputs = [self.number(v) for v in node.inputs]
-        captures = [self.number(v) for v in node.captures]
+        numbers = self._values
+        inputs = [None if v is None else numbers[v] for v in node.inputs]
+        captures = [numbers[v] for v in node.captures]
         outputs: list[Any] = []
         for value in node.outputs:
             outputs += (None, None) if value is None else (value.name, self.define(value))
@@ -235,7 +236,7 @@ class _Tables:
             node.name,
             dict(sorted(node.metadata.items())) if node.metadata else {},
             captures,
-            {name: self.places[id(node.subgraphs[name])] for name in subgraph_names(node)},
+            {name: self.places[id(node.subgraphs[name])] for name in subgraph_names(node)} if node.subgraphs else {},
         ]
         while len(row) > 3 and not row[-1]:
             row.pop()

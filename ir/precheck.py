@@ -13,8 +13,10 @@ ITEM_DEPTH = 5
 ITEM_SPARE = 16
 """How many containers an entry may hold beyond one per attribute."""
 
-_PLAIN = frozenset((*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3))
-_FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_NUMBERS = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}
+_PLAIN = dict.fromkeys((*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3), 1)
+_SIZES = [{**_PLAIN, **_NUMBERS}.get(byte, 0) for byte in range(0x100)]
+"""How many bytes a number, a truth value or nil takes, by its first one; 0 for all else."""
 _STRINGS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _ARRAYS = {0xDC: 2, 0xDD: 4}
@@ -30,7 +32,9 @@ def precheck(data: Any, limits: Limits, *, filled: tuple[int, ...] = ()) -> None
     end, and bytes left over: LoadError. Raises LimitError for depth, string bytes, keys of a map, containers of one
     table entry.
     """
+    data = bytes(data)
     end = len(data)
+    deepest, most_containers = limits.depth, limits.attributes + ITEM_SPARE
     stack: list[tuple[int, set[bytes] | None]] = []
     left = 1
     keys: set[bytes] | None = None  # of the map being read
@@ -49,10 +53,10 @@ def precheck(data: Any, limits: Limits, *, filled: tuple[int, ...] = ()) -> None
         left -= 1
         byte = data[at]
         is_key = keys is not None and left & 1
-        if byte in _PLAIN:
+        if size := _SIZES[byte]:
             if is_key:
                 raise _damaged("a key is no string", at)
-            at += 1
+            at += size
             continue
         if 0xA0 <= byte <= 0xBF or byte in _STRINGS:
             start, length = (at + 1, byte & 31) if byte < 0xC0 else _length(data, at, _STRINGS[byte])
@@ -61,7 +65,7 @@ def precheck(data: Any, limits: Limits, *, filled: tuple[int, ...] = ()) -> None
             strings += length
             if strings > limits.string_bytes:
                 limits.check("string_bytes", strings, f"byte {at}")
-            text = bytes(data[start : start + length])
+            text = data[start : start + length]
             if not text.isascii():
                 _check_utf8(text, at)
             if is_key and keys is not None:
@@ -72,16 +76,13 @@ def precheck(data: Any, limits: Limits, *, filled: tuple[int, ...] = ()) -> None
             continue
         if is_key:
             raise _damaged("a key is no string", at)
-        if byte in _FIXED:
-            at += 1 + _FIXED[byte]
-            continue
         if byte in _BYTES:
             start, length = _length(data, at, _BYTES[byte])
             if length > end - start:
                 raise _damaged(f"a binary of {length} bytes goes beyond the end", at)
             at = start + length
             continue
-        start, count, is_map = _container(data, at)
+        start, count, is_map = (at + 1, byte & 15, False) if 0x90 <= byte <= 0x9F else _container(data, at)
         entries = 2 * count if is_map else count
         if entries > end - start:
             raise _damaged(f"a container of {count} entries goes beyond the end", at)
@@ -90,7 +91,8 @@ def precheck(data: Any, limits: Limits, *, filled: tuple[int, ...] = ()) -> None
             raise _damaged("a container is empty", at)
         if len(stack) >= ITEM_DEPTH:
             containers = 0 if len(stack) == ITEM_DEPTH else containers + 1
-            _check_nesting(len(stack), containers, at, limits)
+            if len(stack) > deepest or containers > most_containers:
+                _check_nesting(len(stack), containers, at, limits)
         if is_map and count > limits.attributes:
             limits.check("attributes", count, f"byte {at}")
         left, keys = entries, set() if is_map and count else None
@@ -109,8 +111,6 @@ def _container(data: Any, at: int) -> tuple[int, int, bool]:
     byte = data[at]
     if 0x80 <= byte <= 0x8F:
         return at + 1, byte & 15, True
-    if 0x90 <= byte <= 0x9F:
-        return at + 1, byte & 15, False
     if byte in _ARRAYS:
         return *_length(data, at, _ARRAYS[byte]), False
     if byte in _MAPS:

@@ -105,7 +105,8 @@ class Registry(Generic[T]):
 
     def find(self, name: str) -> T | None:
         """Return what is called ``name``, or None."""
-        self.load_own()
+        if self._load is not None:
+            self.load_own()
         return self.entries.get(name)
 
     def get(self, name: str) -> T:

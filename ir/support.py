@@ -73,7 +73,9 @@ class Support:
     def note(self, node: Node) -> None:
         """Note that what a rule makes of carried values is carried."""
         if not self.carried.isdisjoint(node.inputs):
-            self.carried.update([v for v in node.results if v.type.dtype.is_float])
+            for value in node.outputs:
+                if value is not None and value.type.dtype.is_float:
+                    self.carried.add(value)
 
     def mask(self, value: Value) -> Mask:
         """Return the mask of a value."""
@@ -85,9 +87,11 @@ class Support:
             if top in self._masks:
                 pending.pop()
                 continue
-            inputs = [v for v in top.producer.inputs if v in self.carried and v not in self._masks]
-            pending += inputs
-            if not inputs:
+            before = len(pending)
+            for given in top.producer.inputs:
+                if given in self.carried and given not in self._masks:
+                    pending.append(given)
+            if len(pending) == before:
                 self._settle(top.producer)
         return self._masks[value]
 
@@ -115,8 +119,14 @@ class Support:
         count = opdef(op).zeroed_slots
         if not count:
             return None
-        slots = [i for i in range(count) if _is_in(self.carried, inputs[i])]
-        return slots[0] if len(slots) == 1 else None
+        found = None
+        for slot in range(count):
+            given = inputs[slot]
+            if isinstance(given, Value) and given in self.carried:
+                if found is not None:
+                    return None
+                found = slot
+        return found
 
     def product(self, op: str, inputs: Sequence[Any], slot: int) -> Value:
         """Return the product or quotient ``op`` of the carried value in ``slot``, selected like that value."""
@@ -262,13 +272,16 @@ def is_zero(b: DerivativeBuilder, value: Value | None) -> bool:
 
 
 def _elementwise(b: DerivativeBuilder, definition: OpDef, node: Node, masks: Sequence[Mask]) -> Mask:
-    if not definition.traits & {Trait.LINEAR, Trait.BILINEAR, Trait.QUOTIENT}:
+    if definition.traits.isdisjoint(_PASSING) or all([m is None for m in masks]):
         return None
     carried = [(v, m) for v, m in zip(node.inputs, masks, strict=True) if v is not None and v in b.support.carried]
     if Trait.LINEAR not in definition.traits:
         return carried[0][1] if len(carried) == 1 else None
     others = [v for v in node.operands if v not in b.support.carried and not is_zero(b, v)]
     return None if others else union(b, [m for _, m in carried])
+
+
+_PASSING = (Trait.LINEAR, Trait.BILINEAR, Trait.QUOTIENT)
 
 
 def moved(b: DerivativeBuilder, node: Node, masks: Sequence[Mask], *, whole: bool = True) -> list[Mask]:
@@ -367,6 +380,9 @@ def _is_zero_or_one(factor: Value) -> bool:
     return bool(np.all((constant == 0) | (constant == 1)) and not np.all(constant))
 
 
+_FACTORS = (Trait.LINEAR, Trait.BILINEAR)
+
+
 def _is_discrete(factor: Value) -> bool:
     """Return whether a factor is made of casts of booleans and integers: then no derivative passes its zeros."""
     pending, steps, casts = [factor], 0, 0
@@ -377,7 +393,7 @@ def _is_discrete(factor: Value) -> bool:
             if constant is None or constant.size != 1:
                 return False
             continue
-        if not opdef(node.op).traits & {Trait.LINEAR, Trait.BILINEAR}:
+        if opdef(node.op).traits.isdisjoint(_FACTORS):
             return False
         floats = [v for v in node.operands if v.type.dtype.is_float]
         casts += not floats

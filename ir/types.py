@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -388,8 +387,7 @@ def _parse_atom(tokens: list[tuple[str, str]], at: int, depth: int) -> tuple[Dim
 Shape = tuple[DimLike, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Type:
+class Type(NamedTuple):
     """The type of a value: its dtype, and its shape or None where even the rank is unknown."""
 
     dtype: DType
@@ -507,6 +505,8 @@ def merge_dims(a: DimLike, b: DimLike) -> DimLike:
 
 def merge_types(a: Type, b: Type) -> Type:
     """Return the more precise of two types of one value; ValidationError if they conflict."""
+    if a == b:
+        return a
     if a.dtype != b.dtype:
         raise ValidationError(f"types {a!r} and {b!r} conflict", code="dtype")
     if a.shape is None or b.shape is None:

@@ -246,6 +246,8 @@ def _check_attribute(node: Node, name: str, given: Any, default: Any) -> None:
 
 
 def _check_subgraphs(node: Node, definition: OpDef) -> None:
+    if not (node.subgraphs or node.captures or definition.subgraphs):
+        return
     if set(node.subgraphs) != set(definition.subgraphs):
         raise _broken(f"{node.op} has the subgraphs {sorted(node.subgraphs)}, expected {sorted(definition.subgraphs)}",
                       "subgraph", node)

@@ -66,8 +66,10 @@ class _Reverse:
             self.b.support.start(y_bar, is_unit=are_units)
             self.bars.setdefault(y, []).append(y_bar)
         for node in reversed(self.order):
-            if any(v in self.bars and v in self.active for v in node.results):
-                self._visit(node)
+            for value in node.outputs:
+                if value in self.bars and value in self.active:
+                    self._visit(node)
+                    break
         results = [self._collect(x) if x in self.bars else None for x in self.wrt]
         if self.refusals:
             raise refusal_error(self.refusals, self.active)
@@ -210,6 +212,8 @@ def accumulate(b: DerivativeBuilder, parts: Sequence[Value]) -> Value:
 
 def check_cotangent(node: Node, x: Value, x_bar: Value) -> None:
     """Check that a cotangent has the dtype, rank and known extents of its value."""
+    if x_bar.type is x.type:
+        return
     if x_bar.type.dtype != x.type.dtype or not _same_extents(x.type.shape, x_bar.type.shape):
         raise PassError(f"the adjoint rule of {node.op} gave {x_bar.type!r} for the cotangent of {x!r}", code="rule",
                         where=describe(node))

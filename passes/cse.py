@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,13 +41,16 @@ def cse(graph: Graph) -> None:
 
 def _merge(graph: Graph, digests: Mapping[int, tuple[int, bool]]) -> None:
     replaced = _equal_literals(graph)
+
+    def number(value: Value) -> int:
+        return id(replaced.get(value, value))
+
     seen: dict[Hashable, Node] = {}
     doomed: list[Node] = []
     for node in graph.nodes():
         if _is_random(node, digests) or is_pinned(graph, node):
             continue
-        numbers = {v: id(replaced.get(v, v)) for v in node.operands}
-        first = seen.setdefault((_key(node, numbers, digests), recompute_of(node)), node)
+        first = seen.setdefault((_key(node, number, digests), recompute_of(node)), node)
         if first is node or not _agree(first, node) or not permitted("cse", node):
             continue
         for old, new in zip(node.outputs, first.outputs, strict=True):
@@ -66,7 +69,9 @@ def _merge(graph: Graph, digests: Mapping[int, tuple[int, bool]]) -> None:
 
 
 def _is_random(node: Node, digests: Mapping[int, tuple[int, bool]]) -> bool:
-    return Trait.RANDOM in opdef(node.op).traits or any(digests[id(g)][1] for g in node.subgraphs.values())
+    if Trait.RANDOM in opdef(node.op).traits:
+        return True
+    return bool(node.subgraphs) and any(digests[id(g)][1] for g in node.subgraphs.values())
 
 
 def _equal_literals(graph: Graph) -> dict[Value, Value]:
@@ -99,15 +104,15 @@ def _agree(first: Node, second: Node) -> bool:
     return True
 
 
-def _key(node: Node, numbers: Mapping[Value, int], digests: Mapping[int, tuple[int, bool]]) -> Hashable:
-    """Return what equal computations share; ``numbers`` identifies operands."""
+def _key(node: Node, number: Callable[[Value], int], digests: Mapping[int, tuple[int, bool]]) -> Hashable:
+    """Return what equal computations share; ``number`` identifies operands."""
     definition = opdef(node.op)
-    inputs = [0 if v is None else numbers[v] for v in node.inputs]
-    if Trait.COMMUTATIVE in definition.traits and len(inputs) == 2:
+    inputs = [0 if v is None else number(v) for v in node.inputs]
+    if len(inputs) == 2 and Trait.COMMUTATIVE in definition.traits:
         inputs.sort()
-    bodies = tuple([(name, digests[id(g)][0]) for name, g in sorted(node.subgraphs.items())] if node.subgraphs else ())
-    captures = tuple([numbers[v] for v in node.captures])
-    absent = tuple([v is None for v in node.outputs])
+    bodies = tuple([(name, digests[id(g)][0]) for name, g in sorted(node.subgraphs.items())]) if node.subgraphs else ()
+    captures = tuple(map(number, node.captures)) if node.captures else ()
+    absent = tuple([v is None for v in node.outputs]) if None in node.outputs else len(node.outputs)
     return node.op, tuple(inputs), captures, _attributes(node, definition), bodies, absent
 
 
@@ -146,10 +151,8 @@ def _digest(graph: Graph, digests: Mapping[int, tuple[int, bool]], table: dict[H
     keys: list[Hashable] = [tuple((v.type.dtype.name, v.type.rank) for v in graph.inputs)]
     is_random = False
     for node in graph.nodes():
-        for operand in node.operands:
-            number(operand)
         is_random |= _is_random(node, digests)
-        keys.append((_key(node, numbers, digests), recompute_of(node)))
+        keys.append((_key(node, number, digests), recompute_of(node)))
         for made in node.outputs:
             count += 1
             if made is not None:

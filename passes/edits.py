@@ -34,7 +34,12 @@ def substitute(graph: Graph, mapping: Mapping[Value, Value]) -> None:
 
 def is_pinned(graph: Graph, node: Node) -> bool:
     """Return whether an output of a node must survive as it is."""
-    return bool(graph.pinned) and any(v.name in graph.pinned for v in node.results)
+    pinned = graph.pinned
+    if pinned:
+        for value in node.outputs:
+            if value is not None and value.name in pinned:
+                return True
+    return False
 
 
 def is_dead(graph: Graph, node: Node) -> bool:
@@ -96,6 +101,8 @@ def mark_bypassed(node: Node, by: str) -> None:
 
 def recompute_of(node: Node) -> str:
     """Return which recomputation a node belongs to: "" for a node of the forward pass proper."""
+    if not node.metadata and not node.attributes:
+        return ""
     return str(node.metadata.get("recompute", node.attributes.get("recompute", "")))
 
 

@@ -77,8 +77,10 @@ class _Folder:
         """Return the outputs of a node that can be folded, else None."""
         check_time()
         first = node.outputs[0] if node.outputs else None
-        if first is not None and first.symbolic is None and any(v is not None and self.array(v) is None for v in node.inputs):
-            return None  # neither known from types nor computed from constants, like most
+        if first is not None and first.symbolic is None:
+            for given in node.inputs:
+                if given is not None and self.array(given) is None:
+                    return None  # neither known from types nor computed from constants, like most
         if is_pinned(self.graph, node) or any(v.type.dtype.element is not None for v in node.results):
             return None  # constants are tensors
         if is_known(node):

@@ -88,18 +88,18 @@ class PassManager:
 
     @bulk
     @guarded("while passes ran")
-    def run(self, model: Any) -> PassResult:
-        """Run the pipeline; the caller's graph stays as it is.
+    def run(self, model: Any, *, in_place: bool = False) -> PassResult:
+        """Run the pipeline; the caller's graph stays as it is, unless ``in_place``.
 
         Raises PassError where a pass crashes, breaks the graph or its promise, after the hooks have seen it.
         """
         source = model if isinstance(model, Graph) else getattr(model, "graph", None)
         if not isinstance(source, Graph):
             raise InputError(f"passes run on a Model or a Graph, not on {type(model).__name__}", code="type")
-        return in_time(source.limits, self._run, source, model)
+        return in_time(source.limits, self._run, source, model, in_place)
 
-    def _run(self, source: Graph, model: Any) -> PassResult:
-        graph = source.copy()
+    def _run(self, source: Graph, model: Any, in_place: bool) -> PassResult:
+        graph = source if in_place else source.copy()
         hooks = [*self.hooks, *self._checks()]
         if self.verify:
             _verify(graph, "before the first pass")

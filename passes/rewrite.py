@@ -230,9 +230,6 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], *, cap: int = 20) -> None:
         _Driver(inner, table, cap).run()
 
 
-_NONE: frozenset[float | None] = frozenset()
-
-
 class _Table:
     """The rules with the patterns that a node may be the root of."""
 
@@ -244,25 +241,37 @@ class _Table:
                 for op in pattern.ops:
                     self.by_op.setdefault(op, []).append((rule, pattern))
         self._asked = {n for r in rules for p in r.patterns for n in p.numbers}
+        self._looked_for = {op: _looked_for(found) for op, found in self.by_op.items()}
         self._fitting: dict[Hashable, list[tuple[Rule, Application]]] = {}
         self._numbers: dict[Value, float | None] = {}
 
     def fitting(self, node: Node) -> list[tuple[Rule, Application]]:
         """Return the patterns that a look at a node and at what is behind its operands allows: mostly none."""
-        inputs = node.inputs
-        makers = frozenset([v.producer.op for v in inputs if v is not None])
-        numbers = frozenset([self._number(v) for v in inputs if v is not None and v.producer.op == CONSTANT]
-                            ) if CONSTANT in makers else _NONE
+        inputs, looked_for = node.inputs, self._looked_for[node.op]
         repeats = len(inputs) > 1 and len(set(inputs)) < len(inputs)
-        key = node.op, makers, numbers, repeats
+        if looked_for is not None and not repeats:
+            for given in inputs:
+                if given is not None and given.producer.op in looked_for:
+                    break
+            else:
+                return []
+        behind: list[str | float | None] = []  # the maker of each operand, of a constant the number that it begins with
+        for given in inputs:
+            if given is not None:
+                op = given.producer.op
+                behind.append(op if op != CONSTANT else self._number(given))
+        key = node.op, repeats, tuple(behind) if len(behind) < 4 else frozenset(behind)
         found = self._fitting.get(key)
         if found is None:
-            found = self._fitting[key] = [
-                (rule, pattern) for rule, pattern in self.by_op[node.op]
-                if not any(map(makers.isdisjoint, pattern.needs)) and (repeats or not pattern.twins)
-                and numbers.issuperset(pattern.numbers)
-                and not (rule.behind and makers.isdisjoint(rule.behind))]
+            found = self._fitting[key] = self._find(node.op, frozenset(behind), repeats)
         return found
+
+    def _find(self, op: str, behind: frozenset[str | float | None], repeats: bool) -> list[tuple[Rule, Application]]:
+        makers = frozenset([CONSTANT if maker.__class__ is not str else maker for maker in behind])
+        return [(rule, pattern) for rule, pattern in self.by_op[op]
+                if not any(map(makers.isdisjoint, pattern.needs)) and (repeats or not pattern.twins)
+                and behind.issuperset(pattern.numbers)
+                and not (rule.behind and makers.isdisjoint(rule.behind))]
 
     def _number(self, value: Value) -> float | None:
         """Return the number that a constant begins with, if any pattern asks for it."""
@@ -272,6 +281,18 @@ class _Table:
             first = array.flat[0] if array is not None and is_number else None
             self._numbers[value] = next((n for n in self._asked if first == n), None)
         return self._numbers[value]
+
+
+def _looked_for(found: Iterable[tuple[Rule, Application]]) -> frozenset[str] | None:
+    """Return the makers of operands without which, and without the same operand twice, no pattern fits; None if one may."""
+    makers: set[str] = set()
+    for rule, pattern in found:
+        if pattern.twins:
+            continue
+        if not pattern.needs and not rule.behind:
+            return None
+        makers.update(*pattern.needs, rule.behind)
+    return frozenset(makers)
 
 
 class _Driver:
@@ -284,23 +305,26 @@ class _Driver:
         self.recent: deque[str] = deque(maxlen=64)
 
     def run(self) -> None:
-        for node in self.graph.nodes():
-            self.push(node)
-        while self.queue:
-            node = self.queue.popleft()
-            self.queued.discard(node.key)
-            if node.key in self.graph.entries and not is_dead(self.graph, node):
-                self.visit(node)
+        entries, queue, queued, by_op = self.graph.entries, self.queue, self.queued, self.table.by_op
+        queue.extend([n for n in self.graph.nodes() if n.op in by_op and n.adjoint_rule is None])
+        queued.update([n.key for n in queue])
+        while queue:
+            node = queue.popleft()
+            queued.discard(node.key)
+            check_time()
+            if node.key not in entries:
+                continue
+            fitting = self.table.fitting(node)
+            if fitting and not is_dead(self.graph, node):
+                self.visit(node, fitting)
 
     def push(self, node: Node) -> None:
         if node.op in self.table.by_op and node.adjoint_rule is None and node.key not in self.queued:
             self.queued.add(node.key)
             self.queue.append(node)
 
-    def visit(self, node: Node) -> None:
-        check_time()
-        fitting = self.table.fitting(node)
-        recorder = _RECORDER.get() if fitting else None
+    def visit(self, node: Node, fitting: Sequence[tuple[Rule, Application]]) -> None:
+        recorder = _RECORDER.get()
         for rule, pattern in fitting:
             for match in matches(pattern, node, shared=rule.shared, pinned=self.graph.pinned):
                 if recorder is not None and not recorder.permits():

@@ -94,8 +94,17 @@ def slots_read(node: Node) -> set[int]:
     """Return the inputs whose values the type rule of ``node`` asks for."""
     log: set[int] = set()
     twins = [None if v is None else Watched(v, i, log) for i, v in enumerate(node.inputs)]
-    infer(draft(node.op, twins, node.attributes, captures=node.captures, subgraphs=node.subgraphs, count=len(node.outputs)))
+    assert by_rule(node, twins) == infer(node), "types that are known from those of the inputs are what the rule says"
     return log
+
+
+def by_rule(node: Node, inputs: Sequence[Value | None]) -> list[Type | None]:
+    """Return what the type rule of the op of ``node`` says of ``inputs``, asked anew."""
+    rule = opdef(node.op).type_rule
+    assert rule is not None
+    found = rule(draft(node.op, inputs, node.attributes, captures=node.captures, subgraphs=node.subgraphs,
+                       count=len(node.outputs)))
+    return [found] if isinstance(found, Type) else list(found)
 
 
 def forms(case: Case) -> list[Case]:

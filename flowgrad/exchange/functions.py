@@ -49,7 +49,7 @@ def check_calls(main: Region, functions: Mapping[Key, Region], limits: Limits) -
 
 
 def _callees(nodes: Iterable[NodeProto], functions: Mapping[Key, Region]) -> list[Key]:
-    return [key for node in nodes if (key := key_of(node)) in functions]
+    return [] if not functions else [key for node in nodes if (key := key_of(node)) in functions]
 
 
 def _callees_first(roots: Sequence[Key], calls: Mapping[Key, Sequence[Key]]) -> list[Key]:

@@ -189,8 +189,10 @@ class Importer:
 
     def _step(self, frame: Frame, index: int) -> Frame | None:
         self.count += 1
-        self.limits.check("expanded_nodes", self.count)
-        self.limits.check("values", len(frame.b.graph.values))
+        if self.count > self.limits.expanded_nodes:
+            self.limits.check("expanded_nodes", self.count)
+        if len(frame.b.graph.values) > self.limits.values:
+            self.limits.check("values", len(frame.b.graph.values))
         node = frame.region.nodes[index]
         try:
             return self._node(frame, node, frame.region.subregions.get(index, {}))
@@ -211,15 +213,17 @@ class Importer:
             self._constant(frame, node, protos)
             return None
         version = frame.opsets.get(key[0], 1)
+        made = list(node.output)
         call = ImportedNode(
             key[1], key[0], version, [frame.value(n) if n else None for n in node.input], {},
-            [frame.output_name(n) for n in node.output], frame.prefix + node.name if node.name else "", node, subregions,
-            scope=frame.value,
+            [frame.output_name(n) for n in made] if frame.is_within else made, frame.prefix + node.name if node.name else "",
+            node, subregions, scope=frame.value,
         )
         if key in self.functions:
             given = dict(self.functions[key].defaults) | {p.name: p for p in protos}
             return self._enter(frame, call, self.functions[key], given, key[1])
-        call.attributes = {p.name: value_of(p, self.folder, self.limits) for p in protos if p.name not in subregions}
+        if protos:
+            call.attributes = {p.name: value_of(p, self.folder, self.limits) for p in protos if p.name not in subregions}
         if not key[0] and version < 6:
             call.take("consumed_inputs")  # an old hint for runtimes
         _check_types(call, protos)
@@ -295,7 +299,7 @@ class Importer:
             raise ValidationError(f"{call.op} with {len(names)} outputs", code="arity", where=call.label)
         _take_ranks(b.graph, definition, call)
         metadata = {p.key: p.value for p in call.proto.metadata_props}
-        op, inputs = _stood_for(call, metadata.pop(STANDS_FOR, ""))
+        op, inputs = _stood_for(call, metadata.pop(STANDS_FOR, "")) if metadata else (call.op, call.inputs)
         attributes = call.attributes if op == call.op else {}  # what marked nodes stand for has none
         node = b.add_node(op, inputs, attributes, outputs=names, captures=call.captures, subgraphs=call.subgraphs,
                           name=call.name)
@@ -305,9 +309,10 @@ class Importer:
         return node.outputs
 
     def _bind(self, frame: Frame, call: ImportedNode, results: Sequence[Value | None]) -> None:
+        keeps_type = call.keeps_type and frame.region.declared
         for name, value in zip(call.proto.output, results, strict=False):
             if name and value is not None:
-                if call.keeps_type:
+                if keeps_type:
                     self._declare(frame, value, name)
                 frame.values[name] = value
         for remark in call.remarks:
@@ -494,7 +499,7 @@ def _check_types(call: ImportedNode, protos: Sequence[AttributeProto]) -> None:
     for proto in protos:
         if conflict := kind_conflict(call.op, call.version, proto.name, kind_of(proto), call.domain):
             raise ValidationError(conflict, code="attribute", where=call.label)
-    dtypes = tuple(None if v is None else v.type.dtype for v in call.inputs)
+    dtypes = tuple([None if v is None else v.type.dtype for v in call.inputs])
     conflict = type_conflict(call.op, call.version, dtypes, call.domain)
     if conflict:
         raise ValidationError(conflict, code="dtype", where=call.label)
@@ -525,7 +530,9 @@ def _take_ranks(graph: Graph, definition: OpDef, call: ImportedNode) -> None:
 
 def _branch_taken(call: ImportedNode) -> str:
     """Return which branch of an If is always taken, "" if only the run tells."""
-    condition = known_value(call.input(0)) if call.op == "If" and len(call.subregions) == 2 else None
+    if call.op != "If" or len(call.subregions) != 2:
+        return ""
+    condition = known_value(call.input(0))
     if condition is None or condition.size != 1:
         return ""
     return "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"

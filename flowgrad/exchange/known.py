@@ -28,8 +28,11 @@ def check_known(main: Iterable[NodeProto], opsets: Opsets, functions: Mapping[Ke
     seen: set[Key | tuple[str, int]] = set()
     while work:
         nodes, versions = work.pop()
+        known: set[Key] = set()
         for node in _with_inner(nodes):
             domain, op, _ = key = key_of(node)
+            if key in known:
+                continue
             if key in functions:
                 if key not in seen:
                     seen.add(key)
@@ -38,6 +41,7 @@ def check_known(main: Iterable[NodeProto], opsets: Opsets, functions: Mapping[Ke
                 continue
             version = _version(node, domain, versions)
             if is_known(domain, op):
+                known.add(key)
                 continue
             if domain or not has_body(op, version):
                 unknown.setdefault(f"{domain}:{op}" if domain else op, []).append(_label(node))

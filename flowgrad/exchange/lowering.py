@@ -10,6 +10,7 @@ from flowgrad.ir.graph import ENTRIES, Graph, Node, Value
 from flowgrad.ir.infer import describe, infer
 from flowgrad.ir.ops.registry import FLOWGRAD, opdef
 from flowgrad.ir.types import Type
+from flowgrad.passes.edits import fingerprint
 from flowgrad.passes.expand import expand
 from flowgrad.passes.refusals import refusal_of
 
@@ -24,13 +25,13 @@ def lowered(graph: Graph) -> Graph:
     """
     graph = graph.copy()
     for _ in range(ROUNDS):
-        before = graph.version, sum(g.version for g, _ in graph.walk())
+        before = fingerprint(graph)
         try:
             _replace_residuals(graph)
             expand(graph, _needs_expansion, "export")
         except UnsupportedError as error:
             raise SaveError(error.message, code=error.code, where=error.where) from error
-        if before == (graph.version, sum(g.version for g, _ in graph.walk())):
+        if before == fingerprint(graph):
             break
     _complete_outputs(graph)
     left = [n for _, n in graph.walk() if opdef(n.op).domain == FLOWGRAD or _residual_outputs(n)]
@@ -47,10 +48,11 @@ def _needs_expansion(node: Node) -> bool:
     return definition.domain == FLOWGRAD or (definition.export_rule is not None and definition.export_rule(node))
 
 
-def _residual_outputs(node: Node) -> list[Value]:
+def _residual_outputs(node: Node) -> Sequence[Value]:
     definition = opdef(node.op)
-    plain = len(definition.outputs) - len(definition.residuals)
-    return [v for v in node.outputs[plain:] if v is not None] if definition.residuals else []
+    if not definition.residuals:
+        return ()
+    return [v for v in node.outputs[len(definition.outputs) - len(definition.residuals):] if v is not None]
 
 
 def _replace_residuals(graph: Graph) -> None:

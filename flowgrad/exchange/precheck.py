@@ -43,6 +43,7 @@ def precheck(data: bytes, limits: Limits) -> None:
     stack: list[tuple[int, Descriptor]] = [(len(data), onnx.ModelProto.DESCRIPTOR)]
     fields = _fields(onnx.ModelProto.DESCRIPTOR)
     at, end = 0, len(data)
+    is_ascii = data.isascii()
     while True:
         if at == end:
             stack.pop()
@@ -58,7 +59,7 @@ def precheck(data: bytes, limits: Limits) -> None:
         if wire == _VARINT:
             _, at = _varint(data, at, end)
         elif wire == _BYTES:
-            length, at = _varint(data, at, end)
+            length, at = (data[at], at + 1) if at < end and data[at] < 128 else _varint(data, at, end)
             if length > end - at:
                 raise LoadError(f"the file is cut short or damaged: a field at byte {at} claims {length} bytes, "
                                 f"{end - at} are left", code="truncated")
@@ -69,7 +70,9 @@ def precheck(data: bytes, limits: Limits) -> None:
                 fields, end = _fields(field.message), at + length
                 continue
             if field is not None and field.is_text:
-                budget.text(data[at : at + length], field.is_long)
+                budget.text(length, field.is_long)
+                if not is_ascii:
+                    _check_text(data[at : at + length])
             at += length
         elif wire in (_FIXED64, _FIXED32):
             at += 8 if wire == _FIXED64 else 4
@@ -93,6 +96,13 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     raise LoadError(f"the file is cut short or damaged: no number ends at byte {at}", code="truncated")
 
 
+def _check_text(raw: bytes) -> None:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LoadError(f"a name or text in the file is not UTF-8: {raw[:40]!r}", code="utf8") from error
+
+
 class _Budget:
     """What a file may hold, counted down."""
 
@@ -111,16 +121,9 @@ class _Budget:
             self.nodes += 1
             self.limits.check("nodes", self.nodes)
 
-    def text(self, raw: bytes, is_long: bool) -> None:
-        length = len(raw)
+    def text(self, length: int, is_long: bool) -> None:
         self.characters += length
         if self.characters > self.limits.string_bytes:
             self.limits.check("string_bytes", self.characters)
         if length > self.limits.name_bytes and not is_long:
             self.limits.check("name_bytes", length)
-        if raw.isascii():
-            return
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise LoadError(f"a name or text in the file is not UTF-8: {raw[:40]!r}", code="utf8") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -143,8 +143,7 @@ class RegionReader:
             graphs = _graph_attributes(node)
             if graphs:
                 region.subregions[index] = {a.name: self.graph(a.g, depth + 1, hoists) for a in graphs}
-        _sort(region)
-        region.free = _free_names(region)
+        region.free = _sorted_with_free_names(region)
         region.hoisted = [k for subs in region.subregions.values() for sub in subs.values() for k in sub.hoisted]
 
 
@@ -212,25 +211,29 @@ def used_names(region: Region, index: int) -> list[str]:
     return names
 
 
-def _free_names(region: Region) -> list[str]:
-    defined = {*region.inputs, *region.initializers, *(o for n in region.nodes for o in n.output)}
-    used: dict[str, None] = {}
-    for index in range(len(region.nodes)):
-        for name in used_names(region, index):
-            used[name] = None
-    used.update(dict.fromkeys(region.outputs))
-    return [n for n in used if n not in defined]
+def _sorted_with_free_names(region: Region) -> list[str]:
+    """Put the nodes into topological order, keeping the file's order where it is one; return the names used from outside.
 
-
-def _sort(region: Region) -> None:
-    """Put the nodes into topological order, keeping the file's order where it is one; ValidationError for a cycle."""
+    Raises ValidationError for a cycle.
+    """
     maker = _makers(region)
-    if _is_sorted(region, maker):
-        return
-    waits = [len({maker[n] for n in used_names(region, i) if n in maker}) for i in range(len(region.nodes))]
+    used = [used_names(region, index) for index in range(len(region.nodes))]
+    if any(maker.get(name, -1) >= index for index, names in enumerate(used) for name in names):
+        order = _order(region, maker, used)
+        region.subregions = {new: region.subregions[old] for new, old in enumerate(order) if old in region.subregions}
+        region.nodes, used = [region.nodes[i] for i in order], [used[i] for i in order]
+    given = {*region.inputs, *region.initializers}
+    outside = (n for names in (*used, region.outputs) for n in names if n not in maker and n not in given)
+    return list(dict.fromkeys(outside))
+
+
+def _order(region: Region, maker: Mapping[str, int], used: Sequence[Sequence[str]]) -> list[int]:
+    """Return the places of the nodes in topological order; ValidationError for a cycle."""
+    sources = [{maker[n] for n in names if n in maker} for names in used]
+    waits = [len(found) for found in sources]
     feeds: dict[int, list[int]] = {}
-    for index in range(len(region.nodes)):
-        for source in {maker[n] for n in used_names(region, index) if n in maker}:
+    for index, found in enumerate(sources):
+        for source in found:
             feeds.setdefault(source, []).append(index)
     ready = [i for i in reversed(range(len(region.nodes))) if not waits[i]]
     order: list[int] = []
@@ -245,8 +248,7 @@ def _sort(region: Region) -> None:
         stuck = next(n for i, n in enumerate(region.nodes) if waits[i])
         raise ValidationError(f"the nodes of {region.name!r} depend on each other in a cycle", code="cycle",
                               where=next(iter(stuck.output), stuck.name))
-    region.subregions = {new: region.subregions[old] for new, old in enumerate(order) if old in region.subregions}
-    region.nodes = [region.nodes[i] for i in order]
+    return order
 
 
 def _makers(region: Region) -> dict[str, int]:
@@ -259,8 +261,4 @@ def _makers(region: Region) -> dict[str, int]:
             if name:
                 maker[name] = index
     return maker
-
-
-def _is_sorted(region: Region, maker: dict[str, int]) -> bool:
-    return all(maker.get(n, -1) < i for i in range(len(region.nodes)) for n in used_names(region, i))
 

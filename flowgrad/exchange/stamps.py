@@ -40,9 +40,10 @@ class Stamps:
 
 
 def _form(node: Node) -> tuple[Any, ...]:
-    attributes = [(k, v if isinstance(v, str) else _is_default(node, k)) for k, v in node.attributes.items()]
-    inputs, outputs = [v and v.type.dtype for v in node.inputs], [v and v.type.dtype for v in node.outputs]
-    return node.op, tuple(sorted(attributes)), tuple(inputs), tuple(outputs)
+    given = node.attributes
+    attributes = tuple(sorted([(k, v if isinstance(v, str) else _is_default(node, k)) for k, v in given.items()])) if given else ()
+    return (node.op, attributes, tuple([v and v.type.dtype for v in node.inputs]),
+            tuple([v and v.type.dtype for v in node.outputs]))
 
 
 def _is_default(node: Node, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -123,24 +123,25 @@ class _Names:
     def __init__(self) -> None:
         self.taken: set[str] = set()
         self._counts: dict[str, int] = {}
-        self._of: dict[Value, str] = {}
+        self.of: dict[Value, str] = {}
 
     def __getitem__(self, value: Value) -> str:
-        return self._of[value]
+        return self.of[value]
 
     def bind(self, value: Value, name: str) -> None:
         """Let ``value`` be called ``name``, which may be that of another scope's value (a capture)."""
-        self._of[value] = name
+        self.of[value] = name
 
     def give(self, value: Value) -> str:
         """Return the name of a value, giving it one if it has none yet."""
-        if value not in self._of:
-            self._of[value] = self.fresh(value.name or "constant")
-        return self._of[value]
+        if value not in self.of:
+            self.of[value] = self.fresh(value.name or "constant")
+        return self.of[value]
 
     def fresh(self, base: str) -> str:
         """Return ``base`` made valid and unique, and take it."""
-        base = base.encode("utf-8", "replace").decode("utf-8")
+        if not base.isascii():
+            base = base.encode("utf-8", "replace").decode("utf-8")
         name = base
         while name in self.taken:
             self._counts[base] = self._counts.get(base, 0) + 1
@@ -156,6 +157,8 @@ class _Writer:
         self.names = _Names()
         self.opset = LOWEST_STAMP
         self.types: dict[Type, TypeProto] = {}
+        self.needed: dict[str, int] = {}
+        """How many inputs an operator must have, by its name."""
 
     def model(self, graph: Graph) -> ModelProto:
         graph = lowered(graph)
@@ -202,7 +205,7 @@ class _Writer:
             model.metadata_props.add(key=key, value=kept[key])
 
     def _reserve(self, value: Value, name: str) -> None:
-        if value in self.names._of:
+        if value in self.names.of:
             return
         if name in self.names.taken:
             raise SaveError(f"two inputs or outputs are called {name!r}", code="name", where=name)
@@ -219,8 +222,12 @@ class _Writer:
         """Write inputs, constants and nodes; all names of the scope are given before any subgraph is entered."""
         nodes = graph.nodes()
         constants = [v for v in graph.constants if v.uses or (top and v.producer.role != LITERAL)]
-        for value in (*constants, *(v for n in nodes for v in n.results)):
+        for value in constants:
             self.names.give(value)
+        for node in nodes:
+            for made in node.outputs:
+                if made is not None:
+                    self.names.give(made)
         if top:
             for value in graph.inputs:
                 proto.input.add(name=self.names[value], type=type_proto(value.type, keep_names=True))
@@ -232,10 +239,12 @@ class _Writer:
         for node in nodes:
             self._node(proto, node)
             if top:
-                self._describe(proto, [v for v in node.results if v not in outputs])
+                self._describe(proto, node.outputs, outputs)
 
-    def _describe(self, proto: GraphProto, values: Iterable[Value]) -> None:
+    def _describe(self, proto: GraphProto, values: Iterable[Value | None], apart_from: Collection[Value]) -> None:
         for value in values:
+            if value is None or value in apart_from:
+                continue
             type_ = value.type
             if type_.shape is None:
                 continue
@@ -263,9 +272,12 @@ class _Writer:
 
     def _node(self, proto: GraphProto, node: Node) -> None:
         check_time()
-        inputs = ["" if v is None else self.names[v] for v in node.inputs]
-        outputs = ["" if v is None else self.names[v] for v in node.outputs]
-        needed = schema_of(node.op, self.opset).min_input
+        names = self.names.of
+        inputs = ["" if v is None else names[v] for v in node.inputs]
+        outputs = ["" if v is None else names[v] for v in node.outputs]
+        needed = self.needed.get(node.op)
+        if needed is None:
+            needed = self.needed[node.op] = schema_of(node.op, self.opset).min_input
         inputs += [""] * (needed - len(inputs))
         while len(inputs) > needed and not inputs[-1]:
             inputs.pop()
@@ -280,7 +292,7 @@ class _Writer:
         for name, subgraph in node.subgraphs.items():
             attribute = made.attribute.add(name=name, type=onnx.AttributeProto.GRAPH)
             self._subgraph(attribute.g, node, subgraph, f"{node.label}_{name}")
-        for key in sorted(node.metadata):
+        for key in sorted(node.metadata) if node.metadata else ():
             if key == "onnx.doc_string":
                 made.doc_string = node.metadata[key]
             else:

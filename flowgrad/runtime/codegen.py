@@ -20,6 +20,7 @@ import numpy as np
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array
 from flowgrad.ir.ops.registry import Trait
+from flowgrad.ir.types import Shape
 from flowgrad.runtime.dynamic_calls import OpenCall, SubgraphCalls
 from flowgrad.runtime.flat_graph import ABSENT
 from flowgrad.runtime.kernels import Bound, Several, Single, detached, fill, spread
@@ -63,6 +64,8 @@ class Writer:
         self.loads: list[int] = []
         self.buffers: list[int] = []
         self.works: list[int] = []
+        self.spread: dict[tuple[int, Shape | None], Array] = {}
+        """The constants in the shapes of the results that they are spread to."""
 
     def code(self) -> Code:
         """Return the compiled chunks."""
@@ -136,7 +139,7 @@ class Writer:
     def _step(self, index: int) -> None:
         step = self.steps[index]
         present = [n for n in step.record.outputs if n != ABSENT]
-        if not all(n in self.views for n in present):
+        if not self.views.issuperset(present):
             self._call(index, step, present)
             for number in present:
                 if number in self.slots:
@@ -193,7 +196,10 @@ class Writer:
         constant = self.constants.get(number)
         if constant is None:
             return argument
-        wide = spread(constant, step.twin)
+        key = number, step.twin.output().type.shape
+        wide = self.spread.get(key)
+        if wide is None:
+            wide = self.spread[key] = spread(constant, step.twin)
         return argument if wide is constant else self._bound(wide)
 
     def _object(self, index: int, step: Step, call: str, present: list[int]) -> None:
@@ -230,6 +236,8 @@ class Writer:
     def _keywords(self, index: int, step: Step, bound: Bound) -> list[str]:
         given = [f"{_checked(name)}={self._bound(value)}" for name, value in bound.keywords.items()]
         special = step.record.definition.special
+        if not special:
+            return given
         if "work" in special and index in self.layout.work:
             given.append(f"work=w{len(self.works)}")
             self.works.append(index)

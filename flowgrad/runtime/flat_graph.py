@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowgrad.ir.graph import CONSTANT, INPUT, LITERAL, Array, Graph, Node, Value, symbolic_of
 from flowgrad.ir.ops.registry import OpDef, Trait, opdef
@@ -17,8 +16,7 @@ KEYED_ELEMENTS = 64
 """Integer inputs of at most this many elements may be part of a program's key."""
 
 
-@dataclass(slots=True, frozen=True)
-class Record:
+class Record(NamedTuple):
     """One node: its op, attributes, and the numbers of its values (ABSENT for one left out).
 
     ``key`` is what nodes share that have one form if their operands do; None for one that has a form of its own.

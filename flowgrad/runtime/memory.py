@@ -166,7 +166,8 @@ def _sweep(steps: Sequence[Step], last: Mapping[int, int], layout: Layout) -> No
             place = places[number]
             if place is Place.ARENA:
                 if taken is None:
-                    blocks[number] = (allocator.take(rounded(size)), rounded(size))
+                    size = rounded(size)
+                    blocks[number] = (allocator.take(size), size)
                 else:
                     blocks[number] = blocks.pop(taken)
                 layout.offsets[number] = blocks[number][0]
@@ -184,8 +185,9 @@ def _sweep(steps: Sequence[Step], last: Mapping[int, int], layout: Layout) -> No
         for number in dying[index]:
             if number in blocks:
                 allocator.give(*blocks.pop(number))
-            live -= objects.pop(number, 0)
-        layout.releases.append([n for n in dying[index] if places.get(n) is Place.OBJECT])
+            elif number in objects:
+                live -= objects.pop(number)
+        layout.releases.append([n for n in dying[index] if places.get(n) is Place.OBJECT] if dying[index] else [])
     layout.arena_bytes = allocator.high
     layout.peak_bytes = allocator.high + peak
 
@@ -200,7 +202,7 @@ def _in_place(step: Step, index: int, last: Mapping[int, int], layout: Layout,
         number = inputs[slot]
         if number not in blocks or last[number] != index:
             continue
-        if not any(other != number and other != ABSENT and layout.root(other) == number for other in inputs):
+        if len(inputs) == 1 or not any(other != number and other != ABSENT and layout.root(other) == number for other in inputs):
             return number
     return None
 
@@ -213,7 +215,13 @@ class Frame:
     def __init__(self, layout: Layout, types: Mapping[int, Type]) -> None:
         self.arena = np.empty(layout.arena_bytes + ALIGNMENT, np.uint8)
         shift = -self.arena.ctypes.data % ALIGNMENT
-        self.buffers = {n: view(self.arena, shift + offset, types[n]) for n, offset in layout.offsets.items()}
+        views: dict[tuple[int, Type], Array] = {}  # values that take turns in one place share one
+        self.buffers: dict[int, Array] = {}
+        for number, offset in layout.offsets.items():
+            key = offset, types[number]
+            if key not in views:
+                views[key] = view(self.arena, shift + offset, types[number])
+            self.buffers[number] = views[key]
         self.work = {i: [view(self.arena, shift + offset, t) for offset, t in spots] for i, spots in layout.work.items()}
         self.chunks: list[tuple[Array | list[Array], ...]] = []
 

@@ -8,7 +8,7 @@ next segment.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,7 @@ FOLDED_BYTES = 1 << 16
 _NO_RANDOM = np.random.default_rng(0)
 
 
-@dataclass(slots=True, frozen=True)
-class Step:
+class Step(NamedTuple):
     """One node to run: its record and its form. ``open`` marks one whose extents the run has to tell."""
 
     record: Record
@@ -66,12 +65,14 @@ class Knowledge:
         waiting: list[Record] = []
         twins = self.twins
         for record in self.pending:
-            if any(n != ABSENT and twins[n] is None for n in (*record.inputs, *record.captures)):
-                waiting.append(record)
-                continue
-            step = self._step(record)
-            if step is not None:
-                steps.append(step)
+            for number in (*record.inputs, *record.captures) if record.captures else record.inputs:
+                if number != ABSENT and twins[number] is None:
+                    waiting.append(record)
+                    break
+            else:
+                step = self._step(record)
+                if step is not None:
+                    steps.append(step)
         self.pending = waiting
         return steps
 

@@ -126,7 +126,8 @@ class OpDef:
         self.domain = domain
         self.inputs = tuple(p.name for p in positional)
         self.required_inputs = sum(p.default is p.empty for p in positional)
-        self.variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters)
+        rest = [p.name for p in parameters if p.kind == p.VAR_POSITIONAL]
+        self.variadic = bool(rest)
         self.attributes = {p.name: REQUIRED if p.default is p.empty else p.default
                            for p in keywords if p.name not in SPECIAL}
         self.required_attributes = tuple(name for name, default in self.attributes.items() if default is REQUIRED)
@@ -144,7 +145,8 @@ class OpDef:
         self.settings = self.extents | self._slots(settings)
         self.deciding = self._slots(deciding)
         self.float32_inputs = self._slots(float32_inputs)
-        self.new_dtypes = self._slots(new_dtypes)
+        self.new_dtypes = self._slots([n for n in new_dtypes if n not in rest])
+        self.mixes_rest = any(n in rest for n in new_dtypes)
         self._check("attribute", (*dtype_attributes, *(name for name, _ in values_since)), self.attributes)
         self.dtype_attributes = tuple(dtype_attributes)
         self.values_since = dict(values_since)
@@ -378,7 +380,7 @@ def op(
     ``settings`` are floats that are no weights (statistics, bounds, ratios; extents are settings too); ``deciding`` say
     which subgraph runs, or how often; ``float32_inputs`` stay float32 whatever the rest computes in, and so do not the
     dtypes that ``dtype_attributes`` name. The other floats are of one dtype up to the first of ``new_dtypes``, where another
-    one may begin. ``ufunc`` is the one NumPy call that the kernel makes, if that is all it does
+    one may begin, with each of a variadic rest. ``ufunc`` is the one NumPy call that the kernel makes, if that is all it does
     for operands of one dtype; with ``in_place`` the kernel may write over an operand.
 
     Examples:

@@ -13,7 +13,7 @@ from flowgrad.ir.ops.registry import FLOWGRAD, NO_GRADIENT, STANDS_FOR, Trait, l
 from flowgrad.ir.types import FLOAT32, INT64
 
 
-@op("After", since=14, domain=FLOWGRAD, traits=(Trait.VIEW,))
+@op("After", new_dtypes=("events",), since=14, domain=FLOWGRAD, traits=(Trait.VIEW,))
 def after(x: Array, *events: Array) -> Array:
     """x, once the events are computed: what is made of the result cannot run before them, in any order of the graph."""
     return x

@@ -193,7 +193,7 @@ def _(b: DerivativeBuilder, node: Node, x_dot: Value | None, *others: Value | No
 # ---- the derivative -------------------------------------------------------------------------------------------------------
 
 
-@op("ResizeGrad", domain=FLOWGRAD, outputs=("x_bar",), extents=("x_shape",), float32_inputs=("scales",))
+@op("ResizeGrad", new_dtypes=("roi",), domain=FLOWGRAD, outputs=("x_bar",), extents=("x_shape",), float32_inputs=("scales",))
 def resize_grad(
     y_bar: Array, x_shape: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None, *,
     antialias: int = 0, axes: Sequence[int] | None = None, coordinate_transformation_mode: str = "half_pixel",
