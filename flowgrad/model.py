@@ -185,6 +185,13 @@ class Model:
         outs = ", ".join(o.name for o in self.outputs)
         return f"<Model {self._graph.name}: ({ins}) -> ({outs}), {len(self._graph)} nodes>"
 
+    @guarded("while printing")
+    def _repr_html_(self) -> str:
+        """What notebooks show: inputs, outputs and operators. Names from files are escaped."""
+        from flowgrad.ir.html import html_of
+
+        return html_of(self._graph, self.notes)
+
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def __call__(self, *feeds: Any, **named: Any) -> dict[str, Array]:
