@@ -34,7 +34,14 @@ FRESH = "_d"
 
 
 class GraphOptimizationLevel(IntEnum):
-    """How much a graph is optimised: not at all with ORT_DISABLE_ALL, by the standard passes with any other."""
+    """How much a graph is optimised: not at all with ORT_DISABLE_ALL, by the standard passes with any other.
+
+    Examples:
+        >>> options = fg.SessionOptions()
+        >>> options.graph_optimization_level = fg.GraphOptimizationLevel.ORT_DISABLE_ALL
+        >>> fg.InferenceSession("tests/data/mlp.onnx", options).run(["loss"], batch)[0].shape
+        ()
+    """
 
     ORT_DISABLE_ALL = 0
     ORT_ENABLE_BASIC = 1
@@ -44,7 +51,12 @@ class GraphOptimizationLevel(IntEnum):
 
 
 class ExecutionMode(IntEnum):
-    """Accepted; operators run one after the other, each on several cores."""
+    """Accepted; operators run one after the other, each on several cores.
+
+    Examples:
+        >>> fg.SessionOptions().execution_mode
+        <ExecutionMode.ORT_SEQUENTIAL: 0>
+    """
 
     ORT_SEQUENTIAL = 0
     ORT_PARALLEL = 1
@@ -81,6 +93,12 @@ class SessionOptions(_Options):
     ``execution_mode``, ``execution_order``, ``inter_op_num_threads``, ``log_severity_level``, ``log_verbosity_level``, ``logid``,
     ``use_deterministic_compute`` (runs always are), ``use_per_session_threads``, ``add_session_config_entry``. Refused:
     ``register_custom_ops_library``, ``add_free_dimension_override_by_denotation``, ``add_provider`` of anything but the CPU.
+
+    Examples:
+        >>> options = fg.SessionOptions()
+        >>> options.intra_op_num_threads = 1
+        >>> fg.InferenceSession("tests/data/mlp.onnx", options).run(["loss"], batch)[0].shape
+        ()
     """
 
     _defaults = {
@@ -130,7 +148,14 @@ class SessionOptions(_Options):
 
 
 class RunOptions(_Options):
-    """The options of a run, with onnxruntime's names: ``terminate`` makes it fail, the others have no effect."""
+    """The options of a run, with onnxruntime's names: ``terminate`` makes it fail, the others have no effect.
+
+    Examples:
+        >>> options = fg.RunOptions()
+        >>> options.logid = "first"
+        >>> fg.InferenceSession("tests/data/mlp.onnx").run(["loss"], batch, options)[0].shape
+        ()
+    """
 
     _defaults = {"log_severity_level": -1, "log_verbosity_level": 0, "logid": "", "only_execute_path_to_fetches": False, "terminate": False}
 
@@ -336,15 +361,30 @@ def _extent(dim: Any) -> int | str | None:
 
 
 def get_available_providers() -> list[str]:
-    """Return the names of the providers that are here: the CPU."""
+    """Return the names of the providers that are here: the CPU.
+
+    Examples:
+        >>> fg.get_available_providers()
+        ['CPUExecutionProvider']
+    """
     return [CPU]
 
 
 def get_all_providers() -> list[str]:
-    """Return the names of all providers: the CPU."""
+    """Return the names of all providers: the CPU.
+
+    Examples:
+        >>> fg.get_all_providers()
+        ['CPUExecutionProvider']
+    """
     return [CPU]
 
 
 def get_device() -> str:
-    """Return what computes: "CPU"."""
+    """Return what computes: "CPU".
+
+    Examples:
+        >>> fg.get_device()
+        'CPU'
+    """
     return "CPU"

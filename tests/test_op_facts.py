@@ -516,8 +516,12 @@ ELSEWHERE = {
     ("flowgrad/exchange/adapters.py", "question"): "what old opsets meant by Upsample and Scan",
     ("flowgrad/exchange/importer.py", "question"): "a file may let what a Loop carries change its shape: its body is read again",
     ("flowgrad/exchange/microsoft.py", "table"): "activations that another domain fuses into its operators, by name",
-    ("flowgrad/transforms/losses.py", "question"): "how converters spell that probabilities are divided by their sum",
+    ("flowgrad/transforms/logits.py", "table"): "the functions that make probabilities",
+    ("flowgrad/transforms/training.py", "question"): "running statistics are states of BatchNormalization alone",
+    ("flowgrad/transforms/logits.py", "question"): "how converters spell that probabilities are divided by their sum",
     ("ir/derivative_builder.py", "question"): "adding a symbolic zero is no addition",
+    ("passes/simplify.py", "question"): "an identity is a literal, or what EyeLike makes",
+    ("passes/sparsity.py", "question"): "branches are joined, and states of loops followed until nothing is added",
     ("passes/stabilize.py", "question"): "a rewrite asks which of the alternatives of its own pattern it has met",
     ("passes/untrained.py", "question"): "what makes a table one of angles is that sines and cosines are taken of it",
 }

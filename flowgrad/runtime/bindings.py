@@ -15,7 +15,12 @@ from flowgrad.ir.types import dtype_of
 
 
 class OrtValue:
-    """An array on the CPU, or a list of them (a sequence)."""
+    """An array on the CPU, or a list of them (a sequence).
+
+    Examples:
+        >>> fg.OrtValue.ortvalue_from_numpy(np.ones((2, 3))).shape()
+        [2, 3]
+    """
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -88,7 +93,18 @@ class OrtValue:
 
 
 class IOBinding:
-    """Which memory the inputs of a session are read from, and which its outputs are written to."""
+    """Which memory the inputs of a session are read from, and which its outputs are written to.
+
+    Examples:
+        >>> session = fg.InferenceSession("tests/data/mlp.onnx")
+        >>> binding = session.io_binding()
+        >>> binding.bind_cpu_input("x", batch["x"])
+        >>> binding.bind_cpu_input("target", batch["target"])
+        >>> binding.bind_output("logits")
+        >>> session.run_with_iobinding(binding)
+        >>> binding.copy_outputs_to_cpu()[0].shape
+        (2, 3)
+    """
 
     def __init__(self, inputs: Mapping[str, Value], outputs: Sequence[str]) -> None:
         self._inputs, self._known = inputs, outputs
