@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from flowgrad.ir.node import Value as Value
 from flowgrad.ir.node import frozen
 from flowgrad.ir.node import same_array as same_array
 from flowgrad.ir.node import symbolic_of as symbolic_of
+from flowgrad.ir.order import topological
 from flowgrad.ir.types import UNKNOWN, Dim, DimLike, Type, type_of
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Graph:
     def nodes(self) -> list[Node]:
         """Return all op nodes (no entries) in a topological order that depends on the graph alone."""
         if self._order is None:
-            self._order = self._sorted()
+            self._order = topological(self.entries, self.name)
         elif self._has_removed:
             self._order = [node for node in self._order if node.key in self.entries]
         self._has_removed = False
@@ -139,45 +139,6 @@ class Graph:
     def __len__(self) -> int:
         """Return the number of op nodes."""
         return len(self.entries) - len(self._inputs) - len(self._outputs) - len(self._constants)
-
-    def _sorted(self) -> list[Node]:
-        """Return the op nodes so that the one with the least key comes first of all that can come next."""
-        entries = self.entries
-        order: list[Node] = []
-        missing: dict[int, int] = {}  # how many operands are not there yet, of nodes passed over
-        waiting: dict[int, list[int]] = {}  # who waits for a node
-        ready: list[int] = []
-
-        def release(key: int) -> None:
-            for waiter in waiting.pop(key):
-                missing[waiter] -= 1
-                if not missing[waiter]:
-                    del missing[waiter]
-                    heapq.heappush(ready, waiter)
-
-        for key in sorted(entries):
-            node = entries[key]
-            lacking = []
-            for operand in node.operands if node.captures else node.inputs:
-                if operand is not None and ((source := operand.producer.key) >= key or source in missing):
-                    lacking.append(source)
-            if lacking:
-                missing[key] = len(lacking)
-                for source in lacking:
-                    waiting.setdefault(source, []).append(key)
-                continue
-            ready.append(key)
-            while ready:
-                placed = heapq.heappop(ready)
-                node = entries[placed]
-                if node.op not in ENTRIES:
-                    order.append(node)
-                if placed in waiting:
-                    release(placed)
-        if missing:
-            stuck = next(entries[key] for key in entries if key in missing)
-            raise ValidationError(f"the graph {self.name!r} has a cycle", code="cycle", where=stuck.label)
-        return order
 
     def walk(self) -> Iterator[tuple[Graph, Node]]:
         """Yield every op node with its graph, those of subgraphs after their owner."""
