@@ -13,10 +13,16 @@ from flowgrad.ir.errors import InputError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array
+from flowgrad.ir.roles import Role
 from flowgrad.model import Model
 from flowgrad.passes.differences import central_difference, moved
-from flowgrad.passes.selection import Names, find_value
+from flowgrad.passes.selection import Names, as_list, find_value
+from flowgrad.runtime.numpy_program import NumpyProgram
+from flowgrad.runtime.program import Program
 from flowgrad.transforms.derivatives import jvp, vjp
+
+Feeds = Mapping[str, Array]
+Function = Callable[[dict[str, Array]], float]
 
 
 @dataclass(frozen=True)
@@ -71,36 +77,73 @@ def gradcheck(
     check_kind("model", model, Model)
     check_mapping("inputs", inputs, "names to arrays")
     check_positive("eps", eps)
-    wide = _without_roles(model.astype("float64"))
+    wide = _with_outputs(_without_roles(model.astype("float64")), of)
     feeds = {k: _wide(v) for k, v in inputs.items()}
     reverse = vjp(wide, of, wrt, zero="allow")
-    forward = jvp(wide, of, wrt, zero="allow") if "fwd" in modes else None
-    names = [w for (role, _, w) in reverse.roles if role == "grad"]
+    gradients = {w: name for (role, _, w), name in reverse.roles.items() if role == "grad"}
     rng = np.random.default_rng(seed)
-    at = {n: feeds[n] if n in feeds else _value(reverse, n) for n in names}
+    at = {n: feeds[n] if n in feeds else _value(reverse, n) for n in gradients}
     outputs = {o: name for (role, o, _), name in reverse.roles.items() if role == "cotangent"}
     shapes = _shapes(wide, reverse, outputs, feeds)
     cotangents = {o: np.asarray(rng.standard_normal(shapes[o])) for o in outputs}
     fixed = {**feeds, **{outputs[o]: ct for o, ct in cotangents.items()}}
-    gradients, paired = reverse(fixed), _pairing(reverse, fixed, cotangents)
-    checks: list[Check] = []
+    slopes: list[_Slope] = []
     for _ in range(samples):
-        for name in names:
+        for name in gradients:
             direction = np.asarray(rng.standard_normal(at[name].shape))
             step = eps * max(1.0, float(np.abs(at[name]).max(initial=0.0)))
-            slope = _Slope(paired, {name: at[name]}, {name: direction}, step, atol, rtol)
-            if "rev" in modes:
-                output = next(g for (r, _, w), g in reverse.roles.items() if r == "grad" and w == name)
-                pulled = _pulled(reverse, fixed, output, direction)
-                checks.append(slope.check(f"reverse {name}", float(np.sum(gradients[output] * direction)), pulled))
-            if forward is not None:
-                pushed = _pushed(forward, feeds, at, name, direction, cotangents)
-                got = pushed({})
-                if not np.isfinite(got) and len(names) > 1:  # 0 times the NaN of another's partial
-                    pushed = _pushed(jvp(wide, of, name, zero="allow"), feeds, at, name, direction, cotangents)
-                    got = pushed({})
-                checks.append(slope.check(f"forward {name}", got, pushed))
-    return GradcheckResult(checks)
+            slopes.append(_Slope({name: at[name]}, {name: direction}, step, atol, rtol))
+    program = reverse.compile()
+    del reverse  # a large graph is not held while others are made
+    found = [_reverse_checks(program, fixed, gradients, cotangents, slopes)] if "rev" in modes else []
+    del program
+    if "fwd" in modes:
+        found.append(_forward_checks(wide, of, wrt, feeds, at, cotangents, slopes))
+    return GradcheckResult([check for checks in zip(*found, strict=True) for check in checks])
+
+
+def _with_outputs(model: Model, of: Names | None) -> Model:
+    """Let a model of our own tell the values that are to be differentiated, also inner ones."""
+    graph = model.graph
+    for name in () if of is None else as_list(of):
+        if isinstance(name, str) and all(entry.name != name for entry in graph.output_entries):
+            graph.add_output(find_value(graph, name), name)
+    return model
+
+
+def _reverse_checks(
+    program: Program, fixed: Feeds, gradients: Mapping[str, str], cotangents: Feeds, slopes: Sequence[_Slope],
+) -> list[Check]:
+    """Compare what the gradients, which have these names, are along the direction of each slope."""
+    here, paired, checks = program.run(fixed), _pairing(program, fixed, cotangents), []
+    for slope in slopes:
+        ((name, direction),) = slope.direction.items()
+        pulled = _pulled(program, fixed, gradients[name], direction)
+        checks.append(slope.check(paired, f"reverse {name}", float(np.sum(here[gradients[name]] * direction)), pulled))
+    return checks
+
+
+def _forward_checks(
+    wide: Model, of: Names | None, wrt: Names, feeds: Feeds, at: Feeds, cotangents: Feeds, slopes: Sequence[_Slope],
+) -> list[Check]:
+    """Compare what tangents along the direction of each slope are.
+
+    Their graph runs a few times only, and as it stands: to optimise it would take longer.
+    """
+    forward = jvp(wide, of, wrt, zero="allow")
+    program, checks = NumpyProgram(forward.graph), []
+    for slope in slopes:
+        ((name, direction),) = slope.direction.items()
+        given = {**feeds, **_tangents(forward.roles, at, name, direction)}
+        paired, pushed = _pairing(program, given, cotangents), _pushed(program, forward.roles, given, cotangents)
+        got = pushed({})
+        if not np.isfinite(got) and len(at) > 1:  # 0 times the NaN of another's partial
+            alone = jvp(wide, of, name, zero="allow")
+            given = {**feeds, **_tangents(alone.roles, at, name, direction)}
+            pushed = _pushed(NumpyProgram(alone.graph), alone.roles, given, cotangents)
+            got = pushed({})
+        checks.append(slope.check(paired, f"forward {name}", got, pushed))
+    return checks
 
 
 SMALLEST_STEP = 1e-3
@@ -112,9 +155,11 @@ ASIDE = 1e3
 
 @dataclass
 class _Slope:
-    """The slope of a function along a direction, by differences with steps that get smaller where a kink is near."""
+    """The slope of a function along a direction, by differences with steps that get smaller where a kink is near.
 
-    function: Callable[[dict[str, Array]], float]
+    The function is given with every check: different programs may compute the same one.
+    """
+
     at: dict[str, Array]
     direction: dict[str, Array]
     step: float
@@ -123,23 +168,23 @@ class _Slope:
     differences: dict[float, float] = field(default_factory=dict, init=False)
     """What was found so far, by the step."""
 
-    def check(self, what: str, got: float, slope_at: Callable[[dict[str, Array]], float]) -> Check:
-        """Compare ``got`` with the slope; on a kink, what ``slope_at`` gives beside it with the slope there."""
-        found = self._nearest(what, got)
-        if found.passed or not np.isfinite(got) or not self._is_kink(found.allowed):
+    def check(self, function: Function, what: str, got: float, slope_at: Function) -> Check:
+        """Compare ``got`` with the slope of ``function``; on a kink, what ``slope_at`` gives beside it with the slope there."""
+        found = self._nearest(function, what, got)
+        if found.passed or not np.isfinite(got) or not self._is_kink(function, found.allowed):
             return found
         rng = np.random.default_rng(0)
         beside = {k: a + ASIDE * self.step * rng.standard_normal(a.shape) for k, a in self.at.items()}
-        return replace(replace(self, at=beside)._nearest(what, slope_at(beside)), kink=True)
+        return replace(replace(self, at=beside)._nearest(function, what, slope_at(beside)), kink=True)
 
-    def _nearest(self, what: str, got: float) -> Check:
+    def _nearest(self, function: Function, what: str, got: float) -> Check:
         """Compare ``got`` with central differences, the first if none of them agrees."""
         steps = [self.step]
         while steps[-1] > 2 * self.step * SMALLEST_STEP:
             steps.append(steps[-1] / 10)
         first = None
         for step in steps:
-            expected = self._difference(step)
+            expected = self._difference(function, step)
             check = _check(what, got, expected, self.atol + self.rtol * abs(expected))
             if check.passed or not np.isfinite(got):
                 return check
@@ -147,16 +192,16 @@ class _Slope:
         assert first is not None
         return first
 
-    def _difference(self, step: float) -> float:
+    def _difference(self, function: Function, step: float) -> float:
         if step not in self.differences:
-            self.differences[step] = central_difference(self.function, self.at, self.direction, step)
+            self.differences[step] = central_difference(function, self.at, self.direction, step)
         return self.differences[step]
 
-    def _is_kink(self, allowed: float) -> bool:
+    def _is_kink(self, function: Function, allowed: float) -> bool:
         """Return whether the differences to both sides stay apart however small the step."""
         step = self.step * SMALLEST_STEP
-        here = self.function(dict(self.at))
-        ahead, behind = (self.function(moved(self.at, self.direction, s)) for s in (step, -step))
+        here = function(dict(self.at))
+        ahead, behind = (function(moved(self.at, self.direction, s)) for s in (step, -step))
         return abs((ahead - here) / step - (here - behind) / step) > allowed
 
 
@@ -223,35 +268,32 @@ def _shapes(model: Model, reverse: Model, cotangents: Mapping[str, str], feeds: 
     return {o: _output(base, model, o, feeds).shape for o in cotangents}
 
 
-def _pairing(model: Model, fixed: Mapping[str, Array], cotangents: Mapping[str, Array]
-             ) -> Callable[[dict[str, Array]], float]:
+def _pairing(program: Program, fixed: Feeds, cotangents: Feeds) -> Function:
     """Return the function <y, y_bar> of what is moved; all else is ``fixed``."""
 
     def paired(point: dict[str, Array]) -> float:
-        feeds = {**fixed, **point}
-        found = model(feeds)
-        return float(sum(np.sum(_output(found, model, o, feeds) * ct) for o, ct in cotangents.items()))
+        found = program.run({**fixed, **point})
+        return float(sum(np.sum(found[o] * ct) for o, ct in cotangents.items()))
 
     return paired
 
 
-def _pulled(reverse: Model, fixed: Mapping[str, Array], output: str, direction: Array) -> Callable[[dict[str, Array]], float]:
+def _pulled(program: Program, fixed: Feeds, output: str, direction: Array) -> Function:
     """Return the function <gradient, direction> of the point."""
-    return lambda point: float(np.sum(reverse({**fixed, **point})[output] * direction))
+    return lambda point: float(np.sum(program.run({**fixed, **point})[output] * direction))
 
 
-def _pushed(
-    forward: Model, feeds: Mapping[str, Array], at: Mapping[str, Array], name: str, direction: Array,
-    cotangents: Mapping[str, Array],
-) -> Callable[[dict[str, Array]], float]:
-    """Return the function <tangent along direction, y_bar> of the point."""
-    tangents = {}
-    for (role, _, w), given in forward.roles.items():
-        if role == "tangent" and w:
-            tangents[given] = direction if w == name else np.zeros(at[w].shape)
+def _tangents(roles: Mapping[Role, str], at: Feeds, name: str, direction: Array) -> Feeds:
+    """Return the tangents of what is moved: ``direction`` for ``name``, zeros for the rest."""
+    return {given: direction if w == name else np.zeros(at[w].shape)
+            for (role, _, w), given in roles.items() if role == "tangent" and w}
+
+
+def _pushed(program: Program, roles: Mapping[Role, str], given: Feeds, cotangents: Feeds) -> Function:
+    """Return the function <tangent, y_bar> of the point, of feeds and tangents that are ``given``."""
 
     def pushed(point: dict[str, Array]) -> float:
-        found = forward({**feeds, **tangents, **point})
-        return float(sum(np.sum(found[forward.roles["tangent", o, ""]] * ct) for o, ct in cotangents.items()))
+        found = program.run({**given, **point})
+        return float(sum(np.sum(found[roles["tangent", o, ""]] * ct) for o, ct in cotangents.items()))
 
     return pushed
