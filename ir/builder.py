@@ -97,6 +97,9 @@ class Builder:
         if not inferred:
             inferred = infer(draft(op, values, kept, captures=captures, subgraphs=subgraphs, count=len(names)))
         specs: list[tuple[str, Type] | None] = []
+        if outputs == 1 and inferred and inferred[0] is not None and types is None:  # like most
+            specs.append((self._name(op, 0, specs), inferred[0]))
+            names = []
         for index, given in enumerate(names):
             known = inferred[index] if index < len(inferred) else None
             type_ = (types[index] if types is not None else None) or known
@@ -119,13 +122,13 @@ class Builder:
         """Return what stands for the outputs of a node that was copied from another graph."""
         return node.outputs
 
-    def _values(self, inputs: Sequence[Any]) -> list[Value | None]:
+    def _values(self, inputs: Sequence[Any]) -> Sequence[Value | None]:
         """Return inputs as values of this graph, without absent ones at the end."""
         for given in inputs:
             if given.__class__ is not Value:
                 break
         else:
-            return list(inputs)
+            return inputs
         dtypes = [v.type.dtype for v in inputs if isinstance(v, Value)]
         like = dtypes[0] if dtypes else None
         like_float = next((d for d in dtypes if d.is_float), like)

@@ -18,10 +18,34 @@ from flowgrad.ir.process_state import Held
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_collector: Held[bool] = Held(gc.isenabled, lambda _: gc.disable(), lambda enabled: gc.enable() if enabled else None)
+MANY_OBJECTS = 1 << 17
+"""When bulk work has made more than this, they are old at its end: the next collection of young objects would walk them all."""
+
+_is_aging = False
 
 
-WAITING_BYTES = 1 << 28
+def _resume(enabled: bool) -> None:
+    if gc.get_count()[0] > MANY_OBJECTS or _is_aging:
+        _age()
+    if enabled:
+        gc.enable()
+
+
+def _age() -> None:
+    """Move all objects to the oldest generation, without a look at them. What others have frozen stays frozen."""
+    global _is_aging
+    if gc.get_freeze_count() and not _is_aging:
+        return
+    _is_aging = True  # an interrupt that comes now leaves it so, and the end of the next bulk work goes on
+    gc.freeze()
+    gc.unfreeze()
+    _is_aging = False
+
+
+_collector: Held[bool] = Held(gc.isenabled, lambda _: gc.disable(), _resume)
+
+
+WAITING_BYTES = 1 << 27
 """When dropped graphs held more than this, the end of bulk work collects them."""
 
 _waiting = 0

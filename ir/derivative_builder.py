@@ -84,6 +84,8 @@ class DerivativeBuilder(Builder):
 
     def plain(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, **keywords: Any) -> Value:
         """Add a node as it stands and return its output."""
+        if not keywords:
+            return self.add_node(op, inputs, attributes).output()
         return super().add(op, inputs, attributes, **keywords)
 
     def _vanishes(self, node: Node) -> bool:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     import networkx as nx
 
 
+ENTRY_BYTES = 900
+"""What an entry takes in memory with its values, names and uses, about."""
+
 MOST_RESOLVED = 256
 """How many types a graph remembers to have checked."""
 
@@ -51,9 +54,9 @@ class Graph:
 
     def __init__(self, name: str = "graph", limits: Limits | None = None) -> None:
         self._constants: dict[int, Node] = {}
+        self.entries: dict[int, Node] = {}
         self.name = name
         self.limits = limits_or_default(limits)
-        self.entries: dict[int, Node] = {}
         self.version = 0
         self.metadata: dict[str, str] = {}
         self.origins: list[Origin] = [Origin("", (), ())]
@@ -72,7 +75,8 @@ class Graph:
         self._dag: nx.MultiDiGraph[int] | None = None
 
     def __del__(self) -> None:
-        dropped(sum(node.data.nbytes for node in self._constants.values() if node.data is not None))
+        arrays = [node.data.nbytes for node in self._constants.values() if node.data is not None]
+        dropped(sum(arrays) + ENTRY_BYTES * len(self.entries))
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 
@@ -287,14 +291,15 @@ class Graph:
 
         Output names must be free. This checks nothing else: see ``verify`` and ``Builder``.
         """
+        values, resolved = self.values, self._resolved
         named: list[tuple[str, Type] | None] = []
         for given in outputs:
-            if given is None:
-                named.append(None)
-                continue
-            self._check_free(given[0])
-            known = id(given[1]) in self._resolved
-            named.append(given if known else (given[0], self.resolve(given[1], f"%{given[0]} = {op}")))
+            if given is not None:
+                if given[0] in values:
+                    self._check_free(given[0])
+                if id(given[1]) not in resolved:
+                    given = given[0], self.resolve(given[1], f"%{given[0]} = {op}")
+            named.append(given)
         if len(named) > 1:
             names = [o[0] for o in named if o is not None]
             if len(set(names)) < len(names):
@@ -305,7 +310,10 @@ class Graph:
             node.attributes = dict(attributes)
         if subgraphs:
             self._own(node, subgraphs)
-        node.outputs = tuple([o and self._new_value(o[0], o[1], node, i) for i, o in enumerate(named)])
+        made: list[Value | None] = []
+        for index, given in enumerate(named):
+            made.append(None if given is None else self._new_value(given[0], given[1], node, index))
+        node.outputs = tuple(made)
         self._connect(node, tuple(inputs), tuple(captures))
         if self._order is not None:
             self._order.append(node)  # all that it needs is there, and no key is greater

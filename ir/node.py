@@ -145,14 +145,14 @@ class Node:
 
     def output(self, index: int = 0) -> Value:
         """Return an output that must be present."""
-        value = self.optional_output(index)
+        value = self.outputs[index] if index < len(self.outputs) else None
         if value is None:
             raise ValidationError(f"{self.op} has no output {index}", code="output", where=self.label)
         return value
 
     def input(self, index: int) -> Value:
         """Return an input that must be present."""
-        value = self.optional(index)
+        value = self.inputs[index] if index < len(self.inputs) else None
         if value is None:
             raise ValidationError(f"{self.op} has no input {index}", code="input", where=self.label)
         return value

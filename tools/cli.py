@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -76,6 +78,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def run_command(parser: Parser, argv: Sequence[str]) -> int:
     """Parse, dispatch, and turn every expected error into one message and an exit code."""
     PHASES.clear()
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)  # the process ends: nothing is worth looking for cycles in any more
     try:
         arguments = parser.parse(argv)
     except SystemExit as stop:
