@@ -1,4 +1,5 @@
-"""``python -m flowgrad.tools.maintenance.fuzz``: random graphs through evaluator, program, passes, derivatives, files and ONNX.
+"""``python -m flowgrad.tools.maintenance.fuzz``: random graphs through evaluator, program, passes,
+derivatives, transforms, files and ONNX.
 
 Every failure is shrunk and printed as IR text with the seed that makes it.
 """
@@ -22,7 +23,10 @@ from flowgrad.ir.text import format_graph
 from flowgrad.ir.types import Dim, Type
 from flowgrad.passes.edits import remove_dead
 from flowgrad.tools.maintenance.fuzz_checks import CHECKS, Feeds
+from flowgrad.tools.maintenance.fuzz_transforms import COMPARED, TRANSFORMS
 from flowgrad.tools.maintenance.random_graphs import random_graph
+
+ALL = {**CHECKS, **TRANSFORMS}
 
 # ---- shrinking ------------------------------------------------------------------------------------------------------------
 
@@ -47,7 +51,7 @@ def run_check(name: str, graph: Graph, feeds: Sequence[Feeds], smooth: bool) -> 
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            return "", CHECKS[name][0](graph, feeds, smooth)
+            return "", ALL[name][0](graph, feeds, smooth)
     except Exception as error:
         return _signature(error), f"{type(error).__name__}: {str(error)[:3000]}"
 
@@ -146,18 +150,18 @@ class Summary:
 
 
 def fuzz_one(seed: int, most: int, names: Sequence[str], summary: Summary, *, shrinking: float = 20.0,
-             thorough: bool = False) -> list[Failure]:
+             thorough: bool = False, favour: Sequence[str] = ()) -> list[Failure]:
     """Make the graph of a seed, check it, and return its failures, shrunk."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sample = random_graph(seed, most)
+        sample = random_graph(seed, most, favour)
     summary.graphs += 1
     summary.nodes += len(sample.graph.nodes())
     summary.ops.update(n.op for n in sample.graph.nodes())
     rng = np.random.default_rng(seed + 12345)
     found = []
     for name in names:
-        if rng.random() > CHECKS[name][1] and not thorough:
+        if rng.random() > ALL[name][1] and not thorough:
             continue
         signature, message = run_check(name, sample.graph, sample.feeds, sample.smooth)
         summary.done[name] += not message
@@ -188,21 +192,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first graph (default 0)")
     parser.add_argument("--minutes", type=float, default=5.0, help="stop after this time (default 5)")
     parser.add_argument("--nodes", type=int, default=40, help="the most nodes of a graph (default 40)")
-    parser.add_argument("--checks", help=f"some of: {', '.join(CHECKS)} (default: all)")
+    parser.add_argument("--checks", help=f"some of: {', '.join(ALL)} (default: all)")
     parser.add_argument("--shrink", type=float, default=20.0, help="seconds to spend on making a failure small (default 20)")
     parser.add_argument("--thorough", action="store_true", help="every check on every graph")
+    parser.add_argument("--favour", default="", help="ways to add nodes that are taken ten times as often, as in branch,loop,scan")
     parser.add_argument("--quiet", action="store_true", help="no summary")
     given = parser.parse_args(argv)
-    names = [n.strip() for n in given.checks.split(",")] if given.checks else list(CHECKS)
-    unknown = [n for n in names if n not in CHECKS]
+    names = [n.strip() for n in given.checks.split(",")] if given.checks else list(ALL)
+    unknown = [n for n in names if n not in ALL]
     if unknown:
-        parser.error(f"no check {unknown[0]!r}; checks: {', '.join(CHECKS)}")
+        parser.error(f"no check {unknown[0]!r}; checks: {', '.join(ALL)}")
+    favour = [n.strip() for n in given.favour.split(",") if n.strip()]
     summary = Summary()
     started = time.monotonic()
     for seed in range(given.seed, given.seed + given.graphs):
         if time.monotonic() - started > 60 * given.minutes:
             break
-        for failure in fuzz_one(seed, given.nodes, names, summary, shrinking=given.shrink, thorough=given.thorough):
+        for failure in fuzz_one(seed, given.nodes, names, summary, shrinking=given.shrink, thorough=given.thorough,
+                                favour=favour):
             print(failure, flush=True)
     if not given.quiet:
         _report(summary, time.monotonic() - started)
@@ -213,6 +220,8 @@ def _report(summary: Summary, seconds: float) -> None:
     print(f"{summary.graphs} graphs, {summary.nodes} nodes of {len(summary.ops)} operators, "
           f"{len(summary.failures)} failures, {seconds:.0f} s", file=sys.stderr)
     print("checked: " + ", ".join(f"{n} {c}" for n, c in summary.done.items()), file=sys.stderr)
+    if COMPARED:
+        print("arrays compared: " + ", ".join(f"{n} {c}" for n, c in COMPARED.items()), file=sys.stderr)
     print("left out: " + "; ".join(f"{n} {c}" for n, c in summary.skipped.most_common()), file=sys.stderr)
 
 
