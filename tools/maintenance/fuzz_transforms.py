@@ -370,7 +370,7 @@ def _hessian(graph: Graph, given: Feeds, rng: np.random.Generator) -> None:
     by_products = _by_products(wrt)
     expected, exact = _moderate(by_products(model, given)), _exactly(by_products, model, given)
     turned = {f"{x}_{u}_hessian": np.moveaxis(expected[f"{u}_{x}_hessian"], range(given[u].ndim), range(-given[u].ndim, 0))
-              for x in wrt for u in wrt}
+              .astype(given[x].dtype) for x in wrt for u in wrt}
     _near(model, turned, expected, "symmetry", exact, 10.0)
 
     def diagonals(whole: Feeds) -> Feeds:
