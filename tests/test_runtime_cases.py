@@ -11,6 +11,7 @@ from flowgrad.ir.graph import Array, Graph, Node
 from flowgrad.ir.ops.registry import Trait, all_ops, opdef
 from flowgrad.runtime.kernels import bind, may_overwrite, takes_out
 from flowgrad.runtime.numpy_program import NumpyProgram
+from flowgrad.runtime.splits import Blocks
 from tests.op_cases import Case, all_cases, forms
 
 CASES = all_cases()
@@ -76,7 +77,7 @@ SPECIALISED = [c for c in CASES if opdef(c.op).ufunc is not None or opdef(c.op).
 def test_fast_kernels_are_the_kernels(case: Case) -> None:
     arrays = case.arrays()
     graph, node = case.graph(arrays)
-    bound = bind(node, opdef(case.op), 1)
+    bound = bind(node, opdef(case.op), Blocks(1))
     if not bound.positional_out:
         assert opdef(case.op).specialise_rule is not None or not takes_out(node, opdef(case.op)) or _mixed(arrays)
         return
@@ -124,7 +125,7 @@ def test_in_place_kernels_may_write_over_each_operand(case: Case) -> None:
     if not takes_out(node, definition) or not may_overwrite(node, definition):
         pytest.skip("nothing is overwritten for this dtype")
     expected = evaluate(graph, case.feeds(arrays))[node.output().name]
-    bound = bind(node, definition, 1)
+    bound = bind(node, definition, Blocks(1))
     for index, array in enumerate(arrays):
         if array is None or array.shape != expected.shape or array.dtype != expected.dtype:
             continue

@@ -95,6 +95,33 @@ def test_plan_predicts_what_a_run_allocates() -> None:
     assert 0.7 * plan.peak_bytes < peak < plan.peak_bytes + 600_000  # code and types of the specialisation come on top
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_plan_counts_the_scratch_that_each_thread_has_for_its_pieces(threads: int) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    y = graph.add_input("x", Type(FLOAT32, (N, 16, 96, 96)))
+    for k in range(4):
+        w = graph.add_constant(np.full((16, 16, 3, 3), 0.01, np.float32), f"w{k}", INITIALIZER)
+        y = b.Relu(b.Conv(y, w, pads=[1, 1, 1, 1]))
+    graph.add_output(b.ReduceSum(y, keepdims=0), "y")
+    program = NumpyProgram(graph, threads=threads)
+    feeds = {"x": np.ones((8, 16, 96, 96), np.float32)}
+    plan = program.plan({"x": (8, 16, 96, 96)})
+    scratch = plan.peak_bytes - plan.arena_bytes
+    assert scratch > threads * 1e5
+    tracemalloc.start()
+    try:
+        base = tracemalloc.get_traced_memory()[0]
+        for _ in range(3):
+            program.run(feeds)
+        peak = tracemalloc.get_traced_memory()[1] - base
+    finally:
+        tracemalloc.stop()
+    assert peak <= plan.peak_bytes + 600_000  # code and types of the specialisation come on top
+    if threads == 1:
+        assert peak > 0.95 * plan.peak_bytes
+
+
 @pytest.mark.parametrize(("shapes", "code"), [
     ({}, "missing"), ({"y": (1,)}, "name"), ({"x": (1, 5)}, "shape"), ({"x": (-1, 4)}, "shape"), ({"x": (4,)}, "shape"),
 ])

@@ -26,6 +26,7 @@ from flowgrad.runtime.flat_graph import ABSENT
 from flowgrad.runtime.kernels import Bound, Several, Single, detached, fill, spread
 from flowgrad.runtime.memory import Frame, Layout, Place
 from flowgrad.runtime.specialise import Step
+from flowgrad.runtime.splits import Blocks
 
 CHUNK = 400
 """Steps of one generated function."""
@@ -51,11 +52,11 @@ class Writer:
     """Writes the chunks of one segment."""
 
     def __init__(self, steps: Sequence[Step], layout: Layout, slots: Mapping[int, int], constants: Mapping[int, Array],
-                 views: frozenset[int], calls: SubgraphCalls, threads: int, marked: bool = False) -> None:
+                 views: frozenset[int], calls: SubgraphCalls, blocks: Blocks, marked: bool = False) -> None:
         self.steps, self.layout, self.slots, self.constants = steps, layout, slots, constants
         self.views = views
         self.calls = calls
-        self.threads = threads
+        self.blocks = blocks
         self.marked = marked
         self.bound: dict[int, tuple[str, Any]] = {}
         self.lines: list[str] = []
@@ -166,12 +167,12 @@ class Writer:
         record = step.record
         arguments = [self._use(n) for n in record.inputs]
         if step.open:
-            call = self._bound(OpenCall(step, self.calls, self.threads))
+            call = self._bound(OpenCall(step, self.calls))
             captures = "".join(f"{self._use(n)}, " for n in record.captures)
             self._emit(index, f"r = {call}(c, ({''.join(a + ', ' for a in arguments)}), ({captures}))")
             self._unpack(index, step, present)
             return
-        bound = step.form.bound(self.threads)
+        bound = step.form.bound(self.blocks)
         if bound.positional_out and Trait.BROADCASTS in record.definition.traits:
             arguments = [self._spread(step, n, a) for n, a in zip(record.inputs, arguments, strict=True)]
         arguments += self._keywords(index, step, bound)

@@ -96,7 +96,7 @@ class OpenCall:
 
     __slots__ = ("binder", "kernel", "keywords", "limits", "step", "types")
 
-    def __init__(self, step: Step, calls: SubgraphCalls, threads: int) -> None:
+    def __init__(self, step: Step, calls: SubgraphCalls) -> None:
         definition = step.record.definition
         self.step = step
         self.limits = calls.limits

@@ -25,6 +25,7 @@ from flowgrad.runtime.flat_graph import ABSENT, KEYED_ELEMENTS, FlatGraph, const
 from flowgrad.runtime.kernels import Several
 from flowgrad.runtime.memory import Frame, Layout, Place, plan
 from flowgrad.runtime.specialise import Knowledge, Step, named_twin
+from flowgrad.runtime.splits import Blocks
 from flowgrad.runtime.threads import ProcessLock, available_threads, single_threaded_blas
 
 KEPT_KEYS = 16
@@ -50,7 +51,7 @@ class Segment:
         wanted = {n for record in knowledge.pending for n in (*record.inputs, *record.captures)}
         later = frozenset((made & wanted) | set(self.open))
         self.outputs = [n for _, n in executor.flat.outputs if n in made]
-        self.layout = plan(self.steps, self.outputs, later)
+        self.layout = plan(self.steps, self.outputs, later, executor.threads)
         self.needs_blas = any(step.form.needs_blas for step in self.steps)
         self._assign_slots(later)
         constants = {n: v.constant for n, v in enumerate(knowledge.twins) if v is not None and v.constant is not None}
@@ -61,7 +62,7 @@ class Segment:
         executor.limits.check("live_bytes", self.layout.peak_bytes)
         frame = Frame(self.layout, self._types)
         views = self._views(frame)
-        writer = Writer(self.steps, self.layout, slots, constants, frozenset(views), executor.calls, executor.threads,
+        writer = Writer(self.steps, self.layout, slots, constants, frozenset(views), executor.calls, executor.blocks,
                         executor.marked)
         self.code: Code = writer.code()
         frame_chunks(self.code, frame, views)
@@ -86,7 +87,7 @@ class Segment:
             source = found.get(base, frame.buffers.get(base))
             if source is None:
                 continue
-            bound = step.form.bound(1)
+            bound = step.form.bound(self.executor.blocks)
             results = Several(step.twin)(bound.function(source, *inputs[1:], **bound.keywords))
             if all(r.base is frame.arena for r in results):
                 found.update(zip((n for n in step.record.outputs if n != ABSENT), results, strict=True))
@@ -264,12 +265,13 @@ class Executor:
 
     ``known`` gives inputs (by position) that are the same in every call. With ``share`` outputs may be arrays that
     were given, as subgraphs want; otherwise outputs never alias anything. With ``marked`` the context of a run is told when
-    each step has ended.
+    each step has ended. Subgraphs share the ``blocks`` of scratch.
     """
 
     def __init__(self, flat: FlatGraph, threads: int, limits: Limits, *, known: Mapping[int, Array] | None = None,
-                 share: bool = False, marked: bool = False) -> None:
+                 share: bool = False, marked: bool = False, blocks: Blocks | None = None) -> None:
         self.flat, self.threads, self.limits, self.share, self.marked = flat, threads, limits, share, marked
+        self.blocks = Blocks(threads) if blocks is None else blocks
         self.known = {flat.inputs[i]: array for i, array in (known or {}).items()}
         self.given = [n for n in flat.inputs if n not in self.known]
         self.fed = [*self.given, *flat.parameters]
@@ -374,7 +376,7 @@ class Executor:
         held = self._flat_graphs.get(id(graph))
         if held is None:
             held = self._flat_graphs[id(graph)] = (graph, FlatGraph(graph))
-        return Executor(held[1], self.threads, self.limits, known=known, share=True)
+        return Executor(held[1], self.threads, self.limits, known=known, share=True, blocks=self.blocks)
 
 
 def _value_key(array: Array) -> Any:

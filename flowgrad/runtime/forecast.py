@@ -12,6 +12,7 @@ from flowgrad.ir.types import Type
 from flowgrad.runtime.flat_graph import ABSENT, FlatGraph, input_twin
 from flowgrad.runtime.memory import plan
 from flowgrad.runtime.specialise import Knowledge
+from flowgrad.runtime.threads import available_threads
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Forecast:
 
 @bulk
 @quiet
-def forecast(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> Forecast:
+def forecast(graph: Graph, shapes: Mapping[str, Sequence[int]], threads: int | None = None) -> Forecast:
     """Return what a run of ``graph`` as it stands needs on inputs of these shapes (those of static inputs may be left out).
 
+    Each of ``threads`` (default: all cores) has scratch of its own.
     Raises ValidationError where the graph does not fit them.
     """
     flat = FlatGraph(graph)
@@ -42,6 +44,6 @@ def forecast(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> Forecast:
     made = {n for step in steps for n in step.record.outputs if n != ABSENT}
     waiting = {n for record in knowledge.pending for n in (*record.inputs, *record.captures)}
     later = (made & waiting) | {n for step in steps if step.open for n in step.record.outputs if n != ABSENT}
-    layout = plan(steps, [n for _, n in flat.outputs if n in made], frozenset(later))
+    layout = plan(steps, [n for _, n in flat.outputs if n in made], frozenset(later), threads or available_threads())
     types = {flat.names[n]: v.type for n, v in enumerate(knowledge.twins) if v is not None and v.type.is_static}
     return Forecast(layout.peak_bytes, types, not later or not knowledge.pending and not any(s.open for s in steps))

@@ -14,7 +14,7 @@ from flowgrad.ir.graph import Array, Node
 from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import REQUIRED, OpDef
 from flowgrad.ir.types import Type
-from flowgrad.runtime.splits import Cuts, SplitKernel, cuts_of
+from flowgrad.runtime.splits import Blocks, Cuts, SplitKernel, cuts_of
 
 Kernel = Callable[..., Any]
 
@@ -57,12 +57,12 @@ class Bound:
     positional_out: bool = False
 
 
-def bind(node: Node, definition: OpDef, threads: int) -> Bound:
+def bind(node: Node, definition: OpDef, blocks: Blocks) -> Bound:
     """Return the kernel of a step with its attributes bound (``out``, ``work``, ``rng``, ``subgraphs`` left open)."""
     cuts = pieces_of(node, definition)
     ufunc = _ufunc(node, definition)
     if cuts and ufunc is not None:
-        return Bound(SplitKernel(node, definition, ufunc, cuts, threads), positional_out=True)
+        return Bound(SplitKernel(node, definition, ufunc, cuts, blocks), positional_out=True)
     direct = None if cuts else _specialised(node, definition) or ufunc
     if direct is not None:
         return Bound(direct, positional_out=True)
@@ -73,7 +73,7 @@ def bind(node: Node, definition: OpDef, threads: int) -> Bound:
     if "to_dtype" in definition.special:
         keywords["to_dtype"] = next(v.type.dtype.numpy for v in node.results)
     function = bind_kernel(node, definition)
-    return Bound(SplitKernel(node, definition, function, cuts, threads) if cuts else function, keywords)
+    return Bound(SplitKernel(node, definition, function, cuts, blocks) if cuts else function, keywords)
 
 
 def _specialised(node: Node, definition: OpDef) -> Kernel | None:

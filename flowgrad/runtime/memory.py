@@ -18,8 +18,7 @@ from flowgrad.ir.types import Type
 from flowgrad.runtime.flat_graph import ABSENT
 from flowgrad.runtime.forms import nbytes
 from flowgrad.runtime.specialise import Step
-
-ALIGNMENT = 64
+from flowgrad.runtime.splits import ALIGNMENT
 
 
 class Place(enum.Enum):
@@ -105,12 +104,16 @@ def rounded(size: int) -> int:
     return max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
 
 
-def plan(steps: Sequence[Step], outputs: Sequence[int], later: frozenset[int]) -> Layout:
-    """Lay out the values of ``steps``: ``outputs`` are the graph's (some twice), ``later`` serves later segments."""
+def plan(steps: Sequence[Step], outputs: Sequence[int], later: frozenset[int], threads: int) -> Layout:
+    """Lay out the values of ``steps``: ``outputs`` are the graph's (some twice), ``later`` serves later segments.
+
+    Each of ``threads`` has scratch of its own for the pieces that steps are cut into.
+    """
     layout = Layout()
     last = _last_uses(steps, outputs, later, layout)
     _choose_places(steps, outputs, layout)
     _sweep(steps, last, layout)
+    layout.peak_bytes += max((min(threads, step.form.pieces) * step.form.piece_bytes for step in steps), default=0)
     return layout
 
 
