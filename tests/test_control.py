@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowgrad.exchange.writer import write_onnx
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph, Value
-from flowgrad.ir.types import BOOL, INT64, Dim, Type
+from flowgrad.ir.types import BOOL, INT64, STRING, Dim, Type
 from flowgrad.passes.differentiate import adjoint, tangent, with_adjoint
 from tests.control_graphs import (
     FEEDS,
@@ -290,3 +291,27 @@ def test_branches_share_what_they_keep_where_extents_are_the_same(extent: Any) -
     joint = with_adjoint(outputs_of(graph, made.output())).graph
     forward = next(n for n in joint.nodes() if n.op == "If")
     assert [y.type for y in forward.results] == 3 * [f64(extent)]  # the result, and two values kept
+
+
+def test_strings_of_rank_0_are_stacked_as_strings() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    words = graph.add_input("words", Type(STRING, (2,)))
+    graph.add_output(add_scan(b, [], [words], [], lambda b, word: [b.StringConcat(word, word)]).output(), "y")
+    assert evaluate(graph, {"words": np.array(["a", "bc"], object)})["y"].tolist() == ["aa", "bcbc"]
+
+
+@pytest.mark.parametrize("as_state", [True, False])
+def test_strings_that_a_loop_stacks_as_it_was_given_them_stay_whole_in_onnxruntime(as_state: bool) -> None:
+    """onnxruntime 1.32 moves them out of the state or what is captured, and stacks empty ones from then on."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    graph = Graph()
+    b = Builder(graph)
+    words = graph.add_input("words", Type(STRING, (2,)))
+    states, captures = ([words], []) if as_state else ([], [words])
+    made = add_loop(b, np.asarray(3), None, states, captures,
+                    lambda b, i, going, s: (going, s, b.Identity(s)) if as_state else (going, b.Identity(s)))
+    graph.add_output(made.output(int(as_state)), "y")
+    given = {"words": np.array(["a", "a word that is too long to lie beside its length"], object)}
+    session = onnxruntime.InferenceSession(write_onnx(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, given)[0].tolist() == evaluate(graph, given)["y"].tolist() == [given["words"].tolist()] * 3

@@ -11,7 +11,7 @@ from flowgrad.ir.batching import BatchBuilder
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import RunError, ValidationError
-from flowgrad.ir.graph import Array, Graph, Node, Value
+from flowgrad.ir.graph import INPUT, Array, Graph, Node, Value
 from flowgrad.ir.infer import describe
 from flowgrad.ir.limits import Meter
 from flowgrad.ir.names import quote
@@ -28,7 +28,7 @@ from flowgrad.ir.ops.control.loop_layout import (
 )
 from flowgrad.ir.ops.control.scan_as_loop import scan_as_loop
 from flowgrad.ir.ops.registry import op
-from flowgrad.ir.types import BOOL, INT64, UNKNOWN, Dim, DimLike, Type
+from flowgrad.ir.types import BOOL, INT64, STRING, UNKNOWN, Dim, DimLike, Type
 
 FIRST_CAPACITY = 16
 """How many iterations a scan output has room for at first, where their number is not known beforehand."""
@@ -111,7 +111,7 @@ class Stack:
                            "are stacked must agree", code="shape")
         elif self.count == len(self.rows):
             self._grow()
-        self.rows[self.count] = array
+        self.rows[self.count, ...] = array  # an array of rank 0 would become an element of one of strings
         self.count += 1
 
     def finish(self, empty: Array | None) -> Array:
@@ -380,6 +380,33 @@ def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
 def _(b: BatchBuilder, node: Node, *xs: Value | None) -> Any:
     """As many iterations, each for all examples."""
     return loop_batched(b, node, xs)
+
+
+# ---- what runtimes do otherwise ------------------------------------------------------------------------------------------
+
+
+def _kept_strings(node: Node) -> list[int]:
+    """Return which outputs of the body are strings that are stacked as the body was given them."""
+    body, first = node.subgraphs["body"], layout_of(node).first_scan_output
+    return [k for k, y in enumerate(body.outputs) if k >= first and y.type.dtype == STRING and root(y).producer.op == INPUT]
+
+
+@loop.expands_on_export
+def _(node: Node) -> bool:
+    """onnxruntime moves strings out of what a body is given when it stacks them: what is left of them is empty."""
+    return bool(_kept_strings(node))
+
+
+@loop.expansion
+def _(b: Builder, node: Node) -> Any:
+    """Each of these strings is made anew, with nothing behind it."""
+    body = node.subgraphs["body"].copy()
+    inner = Builder(body)
+    for k in _kept_strings(node):
+        entry = body.output_entries[k]
+        body.set_inputs(entry, [inner.StringConcat(entry.input(0), np.array("", object))])
+    return b.add_node("Loop", node.inputs, node.attributes, outputs=len(node.outputs), captures=node.captures,
+                      subgraphs={"body": body}).outputs
 
 
 # ---- Scan as a Loop -------------------------------------------------------------------------------------------------------
