@@ -2,7 +2,8 @@
 
 MODEL is an entry with reference data (a folder, see ``flowgrad zoo``), a folder of such entries, or an ``.onnx`` file, whose
 inputs are made up, and its weights where the file only has their shapes (see ``flowgrad light``). Differences of files with very
-many kinks step over some of them: ``--smooth`` takes those out. What is differentiated is the sum of all elements of all outputs, each times a weight that is an input.
+many kinks step over some of them: ``--smooth`` takes those out. What is differentiated is the sum of all elements of all outputs,
+each times a weight that is an input.
 
 * ``jvp`` and ``hvp``, by the weights of the model and by its inputs, in float64: against differences along a random
   direction, <y_bar, J v> = <J^T y_bar, v>, and <u, H v> = <v, H u>;
