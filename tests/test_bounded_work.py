@@ -460,7 +460,9 @@ REGION = {"x": IMAGE, "r": FAR, "i": np.zeros(1, np.int64)}
      " %y: i64[M,3] = NonMaxSuppression(%b, %s, i64(1000000000), f32(0.5)) }",
      {"b": np.repeat(np.arange(30_000, dtype=np.float32), 4).reshape(1, -1, 4), "s": np.ones((1, 1, 30_000), np.float32)},
      "wall_seconds"),
-], ids=["regions", "cells", "products", "bins", "points", "boxes"])
+    ("graph @g (%x: f32[1,N,1]) -> (%y: f32[1,F,M,2]) { %y: f32[1,F,M,2] = STFT(%x, i64(1), _, i64(4001)) }",
+     {"x": np.ones((1, 20_000, 1), np.float32)}, "wall_seconds"),
+], ids=["regions", "cells", "products", "bins", "points", "boxes", "frames"])
 def test_one_kernel_ends_when_its_time_is_over(text: str, feeds: dict[str, Any], limit: str) -> None:
     model = read(text, Limits(wall_seconds=0.2))
     program = model.compile()

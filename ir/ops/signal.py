@@ -13,7 +13,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.derivative_builder import DerivativeBuilder
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node, Value
-from flowgrad.ir.limits import check_scratch, check_work
+from flowgrad.ir.limits import check_scratch, check_time, check_work
 from flowgrad.ir.ops.operands import known_dims, known_ints, normal_axis, ramp
 from flowgrad.ir.ops.registry import NO_GRADIENT, Trait, attr, op, refuse
 from flowgrad.ir.types import INT64, UNKNOWN, DimLike, Type, dtype_of
@@ -226,6 +226,10 @@ def _(b: Builder, node: Node) -> Any:
 # ---- STFT ---------------------------------------------------------------------------------------------------------------
 
 
+_POINTS_AT_ONCE = 2**20
+"""How many points of frames are transformed between two looks at the clock."""
+
+
 @op("STFT", since=17, outputs=("output",), extents=("frame_step", "frame_length"))
 def stft(
     signal: Array, frame_step: Array, window: Array | None = None, frame_length: Array | None = None, *, onesided: int = 1
@@ -238,12 +242,19 @@ def stft(
     if window is not None and len(window) != length:
         raise ValueError(f"a window of {len(window)} for frames of {length}")
     count = max(signal.shape[1] - length + step, 0) // step
-    check_scratch(16 * signal.shape[0] * count * length, f"{count} frames of {length}")
-    frames = _complex(signal)[:, np.arange(count)[:, None] * step + np.arange(length)]
-    if window is not None:
-        frames = frames * window
-    spectrum = np.fft.fft(frames, axis=-1)
-    return _parts(spectrum[..., : length // 2 + 1] if onesided else spectrum, signal.dtype)
+    kept = length // 2 + 1 if onesided else length
+    points = signal.shape[0] * count * length
+    check_scratch(16 * points, f"{count} frames of {length}")
+    check_work(4 * points * math.log2(length), f"{count} frames of {length}")
+    numbers, places = _complex(signal), np.arange(length)
+    result = np.empty((signal.shape[0], count, kept, 2), signal.dtype)
+    rows = max(1, _POINTS_AT_ONCE // max(1, signal.shape[0] * length))
+    for start in range(0, count, rows):
+        check_time()
+        frames = numbers[:, np.arange(start, min(start + rows, count))[:, None] * step + places]
+        spectrum = np.fft.fft(frames if window is None else frames * window, axis=-1)
+        result[:, start : start + rows] = _parts(spectrum[..., :kept], signal.dtype)
+    return result
 
 
 @stft.types
