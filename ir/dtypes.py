@@ -77,7 +77,8 @@ class DType:
 
 _ONNX_NAMES = {"float32": "float", "float64": "double", "float8_e4m3fn": "float8e4m3fn",
                "float8_e4m3fnuz": "float8e4m3fnuz", "float8_e5m2": "float8e5m2", "float8_e5m2fnuz": "float8e5m2fnuz",
-               "float8_e8m0fnu": "float8e8m0", "float4_e2m1fn": "float4e2m1"}
+               "float8_e8m0fnu": "float8e8m0", "float4_e2m1fn": "float4e2m1", "float6_e2m3fn": "float6e2m3",
+               "float6_e3m2fn": "float6e3m2"}
 
 _DTYPES = tuple(
     DType(name, short, number, np.dtype(numpy), kind)
@@ -108,6 +109,8 @@ _DTYPES = tuple(
         ("float8_e8m0fnu", "f8e8m0", 24, ml_dtypes.float8_e8m0fnu, "float"),
         ("uint2", "u2", 25, ml_dtypes.uint2, "uint"),
         ("int2", "i2", 26, ml_dtypes.int2, "int"),
+        ("float6_e2m3fn", "f6e2m3", 27, ml_dtypes.float6_e2m3fn, "float"),
+        ("float6_e3m2fn", "f6e3m2", 28, ml_dtypes.float6_e3m2fn, "float"),
     )
 )
 _BY_NAME = {d.name: d for d in _DTYPES} | {d.short: d for d in _DTYPES}

@@ -23,7 +23,7 @@ _SPECIAL = ("inf", "-inf", "nan", "-nan")
 _PART: dict[str, np.dtype[Any]] = {"complex64": np.dtype(np.float32), "complex128": np.dtype(np.float64)}
 
 
-SUBBYTE = {"uint4": 15, "int4": 15, "float4_e2m1fn": 15, "uint2": 3, "int2": 3}
+SUBBYTE = {"uint4": 15, "int4": 15, "float4_e2m1fn": 15, "uint2": 3, "int2": 3, "float6_e2m3fn": 63, "float6_e3m2fn": 63}
 """The bits that count, of the dtypes that take a byte in NumPy and less in the standard."""
 
 

@@ -367,6 +367,7 @@ BAD_TENSORS = {
     "two fields": _tensor(raw_data=bytes(24), float_data=[1.0] * 6), "unknown type": _tensor(data_type=99),
     "undefined type": _tensor(data_type=0, raw_data=bytes(24)),
     "out of range": _tensor(data_type=TensorProto.INT8, int32_data=[300] * 6),
+    "too many bits": _tensor(data_type=TensorProto.FLOAT6E2M3, int32_data=[64] * 6),
     "raw strings": _tensor(data_type=TensorProto.STRING, raw_data=bytes(6)),
 }
 
@@ -388,7 +389,7 @@ def test_unused_tensors_are_checked_too() -> None:
         read_onnx(proto)
 
 
-@pytest.mark.parametrize("dtype", [dtype_of(n).name for n in range(1, 27)])
+@pytest.mark.parametrize("dtype", [dtype_of(n).name for n in range(1, 29)])
 def test_tensors_of_every_type(dtype: str) -> None:
     kind = dtype_of(dtype)
     numbers = np.array([0, 1, 1, 0, 1, 0, 1])

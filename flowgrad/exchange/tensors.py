@@ -15,16 +15,19 @@ from flowgrad.ir.dtypes import optional_of, sequence_of
 from flowgrad.ir.errors import ExternalDataError, InputError, LimitError, UnsupportedError, ValidationError
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits, check_empty
+from flowgrad.ir.literals import SUBBYTE
 from flowgrad.ir.types import DType, Type, dtype_of
 
 _INT32_FIELD = {"int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16", "float8_e4m3fn",
                 "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "uint4", "int4",
-                "float4_e2m1fn", "uint2", "int2"}
+                "float4_e2m1fn", "uint2", "int2", "float6_e2m3fn", "float6_e3m2fn"}
 _FIELDS = {"float32": "float_data", "complex64": "float_data", "int64": "int64_data", "float64": "double_data",
            "complex128": "double_data", "uint32": "uint64_data", "uint64": "uint64_data", "string": "string_data"}
 _FIELDS |= dict.fromkeys(_INT32_FIELD, "int32_data")
 _PAYLOADS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
-_BITS = {"uint4": 4, "int4": 4, "float4_e2m1fn": 4, "uint2": 2, "int2": 2}
+_BITS = {name: mask.bit_length() for name, mask in SUBBYTE.items()}
+_GROUPS = {2: (4, 1), 4: (2, 1), 6: (4, 3)}
+"""How many numbers of few bits share how many bytes, the lowest bits of the first byte first."""
 
 
 def element_type(number: int, where: str = "") -> DType:
@@ -137,16 +140,25 @@ def _from_bytes(data: bytes | bytearray, dtype: DType, shape: tuple[int, ...], s
 
 
 def unpacked(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
-    """Return numbers of 2 or 4 bits, the lowest bits of a byte first; what stands after the last of ``shape`` is left out."""
+    """Return numbers of 2, 4 or 6 bits, the lowest bits first; what stands after the last of ``shape`` is left out."""
     bits = _BITS[dtype.name]
-    count, per = math.prod(shape), 8 // bits
-    shifts = np.arange(per, dtype=np.uint8) * bits
-    codes = ((packed[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:count].astype(np.uint8)
+    count, (per, size) = math.prod(shape), _GROUPS[bits]
+    words: Array = packed if size == 1 else _words(packed, size)
+    shifts = np.arange(per, dtype=words.dtype) * bits
+    codes: Array = ((words[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:count].astype(np.uint8)
     if dtype.kind == "int":
         signed = codes.astype(np.int8)
         signed[codes >= 1 << (bits - 1)] -= 1 << bits
         return signed.astype(dtype.numpy).reshape(shape)
     return (codes.view(dtype.numpy) if dtype.kind == "float" else codes.astype(dtype.numpy)).reshape(shape)
+
+
+def _words(packed: Array, size: int) -> Array:
+    """Return every ``size`` bytes as one number, the first byte its lowest; bytes that are missing are 0."""
+    padded = np.zeros(-(-packed.size // size) * size, np.uint32)
+    padded[: packed.size] = packed
+    words: Array = (padded.reshape(-1, size) << np.arange(0, 8 * size, 8, dtype=np.uint32)).sum(1, dtype=np.uint32)
+    return words
 
 
 def _from_fields(
@@ -157,7 +169,8 @@ def _from_fields(
         raise ValidationError(f"a tensor of {dtype.name} with {filled[0]}", code="tensor", where=proto.name)
     payload = getattr(proto, field)
     bits = _BITS.get(dtype.name)
-    needed = (count * bits + 7) // 8 if bits else count * (2 if dtype.kind == "complex" else 1)
+    packs = bits is not None and _GROUPS[bits][1] == 1  # else an entry for each number
+    needed = -(-count // _GROUPS[bits][0]) if bits and packs else count * (2 if dtype.kind == "complex" else 1)
     if len(payload) != needed:
         raise ValidationError(f"tensor {proto.name!r} of {dtype.name}{list(shape)} needs {needed} entries, it has "
                               f"{len(payload)}", code="tensor", where=proto.name)
@@ -167,7 +180,9 @@ def _from_fields(
         return np.asarray(payload, np.float32 if dtype.name == "complex64" else np.float64).view(dtype.numpy).reshape(shape)
     if dtype.kind == "float" and dtype.itemsize <= 2:
         codes = _narrowed(payload, np.uint8 if dtype.itemsize == 1 else np.uint16, proto.name)
-        return unpacked(codes, dtype, shape) if bits else codes.view(dtype.numpy).reshape(shape)
+        if bits and not packs and codes.max(initial=0) >= 1 << bits:
+            raise ValidationError(f"an entry of tensor {proto.name!r} has more than {bits} bits", code="tensor", where=proto.name)
+        return unpacked(codes, dtype, shape) if packs else codes.view(dtype.numpy).reshape(shape)
     if bits:
         return unpacked(_narrowed(payload, np.uint8, proto.name), dtype, shape)
     if dtype.kind == "float":
@@ -252,10 +267,14 @@ def _packed(array: Array, dtype: DType, bits: int) -> Array:
     flat = np.ascontiguousarray(array).reshape(-1)
     codes = flat.view(np.uint8) if dtype.kind == "float" else flat.astype(np.int8).view(np.uint8)
     codes = codes & np.uint8((1 << bits) - 1)
-    per = 8 // bits
-    padded = np.zeros(-(-codes.size // per) * per, np.uint8)
+    per, size = _GROUPS[bits]
+    word = np.uint8 if size == 1 else np.uint32
+    padded: Array = np.zeros(-(-codes.size // per) * per, word)
     padded[: codes.size] = codes
-    result = np.zeros(padded.size // per, np.uint8)
+    words: Array = np.zeros(padded.size // per, word)
     for place in range(per):
-        result |= padded[place::per] << np.uint8(place * bits)
-    return result
+        words |= padded[place::per] << word(place * bits)
+    if size == 1:
+        return words
+    spread: Array = (words[:, None] >> np.arange(0, 8 * size, 8, dtype=np.uint32)).astype(np.uint8)
+    return spread.reshape(-1)[: (codes.size * bits + 7) // 8]

@@ -120,7 +120,8 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
     extent = int(np.asarray(depth).reshape(-1)[0])
     at = axis + indices.ndim + 1 if axis < 0 else axis
     places = indices.astype(np.int64)
-    places = np.expand_dims(np.where(places < 0, places + extent, places), at)
+    within = places if indices.dtype.kind == "u" else np.where(places < 0, places + extent, places)  # past 2^63 is no place
+    places = np.expand_dims(within, at)
     ramp = np.arange(extent).reshape([-1 if i == at else 1 for i in range(indices.ndim + 1)])
     return np.asarray(values[(places == ramp).astype(np.intp)])
 

@@ -290,12 +290,21 @@ def _(b: Builder, node: Node) -> Value:
     return b.Equal(node.input(0), 0.0)
 
 
+def _as_reals(reduce: OpDef, data: Array, axes: Array | None, out: Array | None, **options: Any) -> Array:
+    """Return a reduction of integers that is none, its fraction cut off; what has no number (log 0) is undefined."""
+    real = reduce.kernel(data.astype(np.float64), axes, **options)
+    with np.errstate(invalid="ignore"):
+        return into(np.asarray(real).astype(data.dtype), out)
+
+
 @op("ReduceL2", since=18, outputs=("reduced",), extents=("axes",))
 def reduce_l2(
     data: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0,
     out: Array | None = None,
 ) -> Array:
     options = {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes}
+    if data.dtype.kind in "iu":
+        return _as_reals(reduce_l2, data, axes, out, **options)
     squares = reduce_sum_square.kernel(data, axes, **options, out=out)
     if data.dtype.kind != "f" or _in_range(squares):
         return np.asarray(np.sqrt(squares, out=out)).astype(data.dtype, copy=False)
@@ -343,7 +352,10 @@ def reduce_log_sum(
     data: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0,
     out: Array | None = None,
 ) -> Array:
-    total = reduce_sum.kernel(data, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes, out=out)
+    options = {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes}
+    if data.dtype.kind in "iu":
+        return _as_reals(reduce_log_sum, data, axes, out, **options)
+    total = reduce_sum.kernel(data, axes, **options, out=out)
     return np.asarray(np.log(total, out=out)).astype(data.dtype, copy=False)
 
 
@@ -372,6 +384,8 @@ def reduce_log_sum_exp(
     data: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0,
     out: Array | None = None,
 ) -> Array:
+    if data.dtype.kind in "iu":
+        return _as_reals(reduce_log_sum_exp, data, axes, out, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
     chosen = reduced_axes(axes, noop_with_empty_axes)
     top = np.max(data, axis=chosen, keepdims=True, initial=-np.inf)
     top = np.where(np.isfinite(top), top, 0).astype(data.dtype, copy=False)

@@ -69,6 +69,7 @@ CASES: list[Case] = [
                                                 v[1], v[0])),
     Case("OneHot", [fixed([0, 2], "int32"), const([3], "int64"), normal(2)], {"axis": 0}, name="first-axis",
          expected=lambda i, d, v, **_: v[(np.arange(3)[:, None] == i).astype(int)]),
+    Case("OneHot", [fixed([2**64 - 1, 0], "uint64"), fixed(2, "int64"), fixed([0.5, 2.0])], name="unsigned"),
     Case("OneHot", [held(fixed([1.0, 0.0])), fixed(2, "int64"), fixed([0.5, 2.0])], name="float-indices"),
     Case("NonZero", [fixed([[1.0, 0.0], [2.0, 3.0]])]),
     Case("NonZero", [fixed([False, False])], name="nothing"),

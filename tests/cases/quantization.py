@@ -13,7 +13,7 @@ from tests.op_cases import Case, const, fixed, normal, positive
 
 HALVES = [-1e9, -200.0, -128.5, -3.5, -2.5, -1.5, -0.5, -0.0, 0.5, 1.5, 2.5, 3.5, 7.5, 127.5, 300.0, 70000.0, 1e9]
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint4", "int4", "uint2", "int2")
-EIGHTHS = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float4_e2m1fn")
+EIGHTHS = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
 
 
 def array(data: Any, dtype: str) -> Array:

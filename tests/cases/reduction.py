@@ -73,6 +73,10 @@ CASES: list[Case] = [
     Case("ReduceLogSumExp", [fixed([[1000.0, 999.0], [-1000.0, -1001.0]]), AXES], name="large"),
     Case("ReduceLogSumExp", [fixed([[-np.inf, -np.inf], [0.0, -np.inf]]), AXES], smooth=False, name="infinite",
          reference=False, note="no differences at -inf"),
+    *(Case(op, [fixed([[3, 4], [30, 31], [1, 1]], kind), AXES], name=f"of_{kind}", reference=False,
+           expected=lambda data, axes, wanted=wanted: np.array(wanted, data.dtype)[:, None])
+      for op, wanted in (("ReduceL2", [5, 43, 1]), ("ReduceLogSum", [1, 4, 0]), ("ReduceLogSumExp", [4, 31, 1]))
+      for kind in ("int32", "uint64")),
     Case("ReduceL2", [fixed([[0.0, 0.0], [3.0, 4.0]]), AXES], smooth=False, name="zero", note="a kink"),
     Case("ArgMax", [distinct(3, 4)]),
     Case("ArgMax", [fixed([[1.0, 3.0, 3.0], [2.0, 2.0, 1.0]])], {"axis": -1, "keepdims": 0, "select_last_index": 1},

@@ -9,6 +9,7 @@ import numpy as np
 from flowgrad.ir.batching import alone
 from flowgrad.ir.errors import ValidationError
 from flowgrad.ir.graph import Array, Node
+from flowgrad.ir.literals import SUBBYTE
 from flowgrad.ir.ops.registry import Trait, attr, op
 from flowgrad.ir.types import DType, Type, dtype_of
 
@@ -35,9 +36,9 @@ def _(node: Node) -> Type:
 
 
 def _bits(dtype: DType) -> int:
-    """Return how many bits an element of a type has; packed ones say it in their name."""
-    packed = {"uint4": 4, "int4": 4, "float4_e2m1fn": 4, "uint2": 2, "int2": 2}
-    return packed.get(dtype.name, 8 * dtype.itemsize)
+    """Return how many bits an element of a type has."""
+    mask = SUBBYTE.get(dtype.name)
+    return 8 * dtype.itemsize if mask is None else mask.bit_length()
 
 
 bit_cast.batch(alone)
