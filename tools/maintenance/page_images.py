@@ -209,7 +209,7 @@ def _draw_attacked(figure: Any, numbers: Numbers, namespace: dict[str, Any]) -> 
     grid, names = figure.subplots(3, 3), ("a disc", "a square", "a cross")
     for row in range(3):
         for column, square in enumerate((before[row], after[row] - before[row], after[row])):
-            _show(grid[row, column], square, *(("RdBu_r", -0.05, 0.05) if column == 1 else ("gray", 0, 1)))
+            _show(grid[row, column], square, *(("RdBu_r", -0.06, 0.06) if column == 1 else ("gray", 0, 1)))
         grid[row, 0].set_xlabel(names[row], fontsize=8)
         grid[row, 2].set_xlabel(names[taken[row]], fontsize=8)
     for column, title in enumerate(("the picture", "what was added", "the sum")):
