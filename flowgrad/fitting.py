@@ -16,6 +16,7 @@ from flowgrad.ir.errors import InputError, LoadError
 from flowgrad.ir.files import read_file, write_file
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits
+from flowgrad.ir.status_line import StatusLine
 from flowgrad.ir.weights import safetensors_errors, safetensors_library
 from flowgrad.model import Model
 from flowgrad.transforms.training import next_inputs
@@ -152,10 +153,5 @@ def _bar(wanted: bool) -> Iterator[Callable[[int, float], None]]:
     if not wanted:
         yield lambda number, loss: None
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("step {task.completed:.0f}"), TextColumn("loss {task.fields[loss]:.6g}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=None, loss=float("nan"))
-        yield lambda number, loss: progress.update(task, completed=number, loss=loss)
+    with StatusLine() as status:
+        yield lambda number, loss: status.show(f"step {number}  loss {loss:.6g}")

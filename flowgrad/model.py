@@ -26,8 +26,6 @@ from flowgrad.ir.types import Dim, DType
 from flowgrad.ir.verify import verify
 from flowgrad.passes.edits import has_shared_weights
 from flowgrad.passes.manager import DEFAULT_PIPELINE, PLAIN_PIPELINE, RUNNING_PIPELINE, PassManager
-from flowgrad.passes.parameters import candidates
-from flowgrad.passes.precision import converted
 from flowgrad.runtime.engines import compile_graph
 from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.runtime.program import Program
@@ -161,6 +159,8 @@ class Model:
             >>> model.params["w1"].value.shape
             (4, 8)
         """
+        from flowgrad.passes.parameters import candidates
+
         return Params(info_of(c.value, reason=c.reason, included=c.included) for c in candidates(self.graph))
 
     @property
@@ -273,6 +273,8 @@ class Model:
             >>> {name: array.shape for name, array in model.state_dict().items()}
             {'w1': (4, 8), 'b1': (8,), 'w2': (8, 3), 'b2': (3,)}
         """
+        from flowgrad.passes.parameters import candidates
+
         found = [c.value for c in candidates(self.graph) if c.included]
         return {v.name: v.producer.data for v in found if v.producer.data is not None}
 
@@ -331,6 +333,8 @@ class Model:
             >>> model.astype("float64").inputs[0].dtype
             'float64'
         """
+        from flowgrad.passes.precision import converted
+
         return self.with_graph(converted(self.graph, dtype))
 
     # ---- files ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import unicodedata
 from collections.abc import Iterable
@@ -117,6 +116,8 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string; for no text, that names are."""
     if not isinstance(name, str):
         return f"; a name is a text, not {type(name).__name__}"
+    import difflib
+
     names = list(itertools.islice(known, MOST_KNOWN)) if len(name) < 200 else []
     folded = name.casefold()
     close = [n for n in names if n.casefold() == folded][:1] or difflib.get_close_matches(name, names, n=1, cutoff=0.6)

@@ -42,7 +42,7 @@ def evaluate(
 
 
 def run_values(
-    graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Value], rng: np.random.Generator, meter: Meter | None = None
+    graph: Graph, feeds: Mapping[Value, Array], wanted: Sequence[Value], rng: np.random.Generator | None, meter: Meter | None = None
 ) -> list[Array]:
     """Run the nodes that ``wanted`` needs and return its arrays; everything else is freed after its last use."""
     needed = needed_nodes(graph.nodes(), wanted)
@@ -71,12 +71,13 @@ def run_values(
 
 @quiet
 def call_node(
-    node: Node, inputs: Sequence[Array | None], captures: Sequence[Array], rng: np.random.Generator,
+    node: Node, inputs: Sequence[Array | None], captures: Sequence[Array], rng: np.random.Generator | None,
     meter: Meter | None = None,
 ) -> list[Array | None]:
     """Run one node on arrays; returns one array per output of the node (None for one left out).
 
-    ``meter`` counts the calls of subgraphs, at all depths (default: within the default limits).
+    ``rng`` draws random numbers; None for a node that draws none, neither itself nor in a subgraph. ``meter`` counts
+    the calls of subgraphs, at all depths (default: within the default limits).
     """
     definition = opdef(node.op)
     keywords = kernel_keywords(node, definition)
@@ -129,7 +130,7 @@ def fitted(result: Any, dtype: DType) -> Array:
     return array if array.dtype == dtype.numpy else array.astype(dtype.numpy)
 
 
-def _runner(graph: Graph, captures: Sequence[Array], rng: np.random.Generator, meter: Meter) -> Subgraph:
+def _runner(graph: Graph, captures: Sequence[Array], rng: np.random.Generator | None, meter: Meter) -> Subgraph:
     formals, wanted = graph.inputs, graph.outputs
 
     def run(*arrays: Array) -> list[Array]:

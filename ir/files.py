@@ -7,7 +7,6 @@ import errno
 import fcntl
 import mmap
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -150,7 +149,7 @@ def new_file(path: Path) -> Iterator[NewFile]:
 def _new_temporary(path: Path) -> tuple[Path, int]:
     """Return a new file beside ``path``, locked for as long as it is open, and its descriptor."""
     while True:
-        temporary = path.parent / f"{_prefix(path)}{secrets.token_hex(8)}{_SUFFIX}"
+        temporary = path.parent / f"{_prefix(path)}{os.urandom(8).hex()}{_SUFFIX}"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks: nothing is taken for a leftover there
             fcntl.flock(descriptor, fcntl.LOCK_EX)

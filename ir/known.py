@@ -14,8 +14,6 @@ from flowgrad.ir.ops.registry import Trait, opdef
 MOST_NODES = 64
 """A condition takes a few steps to compute; what takes more is left to the run."""
 
-_NO_RANDOM = np.random.default_rng(0)
-
 
 def known_value(value: Value) -> Array | None:
     """Return a small value if constants and known extents decide it and it takes few nodes, else None."""
@@ -59,7 +57,7 @@ def _computed(value: Value, known: dict[Value, Array]) -> Array | None:
     if not _may_compute(node):
         return None
     try:
-        results = call_node(node, [None if v is None else known[v] for v in node.inputs], (), _NO_RANDOM)
+        results = call_node(node, [None if v is None else known[v] for v in node.inputs], (), None)
     except FlowgradError:
         return None
     return np.asarray(results[value.index])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 
 from flowgrad.ir.graph import Graph
@@ -17,6 +16,8 @@ def with_roles(graph: Graph, roles: Mapping[Role, str]) -> Graph:
     """Return a view of ``graph``, for writing alone, whose metadata hold the roles."""
     if not roles:
         return graph
+    import json
+
     view = copy.copy(graph)
     view.metadata = {**graph.metadata, KEY: json.dumps([[*role, name] for role, name in roles.items()])}
     return view
@@ -24,8 +25,12 @@ def with_roles(graph: Graph, roles: Mapping[Role, str]) -> Graph:
 
 def take_roles(graph: Graph) -> dict[Role, str]:
     """Take the roles out of the metadata of a graph that was read; what is no list of roles stays there."""
+    if KEY not in graph.metadata:
+        return {}
+    import json
+
     try:
-        rows = json.loads(graph.metadata.get(KEY, "[]"))
+        rows = json.loads(graph.metadata[KEY])
     except (RecursionError, ValueError):
         return {}
     if not isinstance(rows, list) or not all(_is_row(row) for row in rows):

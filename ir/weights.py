@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +58,8 @@ def _write(stream: BinaryIO, tensors: Mapping[str, Array]) -> bytes:
     for name, array in ordered:
         head[name] = {"dtype": _PLAIN[array.dtype.name], "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
+    import json
+
     try:
         text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -61,7 +61,6 @@ class _Folder:
         self.several: dict[Value, bool] = {}  # weights seen, and whether they are shared: counting users takes time
         self.folded: list[Node] = []
         self.limits = folding_limits(graph.limits)
-        self.rng = np.random.default_rng(0)
 
     def run(self) -> None:
         for node in self.graph.nodes():
@@ -93,7 +92,7 @@ class _Folder:
         if is_random(node) or not self.is_worth_it(node, operands):
             return None
         try:
-            results = call_node(node, operands, [], self.rng, Meter(self.limits))
+            results = call_node(node, operands, [], None, Meter(self.limits))
         except FlowgradError:
             return None  # the run reports it, if it ever gets there
         return results if all(a is None or a.nbytes <= self.limit for a in results) else None

@@ -14,7 +14,6 @@ from flowgrad.ir.errors import FlowgradError, InputError, PassError
 from flowgrad.ir.graph import Graph
 from flowgrad.ir.limits import in_time
 from flowgrad.ir.verify import verify
-from flowgrad.passes.check import CheckKind
 from flowgrad.passes.edits import fingerprint
 from flowgrad.passes.pipeline import Stage, format_pipeline, parse_pipeline
 from flowgrad.passes.registry import find_pass
@@ -111,6 +110,8 @@ class PassManager:
     def _checks(self) -> list[Hook]:
         if not self.check:
             return []
+        from flowgrad.passes.check import CheckKind  # loads what differentiates
+
         return [CheckKind()]
 
     def _run_stage(self, index: int, stage: Stage, graph: Graph, hooks: Sequence[Hook]) -> Step:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import Graph
-from flowgrad.ir.registry import Registry
+from flowgrad.ir.registry import Registry, outside_scopes
 
 Kind = Literal["exact", "rounding", "repairs", "extends"]
 """What a pass promises of values: bitwise the same; the same up to rounding; the same up to rounding where the old
@@ -39,8 +39,12 @@ class Pass:
         self.function(graph, **options)
 
 
+_MODULES = ("canonicalize", "checkpoint", "cse", "dce", "differentiate", "fold", "simplify", "stabilize")
+"""Where passes of the project are declared; most modules bear the name of the one that they declare."""
+
+
 def _load_passes() -> None:
-    for module in ("canonicalize", "checkpoint", "cse", "dce", "differentiate", "fold", "simplify", "stabilize"):
+    for module in _MODULES:
         importlib.import_module(f"flowgrad.passes.{module}")
 
 
@@ -66,5 +70,11 @@ def all_passes() -> dict[str, Pass]:
 
 
 def find_pass(name: str) -> Pass:
-    """Return the pass called ``name``; InputError with a suggestion if there is none."""
-    return _PASSES.get(name)
+    """Return the pass called ``name``; InputError with a suggestion if there is none.
+
+    A pipeline that runs a graph loads its own passes alone, not those that differentiate.
+    """
+    if name in _MODULES:
+        with outside_scopes():
+            importlib.import_module(f"flowgrad.passes.{name}")
+    return _PASSES.entries.get(name) or _PASSES.get(name)

@@ -10,7 +10,6 @@ the rule and the matched nodes.
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +80,8 @@ def rewrite(*patterns: str, kind: Kind = "exact", shared: bool = False, behind: 
 
     def make(function: Callable[..., Any]) -> Rule:
         parsed = tuple(parse_pattern(p) for p in patterns)
-        wanted = tuple(inspect.signature(function).parameters)[1:]
+        code = function.__code__
+        wanted = code.co_varnames[1 : code.co_argcount]
         name = getattr(function, "__name__", "rule")
         for text, pattern in zip(patterns, parsed, strict=True):
             unbound = sorted(set(wanted) - set(pattern.variables()) - {"node"})

@@ -36,7 +36,8 @@ from flowgrad.ir.limits import Limits
 from flowgrad.ir.ops.registry import all_ops, op
 from flowgrad.ir.pack import pack
 from flowgrad.model import load
-from flowgrad.tools import cli, files, samples
+from flowgrad.tools import cli, samples
+from flowgrad.tools.arrays import read_arrays, save_arrays
 from flowgrad.tools.maintenance import hostile, hostile_files
 from tests.onnx_models import info, model
 
@@ -253,14 +254,14 @@ def test_a_bomb_is_refused_by_what_it_declares(tmp_path: Path) -> None:
         for _ in range(128):
             member.write(bytes(1 << 20))
     with pytest.raises(LimitError, match="unpack to"):
-        files.read_arrays([str(tmp_path / "bomb.npz")])
+        read_arrays([str(tmp_path / "bomb.npz")])
 
 
 @pytest.mark.parametrize("header", [b"{'descr': '<f4', 'fortran_order': False, 'shape': (01,), }", b"{'descr': [(", b"{1: 2, 'a': 3}"])
 def test_headers_that_are_none(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(4))
     with pytest.raises(LoadError):
-        files.read_arrays([f"x={tmp_path / 'x.npy'}"])
+        read_arrays([f"x={tmp_path / 'x.npy'}"])
 
 
 def test_damaged_archives(tmp_path: Path) -> None:
@@ -270,14 +271,14 @@ def test_damaged_archives(tmp_path: Path) -> None:
     for at in range(0, len(data), 3):
         (tmp_path / "x.npz").write_bytes(data[:at] + bytes((data[at] ^ 0x55,)) + data[at + 1:])
         try:
-            files.read_arrays([str(tmp_path / "x.npz")])
+            read_arrays([str(tmp_path / "x.npz")])
         except FlowgradError:
             continue
 
 
 def test_outputs_of_any_name_are_saved(tmp_path: Path) -> None:
     arrays = {name: np.arange(3.0) for name in ("file", "allow_pickle", "self", "\U0001f600" * 60, "a/b")}
-    files.save_arrays(str(tmp_path / "o.npz"), arrays)
+    save_arrays(str(tmp_path / "o.npz"), arrays)
     with np.load(tmp_path / "o.npz") as archive:
         assert set(archive.files) == set(arrays)
         assert all(np.array_equal(archive[n], a) for n, a in arrays.items())

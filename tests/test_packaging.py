@@ -33,7 +33,7 @@ ROOMS = (
 CIRCLES: dict[frozenset[str], str] = {}
 """Groups of modules each of which needs all others, if only when a function is called; each with its reason."""
 
-HEAVY = {"dask", "numba", "onnx", "onnxruntime", "rich", "safetensors", "scipy", "skl2onnx", "sklearn", "torch"}
+HEAVY = {"dask", "numba", "onnx", "onnxruntime", "safetensors", "scipy", "skl2onnx", "sklearn", "torch"}
 """Libraries that start-up does without."""
 
 
@@ -226,6 +226,33 @@ def test_start_up_loads_no_heavy_library(code: str) -> None:
     code += f"; import sys; print('loaded', sorted({HEAVY!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_names_are_imported_when_they_are_used() -> None:
+    """What the package names for type checkers is what it imports, and nothing before it is asked for."""
+    import flowgrad
+
+    tree = ast.parse((ROOT / "flowgrad" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    named = {alias.name: alias.name if statement.module == "flowgrad" else str(statement.module).removeprefix("flowgrad.")
+             for statement in block.body if isinstance(statement, ast.ImportFrom) for alias in statement.names}
+    assert named == vars(flowgrad)["_WHERE"] and sorted(named) == vars(flowgrad)["__all__"]
+    assert all(hasattr(flowgrad, name) for name in dir(flowgrad))
+    with pytest.raises(AttributeError, match="no attribute 'graad'"):
+        _ = vars(flowgrad)["__getattr__"]("graad")
+
+
+@pytest.mark.parametrize(("code", "unused"), [
+    ("import flowgrad", "numpy"),
+    ("import flowgrad; flowgrad.load", "numpy.random"),
+    ("from flowgrad.tools.run import main; assert main(['tests/data/mlp_grad.msgpack', '-q']) == 0", "flowgrad.passes.adjoint"),
+    ("from flowgrad.tools.run import main; assert main(['tests/data/mlp_grad.msgpack', '-q']) == 0", "networkx"),
+    ("from flowgrad.tools.run import main; assert main(['tests/data/mlp_grad.msgpack', '-q']) == 0", "zipfile"),
+])
+def test_what_is_not_used_is_not_loaded(code: str, unused: str) -> None:
+    code = f"{code}; import sys; assert {unused!r} not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_an_import_loads_no_operators() -> None:

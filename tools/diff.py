@@ -14,6 +14,7 @@ from flowgrad.ir.text import format_node
 from flowgrad.ir.types import dtype_of
 from flowgrad.model import Model
 from flowgrad.tools import files, samples
+from flowgrad.tools.arrays import read_arrays
 from flowgrad.tools.notes import note, progress, say, say_json
 from flowgrad.tools.run import tensors
 
@@ -114,7 +115,7 @@ def _changes(mine: dict[str, str], other: dict[str, str]) -> Iterator[str]:
 
 def _outputs(first: Model, second: Model, arguments: argparse.Namespace, quiet: bool) -> list[dict[str, Any]]:
     """Return for each output of the first model whether the second has one like it."""
-    given = files.read_arrays(arguments.inputs)
+    given = read_arrays(arguments.inputs)
     made, _ = samples.sample_inputs(first.graph, arguments.seed, given)
     feeds = {**given, **made}
     with progress("running", quiet):

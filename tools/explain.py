@@ -16,6 +16,7 @@ from flowgrad.ir.graph import Array
 from flowgrad.model import Model
 from flowgrad.passes.selection import only_float_output
 from flowgrad.tools import files, picture, samples
+from flowgrad.tools.arrays import save_arrays
 from flowgrad.tools.images import read_inputs
 from flowgrad.tools.notes import note, progress, say, say_json
 from flowgrad.tools.parser import count
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     _say(arguments, scores, target, found)
     note(files.wrote(path, replacing), quiet)
     if arguments.save_outputs:
-        note(files.save_arrays(arguments.save_outputs, {name: found}), quiet)
+        note(save_arrays(arguments.save_outputs, {name: found}), quiet)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from flowgrad.tools import files, samples
+from flowgrad.tools.arrays import read_arrays
 from flowgrad.tools.notes import note, progress, say, say_json
 from flowgrad.transforms.gradcheck import Check, compare_engines, gradcheck
 from flowgrad.transforms.kinks import kinks
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes, arguments.limits)
     for text in model.notes:
         note(f"note: {text}", quiet)
-    given = files.read_arrays(arguments.inputs)
+    given = read_arrays(arguments.inputs)
     made, _ = samples.sample_inputs(model.graph, arguments.seed, given)
     feeds = {**given, **made}
     of = arguments.of.split(",") if arguments.of else None

@@ -13,7 +13,7 @@ from flowgrad.ir.files import read_file
 from flowgrad.ir.graph import Array, Value
 from flowgrad.ir.limits import Limits
 from flowgrad.model import Model
-from flowgrad.tools import files
+from flowgrad.tools.arrays import read_arrays
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 
@@ -22,7 +22,7 @@ def read_inputs(model: Model, items: Iterable[str], mean: str | None = None, std
     """Read ``F.npz``, ``NAME=F.npy`` and ``NAME=F.png`` arguments into arrays by name. Raises InputError, LoadError."""
     listed = list(items)
     images = [item for item in listed if item.lower().endswith(ENDINGS)]
-    arrays = files.read_arrays(item for item in listed if item not in images)
+    arrays = read_arrays(item for item in listed if item not in images)
     for item in images:
         name, equals, path = item.partition("=")
         if not equals:

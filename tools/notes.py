@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from flowgrad.ir.errors import safe_line, safe_text
+from flowgrad.ir.status_line import StatusLine
 from flowgrad.runtime.profile import Event, session_event
 
 Report = TypeVar("Report", bound=Any)
@@ -91,7 +92,6 @@ def _watch(what: str, done: threading.Event, patience: float) -> None:
         done.wait()
         print(f"{what}: {time.monotonic() - started:.1f} s", file=sys.stderr)
         return
-    from rich.console import Console
-
-    with Console(stderr=True).status(what):
-        done.wait()
+    with StatusLine(since=started, quiet_end=True) as status:
+        while not done.wait(0.1):
+            status.show(what)

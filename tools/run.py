@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -79,7 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         outputs = _timed(program, feeds, arguments, times)
     outputs = tensors({name: outputs[name] for name in names}, quiet)
     if arguments.save_outputs:
-        note(files.save_arrays(arguments.save_outputs, outputs), quiet)
+        from flowgrad.tools.arrays import save_arrays
+
+        note(save_arrays(arguments.save_outputs, outputs), quiet)
     bad = [name for name, array in outputs.items() if not _is_finite(array)]
     report = _report(model, feeds, given, outputs, times, arguments)
     if arguments.profile:
@@ -99,7 +100,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _feeds(model: Model, arguments: argparse.Namespace, quiet: bool) -> tuple[dict[str, Array], set[str]]:
     """Return the arrays for all inputs, and the names of those that were given."""
-    given = files.read_arrays(arguments.inputs)
+    given: dict[str, Array] = {}
+    if arguments.inputs:
+        from flowgrad.tools.arrays import read_arrays  # archives are not read by most runs
+
+        given = read_arrays(arguments.inputs)
     Signature(model.graph).check_names(given)
     made, assumed = samples.sample_inputs(model.graph, arguments.seed, given)
     if made:
@@ -144,11 +149,11 @@ class Times:
         if not self.steady:
             return first
         least, most = _seconds(min(self.steady)), _seconds(max(self.steady))
-        return f"{first}, then {_seconds(statistics.median(self.steady))} (median of {len(self.steady)}, {least} to {most})"
+        return f"{first}, then {_seconds(float(np.median(self.steady)))} (median of {len(self.steady)}, {least} to {most})"
 
     def plain(self) -> dict[str, Any]:
         """Return the numbers by name."""
-        median = statistics.median(self.steady) if self.steady else None
+        median = float(np.median(self.steady)) if self.steady else None
         return {"compile": self.compiling, "first": self.first, "median": median, "all": self.steady}
 
 

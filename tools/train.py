@@ -14,6 +14,7 @@ from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model
 from flowgrad.tools import files
+from flowgrad.tools.arrays import read_arrays
 from flowgrad.tools.notes import note, progress, say, say_json
 from flowgrad.tools.parser import count
 from flowgrad.transforms.losses import with_loss
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     for text in model.notes:
         note(f"note: {text}", quiet)
     step = _step(model, arguments)
-    batches = Batches(step, files.read_arrays(arguments.data), arguments.batch, arguments.seed)
+    batches = Batches(step, read_arrays(arguments.data), arguments.batch, arguments.seed)
     note(f"{batches.count} examples, {len(batches)} steps an epoch, optimizer {arguments.optimizer}", quiet)
     with progress("training", quiet):
         fitted = fit(step, batches, epochs=arguments.epochs, checkpoint=arguments.checkpoint, engine=arguments.engine)

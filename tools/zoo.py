@@ -18,7 +18,7 @@ import numpy as np
 from flowgrad.ir.errors import EngineError, FlowgradError, InputError, LoadError
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model, load
-from flowgrad.tools import files
+from flowgrad.tools.arrays import read_arrays
 from flowgrad.tools.notes import print_as_they_come
 from flowgrad.transforms.derivatives import vjp
 
@@ -96,7 +96,7 @@ def read_entry(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         _check_meta(meta)
-        return meta, files.read_arrays([str(folder / "data.npz")])
+        return meta, read_arrays([str(folder / "data.npz")])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise LoadError(f"cannot read the entry {str(folder)!r}: {error}", code="zoo") from error
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,6 +80,9 @@ class OrtProgram:
 
     def profile(self, feeds: Mapping[str, Any], *, runs: int = 1, seed: int | None = None) -> Profile:
         """Run ``runs`` times in a session of its own that writes a profile, and return the outputs and that. Raises as ``run``."""
+        import json
+        import tempfile
+
         from flowgrad.exchange.writer import write_onnx
 
         if seed is not None:

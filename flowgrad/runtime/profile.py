@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +47,8 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace as JSON, an event a line. Raises SaveError."""
+        import json
+
         write_text(Path(path), "[\n" + ",\n".join(map(json.dumps, self.events)) + "\n]\n")
 
     def by_op(self) -> dict[str, tuple[int, float]]:

@@ -31,7 +31,8 @@ import numpy as np
 from flowgrad.ir.errors import FlowgradError
 from flowgrad.ir.limits import Limits
 from flowgrad.model import Model, load
-from flowgrad.tools import cli, files, samples
+from flowgrad.tools import cli, samples
+from flowgrad.tools.arrays import read_arrays
 from flowgrad.tools.maintenance.hostile_files import CLASSES, FORMS, hostile_file
 from flowgrad.transforms.derivatives import vjp
 
@@ -136,7 +137,7 @@ def check_file(kind: str, data: bytes, watch: Watch, seed: int = 0) -> str:
     if kind == "npz":
         path = watch.folder / "case.npz"
         path.write_bytes(data)
-        return "read" if watch.stage("read", lambda: files.read_arrays([str(path)]))[1] else "refused"
+        return "read" if watch.stage("read", lambda: read_arrays([str(path)]))[1] else "refused"
     path = watch.folder / "case.onnx"
     path.write_bytes(data)
     model, done = watch.stage("load", lambda: load(path, limits=LIMITS))
