@@ -13,9 +13,10 @@ from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import INITIALIZER, Array, Graph, Value
 from flowgrad.ir.inline import inline
 from flowgrad.ir.ops.operands import permuted
-from flowgrad.ir.types import INT64, Type, merge_types
+from flowgrad.ir.types import INT64, UNKNOWN, Type, merge_types
 from flowgrad.model import Model
 from flowgrad.passes.selection import add_named_input, find_input, find_value, only_float_output
+from flowgrad.transforms.ctc import ctc_of_each
 from flowgrad.transforms.logits import squashed
 
 Reduction = Literal["mean", "sum", "none"]
@@ -33,6 +34,8 @@ class Options:
     axis: int | None = None
     delta: float = 1.0
     variance: str | None = None
+    blank: int = 0
+    lengths: tuple[str, str] = ("input_lengths", "target_lengths")
     reduction: Reduction = "mean"
 
 
@@ -66,6 +69,7 @@ def with_loss(
     model: Model, loss: str | Model, output: str | None = None, target: str = "target", *, reduction: Reduction = "mean",
     name: str = "loss", weights: Any = None, ignore_index: int | None = None, label_smoothing: float = 0.0,
     labels: Labels = "indices", axis: int | None = None, delta: float = 1.0, variance: str | None = None,
+    blank: int = 0, lengths: tuple[str, str] = ("input_lengths", "target_lengths"),
 ) -> Model:
     """Return ``model`` with one more output, ``name``: the loss of ``output`` against the new input ``target``.
 
@@ -80,7 +84,10 @@ def with_loss(
     * ``softmax_cross_entropy``: -log softmax(y)[t] along ``axis`` (1, or 0 of a vector), t int64 without that axis or, with
       ``labels="probabilities"``, like y; ``weights`` per class, ``ignore_index``, ``label_smoothing``;
     * ``kl_divergence``: sum t (log t - log softmax(y)) along ``axis``;
-    * ``poisson``: exp(y) - t y; ``gaussian``: (log v + (y - t)^2 / v) / 2 with v the output called ``variance``.
+    * ``poisson``: exp(y) - t y; ``gaussian``: (log v + (y - t)^2 / v) / 2 with v the output called ``variance``;
+    * ``ctc`` (connectionist temporal classification): -log of the probability of all alignments of t [N, S], int64, with
+      softmax(y) [T, N, C], class ``blank`` standing for no label; ``lengths`` names the inputs [N] that say how many steps and labels
+      of each example count. The mean divides the loss of each example by the number of its labels, as PyTorch does.
 
     ``reduction`` averages ("mean"; weighted losses by the weights used), adds up ("sum"), or leaves ("none") these. ``loss``
     may be a Model as well: its first input gets y, the others become inputs, its only output is the loss. Weights are an
@@ -96,7 +103,7 @@ def with_loss(
     found, y = only_float_output(graph, output, "a loss")
     if reduction not in get_args(Reduction):
         raise InputError(f"reduction is {', '.join(map(repr, get_args(Reduction)))}, got {reduction!r}", code="option")
-    options = Options(weights, ignore_index, label_smoothing, labels, axis, delta, variance, reduction)
+    options = Options(weights, ignore_index, label_smoothing, labels, axis, delta, variance, blank, lengths, reduction)
     b = Builder(graph, prefix=name, origin=graph.new_origin("with_loss", (y.producer,)))
     made = _of_model(b, loss, y, options) if isinstance(loss, Model) else _by_name(b, loss, y, target, options)
     if reduction != "none" and made.type.rank != 0:
@@ -121,7 +128,7 @@ def _by_name(b: Builder, name: str, y: Value, target: str, options: Options) -> 
 def _check_options(name: str, options: Options, takes: Sequence[str]) -> None:
     for field in fields(Options):
         given = getattr(options, field.name)
-        if field.name not in (*takes, "reduction") and not (given is None or (isinstance(given, (str, int, float)) and given == field.default)):
+        if field.name not in (*takes, "reduction") and not (given is None or (isinstance(given, (str, int, float, tuple)) and given == field.default)):
             takers = [n for n, loss in LOSSES.items() if field.name in loss.takes]
             raise InputError(f"{name!r} takes no {field.name}=; these do: {', '.join(takers)}", code="option")
 
@@ -306,6 +313,25 @@ def _by_probabilities(b: Builder, y: Value, t: Value, axis: int, weights: Value 
         t = b.Add(b.Mul(t, 1 - smoothing), each)
     terms = b.Mul(t, _weighted(b, b.LogSoftmax(y, axis=axis), weights, axis))
     return b.Neg(b.ReduceSum(terms, [axis], keepdims=0))
+
+
+def _label_rows(y: Value, options: Options) -> Type:
+    if y.type.rank != 3:
+        raise InputError(f"'ctc' takes scores [steps, examples, classes], and {y.name!r} is {y.type!r}", code="shape")
+    return Type(INT64, (y.shape[1], UNKNOWN))
+
+
+@_loss("ctc", "blank", "lengths", inverse=("Softmax", "Sigmoid"), target=_label_rows)
+def _(b: Builder, y: Value, t: Value, options: Options) -> Value:
+    """-log sum over alignments of prod_t softmax(y)_t: see ``ctc``."""
+    classes = y.shape[2]
+    if isinstance(classes, int) and not 0 <= options.blank < classes:
+        raise InputError(f"blank is a class from 0 to {classes - 1}, got {options.blank!r}", code="option")
+    steps, count = (input_of(b.graph, name, Type(INT64, (y.shape[1],))) for name in options.lengths)
+    each = b.cast_like(ctc_of_each(b, b.cast(y, y.type.dtype.wide), t, steps, count, options.blank), y)
+    if options.reduction != "mean":
+        return each
+    return b.ReduceMean(b.Div(each, b.cast_like(b.Max(count, 1), each)), keepdims=0)
 
 
 @_loss("kl_divergence", "axis", inverse=("Softmax",))
