@@ -24,7 +24,7 @@ def model(dtype: str = "f64", shape: str = "T,N,C") -> fg.Model:
 
 
 def feeds(blank: int = 0) -> dict[str, Array]:
-    labels = LABELS if blank == 0 else np.where(LABELS == blank, 0, LABELS)
+    labels = LABELS if blank == 0 else np.where(blank == LABELS, 0, LABELS)
     return {"x": SCORES, "labels": labels, "input_lengths": LENGTHS, "target_lengths": COUNTS}
 
 
