@@ -21,8 +21,8 @@ FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 
 def public() -> Iterator[tuple[str, Any]]:
     """Yield what the package exports, the methods of Model, and the classes of its two modules of methods."""
-    body = ast.parse((ROOT / "flowgrad/__init__.py").read_text()).body
-    names = [alias.asname for node in body if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname]
+    tree = ast.parse((ROOT / "flowgrad/__init__.py").read_text())
+    names = [alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname]
     for name in names:
         thing = getattr(fg, name)
         if not name.startswith("_") and not inspect.ismodule(thing):
