@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowgrad.ir.ops.convolution import kernels
+import flowgrad as fg
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.graph import Graph
+from flowgrad.ir.ops.convolution import kernels, together
 from flowgrad.ir.ops.convolution.window import Window, slide
+from flowgrad.ir.types import FLOAT32, Type
 
 SHAPES = [
     pytest.param(6, 6, 6, (5, 4), (3, 2), 1, 1, id="depthwise"),
@@ -34,14 +38,16 @@ def _taps(window: Window, sizes: tuple[int, ...]) -> list[tuple[tuple[int, ...],
     return found
 
 
-@pytest.mark.parametrize("group_columns", [1, 40, 1 << 19])
+@pytest.mark.parametrize(("least", "group_columns"), [(99, 1), (99, 40), (99, 1 << 19), (2, 1)])
 @pytest.mark.parametrize("pad", [0, 1])
 @pytest.mark.parametrize(("channels", "outputs", "group", "sizes", "kernel", "stride", "dilation"), SHAPES)
 def test_all_three_contractions_sum_over_the_taps(
     channels: int, outputs: int, group: int, sizes: tuple[int, ...], kernel: tuple[int, ...], stride: int, dilation: int,
-    pad: int, group_columns: int, monkeypatch: pytest.MonkeyPatch,
+    pad: int, least: int, group_columns: int, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernels, "GROUP_COLUMNS", group_columns)
+    monkeypatch.setattr(together, "LEAST", least)
+    monkeypatch.setattr(together, "BLOCK_COLUMNS", 1)  # two blocks of images, of 2 and 1
     rank, inner, many = len(sizes), channels // group, outputs // group
     window = slide(sizes, kernel, (stride,) * rank, (dilation,) * rank, (pad,) * (2 * rank), "NOTSET")
     rng = np.random.default_rng(0)
@@ -58,6 +64,33 @@ def test_all_three_contractions_sum_over_the_taps(
     np.testing.assert_allclose(kernels.convolve(x, w, None, window, group), y, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(kernels.input_gradient(y_bar, w, window, group, sizes), x_bar, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(kernels.weight_gradient(x, y_bar, window, group), w_bar, rtol=1e-12, atol=1e-12)
+    work = [np.full(shape, np.nan) for shape in kernels.scratch_shapes(3, channels, outputs, window, group, sizes)]
+    assert kernels.convolve(x, w, None, window, group, None, work).tobytes() == kernels.convolve(x, w, None, window, group).tobytes()
+
+
+def test_small_images_go_together_and_others_do_not() -> None:
+    small, large, strided, vast = (slide((n, n), (3, 3), (s, s), (d, d), (d - 1,) * 4, "NOTSET")
+                                   for n, s, d in ((8, 1, 1), (99, 1, 1), (8, 2, 1), (8, 1, 10**9)))
+    assert together.suits_columns(16, 4, small)
+    assert not any(together.suits_columns(16, 4, window) for window in (large, strided, vast))
+    assert not together.suits_columns(15, 4, small) and not together.suits_scattering(16, 1, 8, vast, (8, 8))
+    assert together.suits_scattering(16, 1, 8, small, (8, 8)) and together.suits_scattering(16, 4, 4, strided, (8, 8))
+    assert not together.suits_scattering(16, 8, 8, small, (8, 8))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_images_taken_together_have_the_same_bits_for_any_number_of_threads(threads: int) -> None:
+    graph = Graph("convolution")
+    b = Builder(graph)
+    x = graph.add_input("x", Type(FLOAT32, (200, 8, 20, 20)))
+    w = graph.add_input("w", Type(FLOAT32, (16, 8, 5, 5)))
+    y = b.Conv(x, w)
+    graph.add_output(y, "y")
+    graph.add_output(b.ConvInputGrad(y, w, b.shape(x)), "x_bar")
+    rng = np.random.default_rng(0)
+    feeds = {v.name: rng.standard_normal(v.type.static_shape, np.float32) for v in (x, w)}
+    one, many = (fg.Model(graph).compile(threads=n).run(feeds) for n in (1, threads))
+    assert all(one[name].tobytes() == many[name].tobytes() for name in one)
 
 
 @pytest.mark.parametrize(("taps", "outputs"), [(3, 1), (3, 40), (60, 1)])

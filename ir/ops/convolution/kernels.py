@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from flowgrad.ir.graph import Array
+from flowgrad.ir.ops.convolution import together
 from flowgrad.ir.ops.convolution.window import Window, image_part, needs_place, overlap, patches, place, tap_slices
 from flowgrad.ir.ops.operands import into
 
@@ -43,6 +44,8 @@ def groups_at_once(group: int, rows: int, positions: int) -> int:
 def scratch_shapes(batch: int, channels: int, outputs: int, window: Window, group: int, sizes: Sequence[int]
                    ) -> list[tuple[int, ...]]:
     """Return the shapes of the scratch arrays of ``convolve``: placed images, columns, product."""
+    if together.suits_columns(batch, channels, window):
+        return together.scratch_shapes(batch, channels, outputs, window)
     rows = channels // group * window.taps
     count = images_at_once(batch, rows * group, window.positions)
     placed = (count, channels, *window.span) if needs_place(sizes, window) else (0,)
@@ -58,6 +61,10 @@ def _scratch(shapes: Sequence[tuple[int, ...]], work: Sequence[Array] | None, dt
     if work is not None:
         return [buffer if buffer.size else None for buffer in work]
     return [np.empty(shape, dtype) if shape != (0,) else None for shape in shapes]
+
+
+def _whole_scratch(shapes: Sequence[tuple[int, ...]], work: Sequence[Array] | None, dtype: np.dtype[np.generic]) -> Sequence[Array]:
+    return [np.empty(shape, dtype) for shape in shapes] if work is None else work
 
 
 def _target(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
@@ -81,6 +88,10 @@ def convolve(
         _add_bias(result, bias)
         return into(result, out)
     shapes = scratch_shapes(batch, x.shape[1], outputs, window, group, x.shape[2:])
+    if together.suits_columns(batch, x.shape[1], window):
+        together.convolve(x, w, window, group, result, _whole_scratch(shapes, work, x.dtype))
+        _add_bias(result, bias)
+        return into(result, out)
     placed, columns, product = _scratch(shapes, work, x.dtype)
     if placed is not None:
         placed.fill(0)
@@ -174,14 +185,19 @@ def input_gradient(
 ) -> Array:
     """Return x_bar[n,c,i]: the sum of w[m,c,k] y_bar[n,m,o] over m and all o, k with o*stride+k*dilation-begin = i."""
     batch, channels = y_bar.shape[0], w.shape[1] * group
+    if together.suits_scattering(batch, channels, y_bar.shape[1], window, sizes):
+        result = _target(out, (batch, channels, *sizes), y_bar.dtype)
+        shapes = together.scratch_shapes(batch, channels, y_bar.shape[1], window)
+        together.scattered_gradient(y_bar, w, window, group, result, _whole_scratch(shapes, work, y_bar.dtype))
+        return into(result, out)
     if all(s == 1 for s in window.strides) and not scatters(y_bar.shape[1], channels, window, sizes):
         return convolve(y_bar, turned(w, group), None, turned_window(window, sizes), group, out, work)
     result = _target(out, (batch, channels, *sizes), y_bar.dtype)
     result.fill(0)
     if result.size == 0 or y_bar.size == 0:
         return into(result, out)
-    shapes = gradient_scratch_shapes(channels, window)
-    column, image = (np.empty(s, y_bar.dtype) for s in shapes) if work is None else work
+    shapes = [(channels, window.taps, *window.output), (channels, *window.span)]
+    column, image = _whole_scratch(shapes, work, y_bar.dtype)
     matrix = np.ascontiguousarray(w.reshape(group, w.shape[0] // group, -1).swapaxes(1, 2))
     inside, source = overlap(sizes, window)
     for n in range(batch):
@@ -197,9 +213,17 @@ def scatters(outputs: int, channels: int, window: Window, sizes: Sequence[int]) 
     return outputs * math.prod(sizes) >= SCATTER_GAIN * channels * window.positions
 
 
-def gradient_scratch_shapes(channels: int, window: Window) -> list[tuple[int, ...]]:
-    """Return the shapes of the scratch arrays of an ``input_gradient`` that adds to the image: products, image and pads."""
-    return [(channels, window.taps, *window.output), (channels, *window.span)]
+def gradient_scratch_shapes(batch: int, channels: int, outputs: int, window: Window, group: int, sizes: Sequence[int]
+                            ) -> list[tuple[int, ...]]:
+    """Return the shapes of the scratch arrays of ``input_gradient``: what adds to the image wants products, image and pads."""
+    if together.suits_scattering(batch, channels, outputs, window, sizes):
+        return together.scratch_shapes(batch, channels, outputs, window)
+    if any(s != 1 for s in window.strides) or scatters(outputs, channels, window, sizes):
+        return [(channels, window.taps, *window.output), (channels, *window.span)]
+    turned_ = turned_window(window, sizes)
+    if turned_.is_pointwise and window.output == turned_.output:  # an image is its own columns
+        return []
+    return scratch_shapes(batch, outputs, channels, turned_, group, window.output)
 
 
 def _scatter(column: Array, window: Window, image: Array) -> None:
@@ -228,6 +252,9 @@ def weight_gradient(
         result.fill(0)
         return into(result, out)
     shapes = scratch_shapes(batch, channels, outputs, window, group, x.shape[2:])
+    if together.suits_columns(batch, channels, window):
+        together.weight_gradient(x, y_bar, window, group, result, _whole_scratch(shapes, work, x.dtype))
+        return into(result, out)
     placed, columns, product = _scratch(shapes, work, x.dtype)
     if placed is not None:
         placed.fill(0)

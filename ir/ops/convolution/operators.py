@@ -146,15 +146,10 @@ def _(node: Node) -> list[Type]:
     x, w = node.input(0), node.input(1)
     window = window_of(node, x.type.static_shape[2:], w.type.static_shape[2:])
     batch, channels, *sizes = x.type.static_shape
-    return convolution_scratch(node, batch, channels, w.type.static_shape[0], window, attr(node, "group"), sizes)
-
-
-def convolution_scratch(node: Node, batch: int, channels: int, outputs: int, window: Window, group: int,
-                        sizes: Sequence[int]) -> list[Type]:
-    """Return the types of the scratch arrays of ``kernels.convolve``: none where the columns are the images themselves."""
-    if window.is_pointwise and tuple(sizes) == window.output:
+    if window.is_pointwise and tuple(sizes) == window.output:  # the columns are the images themselves
         return []
-    return scratch_types(node, kernels.scratch_shapes(batch, channels, outputs, window, group, sizes))
+    shapes = kernels.scratch_shapes(batch, channels, w.type.static_shape[0], window, attr(node, "group"), sizes)
+    return scratch_types(node, shapes)
 
 
 def split_by_image(node: Node, positions: Sequence[int]) -> list[tuple[Cut, ...]]:
@@ -214,9 +209,7 @@ def _(node: Node) -> list[Type]:
     batch, channels, *sizes = node.output().type.static_shape
     outputs = w.type.static_shape[0]
     window = window_of(node, tuple(sizes), w.type.static_shape[2:])
-    if any(s != 1 for s in window.strides) or kernels.scatters(outputs, channels, window, sizes):
-        return scratch_types(node, kernels.gradient_scratch_shapes(channels, window))
-    return convolution_scratch(node, batch, outputs, channels, kernels.turned_window(window, sizes), group, window.output)
+    return scratch_types(node, kernels.gradient_scratch_shapes(batch, channels, outputs, window, group, sizes))
 
 
 @conv_input_grad.split

@@ -96,33 +96,63 @@ def max_pool(
         for where in slices[1:]:
             np.maximum(y, placed[image_part(where)], out=y)
         return y
-    return y, _first_maxima(placed, window, slices, y, x.shape, storage_order)
+    return y, _first_maxima(x, placed, window, slices, y, storage_order)
 
 
 def _first_maxima(
-    placed: Array, window: Window, slices: Sequence[tuple[slice, ...]], y: Array, shape: tuple[int, ...], column_major: int
+    x: Array, placed: Array, window: Window, slices: Sequence[tuple[slice, ...]], y: Array, column_major: int
 ) -> Array:
     """Fill ``y`` with the maxima and return the flat index into the whole tensor of the first element that is one."""
     seen = [placed[image_part(where)] for where in slices]
-    steps = _image_steps(shape[2:], column_major)
-    tap_steps = [sum(k * d * s for k, d, s in zip(tap, window.dilations, steps, strict=True))
-                 for tap in np.ndindex(*window.kernel)]
-    corner = _corner_indices(window, shape, steps)
-    inside = _inside_masks(window, shape[2:])
-    best = np.zeros(y.shape, np.int64)
+    steps = _image_steps(x.shape[2:], column_major)
+    tap_steps = np.array([sum(k * d * s for k, d, s in zip(tap, window.dilations, steps, strict=True))
+                          for tap in np.ndindex(*window.kernel)], np.int64)
+    first = _first_of_plain(seen, y) if _are_all_above_pads(x) else _first_of_any(seen, y, _inside_masks(window, x.shape[2:]))
+    found: Array = tap_steps.take(first)
+    found += _corner_indices(window, steps)
+    images = np.arange(math.prod(x.shape[:2]), dtype=np.int64) * math.prod(x.shape[2:])
+    found += images.reshape(*x.shape[:2], *(1,) * len(window.kernel))
+    return found
+
+
+def _first_of_any(seen: Sequence[Array], y: Array, inside: Sequence[Array]) -> Array:
+    """Fill ``y`` with the maxima, and return the number of the first tap that sees each: a pad never wins, a first NaN does."""
+    best = np.zeros(y.shape, np.min_scalar_type(len(seen)))
     np.copyto(y, seen[0])
     chosen = np.broadcast_to(inside[0], y.shape).copy()
-    has_nan = placed.dtype.kind == "f" and bool(np.isnan(np.max(placed, initial=-np.inf)))
+    may_be_nan = y.dtype.kind == "f"
     for tap in range(1, len(seen)):
         better = seen[tap] > y
-        if has_nan:
+        if may_be_nan:
             better |= np.isnan(seen[tap]) & ~np.isnan(y)
         np.logical_or(better, ~chosen & inside[tap], out=better)  # a pad never wins, even against minus infinity
         better &= inside[tap]
         np.copyto(y, seen[tap], where=better)
-        np.copyto(best, tap_steps[tap], where=better)
+        np.copyto(best, best.dtype.type(tap), where=better)
         chosen |= inside[tap]
-    best += corner
+    return best
+
+
+def _are_all_above_pads(x: Array) -> bool:
+    """Return whether no element is NaN or as low as a pad, so that one that is larger than all before it is the first maximum."""
+    if x.size == 0:
+        return False
+    return bool(np.min(x) > (-np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min))
+
+
+def _first_of_plain(seen: Sequence[Array], y: Array) -> Array:
+    """Fill ``y`` with the maxima, and return the number of the first tap that sees each.
+
+    The last tap that is larger than all before it is the first maximum, and numbers go up: that one is a maximum too.
+    """
+    np.copyto(y, seen[0])
+    number = np.min_scalar_type(len(seen))
+    best, larger, candidate = np.zeros(y.shape, number), np.empty(y.shape, bool), np.empty(y.shape, number)
+    for tap in range(1, len(seen)):
+        np.greater(seen[tap], y, out=larger)
+        np.maximum(y, seen[tap], out=y)
+        np.multiply(larger, number.type(tap), out=candidate)
+        np.maximum(best, candidate, out=best)
     return best
 
 
@@ -134,12 +164,10 @@ def _image_steps(sizes: Sequence[int], column_major: int) -> list[int]:
     return steps
 
 
-def _corner_indices(window: Window, shape: tuple[int, ...], steps: Sequence[int]) -> Array:
-    """Return the flat index of the first tap of every window (outside the image where that lies in the pads)."""
-    batch, channels = shape[:2]
-    image = math.prod(shape[2:])
+def _corner_indices(window: Window, steps: Sequence[int]) -> Array:
+    """Return the flat index into the image of the first tap of every window (outside of it where that lies in the pads)."""
     rank = len(window.kernel)
-    total = (np.arange(batch * channels, dtype=np.int64) * image).reshape(batch, channels, *(1,) * rank)
+    total: Array = np.zeros((1,) * rank, np.int64)
     for axis, (extent, stride, begin) in enumerate(zip(window.output, window.strides, window.begin, strict=True)):
         along = (np.arange(extent, dtype=np.int64) * stride - begin) * steps[axis]
         total = total + along.reshape(-1, *(1,) * (rank - 1 - axis))

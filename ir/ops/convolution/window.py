@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from flowgrad.ir.types import UNKNOWN, DimLike, Shape, ceil_div
 SAME = ("SAME_UPPER", "SAME_LOWER")
 CEIL_MODE_SINCE = {("ceil_mode", 1): 22}
 """Before this opset, a last window wholly in the padding counted."""
+
+KEPT_TAPS = 256
+"""What windows of at most so many taps see is worked out once."""
 
 AUTO_PADS = ("NOTSET", "VALID", *SAME)
 
@@ -231,13 +235,15 @@ def patches(placed: Array, window: Window) -> Array:
     )
 
 
-@lru_cache(maxsize=1024)
 def tap_slices(window: Window) -> Sequence[tuple[slice, ...]]:
     """Return, per tap in row-major order, which positions of the span it sees over all windows."""
-    found = []
-    for tap in np.ndindex(*window.kernel):
-        found.append(tuple(
-            slice(k * d, k * d + max(o - 1, 0) * s + 1, s) if o else slice(0, 0)
-            for k, d, s, o in zip(tap, window.dilations, window.strides, window.output, strict=True)
-        ))
-    return tuple(found)
+    return _kept_slices(window) if window.taps <= KEPT_TAPS else _slices(window)
+
+
+def _slices(window: Window) -> tuple[tuple[slice, ...], ...]:
+    along = [[slice(k * d, k * d + max(o - 1, 0) * s + 1, s) if o else slice(0, 0) for k in range(n)]
+             for n, d, s, o in zip(window.kernel, window.dilations, window.strides, window.output, strict=True)]
+    return tuple(itertools.product(*along))
+
+
+_kept_slices = lru_cache(maxsize=64)(_slices)
