@@ -19,6 +19,7 @@ from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.types import INT64, Type
 from flowgrad.model import Model
 from flowgrad.passes.selection import find_value, only_float_output
+from flowgrad.progress import bar
 from flowgrad.transforms.losses import with_loss
 
 Norm = Literal["linf", "l2"]
@@ -39,11 +40,11 @@ def __dir__() -> list[str]:
 class _Attack:
     def __init__(self, model: Model, eps: float, norm: Norm, bounds: tuple[float, float] | None, targeted: bool, loss: Climbed,
                  output: str | None, input: str | None, others: Mapping[str, Any] | None, engine: str, threads: int | None,
-                 batch: int) -> None:
+                 batch: int, progress: bool = False) -> None:
         _check(eps, norm, bounds, loss, batch)
         self.model, self.input = model, the_input(model, input)
         self.output = only_float_output(model.graph, output, "an attack")[0]
-        self.eps, self.norm, self.bounds, self.targeted, self.batch = eps, norm, bounds, targeted, batch
+        self.eps, self.norm, self.bounds, self.targeted, self.batch, self.progress = eps, norm, bounds, targeted, batch, progress
         self.others = {name: np.asarray(a) for name, a in (others or {}).items()}
         self._gradient = InputGradient(_with_attacked(model, self.output, loss), LOSS, self.input, keep=(self.output, EACH), by_example=(LABEL,),
                                        engine=engine, threads=threads)
@@ -51,9 +52,9 @@ class _Attack:
     def _evaluate(self, x: Array, labels: Array) -> tuple[Array, Array, Array]:
         """Return the gradient that the attack climbs, the loss of each example, and where the attack succeeds."""
         result = self._gradient({self.input: x, LABEL: labels, **self.others}, self.batch)
-        sign = -1 if self.targeted else 1
+        gradient, losses = result[self._gradient.gradient], result[EACH]
         found = result[self.output].argmax(1) == labels
-        return sign * result[self._gradient.gradient], sign * result[EACH], found if self.targeted else ~found
+        return (-gradient, -losses, found) if self.targeted else (gradient, losses, ~found)
 
     def success(self, x: Any, labels: Any) -> Array:
         """Return for each example whether it is taken for another class than its label (targeted: for the label)."""
@@ -74,16 +75,20 @@ class _Attack:
         """Return ``x`` moved to where it may be: at most ``eps`` from ``start``, in ``bounds``."""
         moved = x - start
         if self.norm == "linf":
-            moved = np.clip(moved, -self.eps, self.eps)
+            _clip(moved, -self.eps, self.eps)
         else:
-            moved = moved * np.minimum(1, self.eps / np.maximum(_norms(moved), TINY)).astype(x.dtype)
-        placed = start + moved
-        return placed if self.bounds is None else np.asarray(np.clip(placed, *self.bounds), x.dtype)
+            moved *= np.minimum(1, self.eps / np.maximum(_norms(moved), TINY)).astype(x.dtype)
+        moved += start
+        if self.bounds is not None:
+            _clip(moved, *self.bounds)
+        return moved
 
     def _step(self, gradient: Array, size: float) -> Array:
         """Return a step of ``size`` in the direction in which the loss grows fastest, by the norm."""
         if self.norm == "linf":
-            return np.asarray(size * np.sign(gradient)).astype(gradient.dtype)
+            step: Array = np.sign(gradient)
+            step *= size
+            return step
         return np.asarray(size * gradient / np.maximum(_norms(gradient), TINY)).astype(gradient.dtype)
 
 
@@ -124,8 +129,8 @@ class PGD(_Attack):
                  bounds: tuple[float, float] | None = (0, 1), targeted: bool = False, random_start: bool = True,
                  restarts: int = 1, seed: int = 0, loss: Climbed = "cross_entropy", output: str | None = None,
                  input: str | None = None, others: Mapping[str, Any] | None = None, engine: str = "numpy",
-                 threads: int | None = None, batch: int = 64, alpha: float | None = None) -> None:
-        super().__init__(model, eps, norm, bounds, targeted, loss, output, input, others, engine, threads, batch)
+                 threads: int | None = None, batch: int = 64, alpha: float | None = None, progress: bool = False) -> None:
+        super().__init__(model, eps, norm, bounds, targeted, loss, output, input, others, engine, threads, batch, progress)
         step_size = step_size if alpha is None else alpha
         if steps < 1 or restarts < 1 or not step_size > 0:
             raise InputError(f"steps and restarts are 1 or more and step_size above 0, got {steps}, {restarts}, {step_size!r}",
@@ -137,20 +142,24 @@ class PGD(_Attack):
         examples, classes = self._checked(x, labels)
         rng = np.random.default_rng(self.seed)
         if self.restarts == 1:
-            return self._climb(examples, classes, rng)
+            return self._climb(examples, classes, rng, 0)
         best, merit = examples.copy(), np.full(len(examples), -np.inf)
-        for _ in range(self.restarts):
-            found = self._climb(examples, classes, rng)
+        for restart in range(self.restarts):
+            found = self._climb(examples, classes, rng, restart)
             _, losses, succeeds = self._evaluate(found, classes)
             worth = np.where(succeeds, np.inf, losses)
             better = worth > merit
             best[better], merit[better] = found[better], worth[better]
         return best
 
-    def _climb(self, examples: Array, classes: Array, rng: np.random.Generator) -> Array:
+    def _climb(self, examples: Array, classes: Array, rng: np.random.Generator, restart: int) -> Array:
         x = self._started(examples, rng) if self.random_start else examples
-        for _ in range(self.steps):
-            x = self._within(x + self._step(self._evaluate(x, classes)[0], self.step_size), examples)
+        with bar(self.progress, f"steps, start {restart + 1} of {self.restarts}", self.steps) as shown:
+            for number in range(self.steps):
+                step = self._step(self._evaluate(x, classes)[0], self.step_size)
+                step += x
+                x = self._within(step, examples)
+                shown(number + 1, "")
         return x
 
     def _started(self, examples: Array, rng: np.random.Generator) -> Array:
@@ -162,6 +171,11 @@ class PGD(_Attack):
             share = rng.random((len(examples),) + (1,) * (examples.ndim - 1)) ** (1 / size)
             noise = noise / np.maximum(_norms(noise), TINY) * self.eps * share
         return self._within(examples + noise.astype(examples.dtype), examples)
+
+
+def _clip(a: Array, low: float, high: float) -> None:
+    np.maximum(a, low, out=a)
+    np.minimum(a, high, out=a)
 
 
 def _norms(a: Array) -> Array:

@@ -2,7 +2,8 @@
 
 A target is a class for all examples, or one per example. What is explained is the entry of ``output`` at the target
 along the last axis (default: the only float output; of a model with one number per example, without target, that).
-Every method takes ``engine``, ``threads`` and ``batch``, the largest number of examples that run at once.
+Every method takes ``engine``, ``threads``, ``batch``, the largest number of examples that run at once, and ``progress``, which
+shows a bar on stderr where many runs make an attribution.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from flowgrad.ir.errors import InputError
 from flowgrad.ir.graph import Array
 from flowgrad.model import Model
 from flowgrad.passes.selection import Pick, find_value, only_float_output
+from flowgrad.progress import bar
 from flowgrad.transforms.editing import guided, override_adjoint
 
 TARGET = "attribution_target"
 """The input that holds the classes, if its name is free."""
 
 
-__all__ = ["GuidedBackprop", "InputXGradient", "IntegratedGradients", "LayerGradCam", "Saliency", "SmoothGrad"]
+__all__ = ["GuidedBackprop", "InputXGradient", "IntegratedGradients", "LayerConductance", "LayerGradCam", "Saliency", "SmoothGrad"]
 
 
 def __dir__() -> list[str]:
@@ -42,11 +44,12 @@ class _Explained:
     """A model prepared once: the scalar that is explained, and its gradient by an input or (``layer``) an inner value."""
 
     def __init__(self, model: Model, output: str | None = None, input: str | None = None, *, others: Mapping[str, Any] | None = None,
-                 engine: str = "numpy", threads: int | None = None, batch: int | None = None, layer: str = "") -> None:
+                 engine: str = "numpy", threads: int | None = None, batch: int | None = None, progress: bool = False,
+                 layer: str = "") -> None:
         self.model, self.input = model, the_input(model, input)
         self.output, value = only_float_output(model.graph, output, "an explanation")
         self.others = {name: np.asarray(a) for name, a in (others or {}).items()}
-        self.batch = batch
+        self.batch, self.progress = batch, progress
         self.picks = value.type.rank is None or value.type.rank > 1
         explained = model if self.picks else _summed(model, self.output)
         self._made = InputGradient(explained, Pick(self.output, TARGET) if self.picks else SUM, self.input, layer,
@@ -139,9 +142,11 @@ class IntegratedGradients(_Explained):
         start = np.broadcast_to(as_input(self.model, self.input, baselines), examples.shape)
         nodes, weights = np.polynomial.legendre.leggauss(n_steps)
         total = np.zeros(examples.shape, np.float64)
-        for place, weight in zip((1 + nodes) / 2, weights / 2, strict=True):
-            point = start + examples.dtype.type(place) * (examples - start)
-            total += weight * self.gradients(point, target)[1]
+        with bar(self.progress, "integrated gradients", n_steps) as shown:
+            for step, (place, weight) in enumerate(zip((1 + nodes) / 2, weights / 2, strict=True)):
+                point = start + examples.dtype.type(place) * (examples - start)
+                total += weight * self.gradients(point, target)[1]
+                shown(step + 1, "")
         mean = total.astype(examples.dtype)
         return np.asarray((examples - start) * mean) if multiply_by_inputs else mean
 
@@ -202,6 +207,42 @@ class LayerGradCam(_Explained):
         return np.asarray(np.maximum(found, 0) if relu_attributions else found)
 
 
+class LayerConductance(_Explained):
+    """How much of what the output rises by, on the line from a baseline to the example, goes through each element of a layer.
+
+    Examples:
+        >>> method = fg.explain.LayerConductance(fg.extract(model, outputs="logits"), "hidden")
+        >>> method.attribute(batch["x"], target=[0, 2], n_steps=20).shape
+        (2, 8)
+    """
+
+    def __init__(self, model: Model, layer: str, output: str | None = None, input: str | None = None, **keywords: Any) -> None:
+        self.layer = layer
+        super().__init__(model, output, input, layer=layer, **keywords)
+
+    def attribute(self, x: Any, target: Any = None, baselines: Any = 0, *, n_steps: int = 50) -> Array:
+        """Return the sum of dy_t/da times what the layer a rises by from each point to the next, of the shape of the layer.
+
+        The ``n_steps`` + 1 points are those of Gauss-Legendre quadrature, as Captum takes them; a derivative is that at the first
+        of two. ``baselines`` broadcasts to ``x``.
+        """
+        if n_steps < 1:
+            raise InputError(f"n_steps is 1 or more, got {n_steps}", code="option")
+        examples = as_input(self.model, self.input, x)
+        start = np.broadcast_to(as_input(self.model, self.input, baselines), examples.shape)
+        before: dict[str, Array] = {}
+        total: Any = 0.0
+        with bar(self.progress, "layer conductance", n_steps + 1) as shown:
+            for step, place in enumerate((1 + np.polynomial.legendre.leggauss(n_steps + 1)[0]) / 2):
+                point = start + examples.dtype.type(place) * (examples - start)
+                here = self._made(self._feeds(point, target), self.batch)
+                if before:
+                    total = total + (here[self.layer] - before[self.layer]).astype(np.float64) * before[self._made.gradient]
+                before = here
+                shown(step + 1, "")
+        return np.asarray(total, here[self.layer].dtype)
+
+
 class SmoothGrad:
     """Any method, averaged over noisy copies of the example.
 
@@ -211,8 +252,8 @@ class SmoothGrad:
         (2, 4)
     """
 
-    def __init__(self, method: Method) -> None:
-        self.method = method
+    def __init__(self, method: Method, *, progress: bool = False) -> None:
+        self.method, self.progress = method, progress
 
     def attribute(self, x: Any, target: Any = None, *, nt_samples: int = 5, stdevs: float = 1.0, seed: int = 0,
                   **keywords: Any) -> Array:
@@ -222,7 +263,9 @@ class SmoothGrad:
         rng = np.random.default_rng(seed)
         array = np.asarray(x)
         total = np.zeros(array.shape, np.float64)
-        for _ in range(nt_samples):
-            noisy = array + (stdevs * rng.standard_normal(array.shape)).astype(array.dtype)
-            total += self.method.attribute(noisy, target, **keywords)
+        with bar(self.progress, "samples", nt_samples) as shown:
+            for sample in range(nt_samples):
+                noisy = array + (stdevs * rng.standard_normal(array.shape)).astype(array.dtype)
+                total += self.method.attribute(noisy, target, **keywords)
+                shown(sample + 1, "")
         return (total / nt_samples).astype(array.dtype)

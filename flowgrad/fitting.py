@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from flowgrad.ir.errors import InputError, LoadError
 from flowgrad.ir.files import read_file, write_file
 from flowgrad.ir.graph import Array
 from flowgrad.ir.limits import Limits
-from flowgrad.ir.status_line import StatusLine
 from flowgrad.ir.weights import safetensors_errors, safetensors_library
 from flowgrad.model import Model
+from flowgrad.progress import bar
 from flowgrad.transforms.training import next_inputs
 
 Batch = Mapping[str, Any]
@@ -75,13 +74,13 @@ def fit(
     fitted = _resumed(path, following)
     program = step.compile(engine, threads)
     done = len(fitted.losses)
-    with _bar(progress) as shown:
+    with bar(progress, "step") as shown:
         for number, batch in _remaining(batches, epochs, done):
             feeds = {**batch, **fitted.state, **_rate(step, learning_rate, number)}
             result = program.run(feeds)
             fitted.state = {following[name]: array for name, array in result.items() if name in following}
             fitted.losses.append(float(result[loss]))
-            shown(number + 1, fitted.losses[-1])
+            shown(number + 1, f"loss {fitted.losses[-1]:.6g}")
             if path is not None and (number + 1) % every == 0:
                 _save(path, fitted)
     if path is not None and len(fitted.losses) > done:
@@ -142,16 +141,3 @@ def _resumed(path: Path | None, following: Mapping[str, str]) -> Fitted:
                          f" and lacks {', '.join(sorted(expected - set(state))) or 'nothing'}; give another file, or remove it",
                          code="checkpoint")
     return fitted
-
-
-# ---- progress -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[int, float], None]]:
-    """Yield a function that shows the number of steps done and the loss: nothing, unless that is wanted."""
-    if not wanted:
-        yield lambda number, loss: None
-        return
-    with StatusLine() as status:
-        yield lambda number, loss: status.show(f"step {number}  loss {loss:.6g}")

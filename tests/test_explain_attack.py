@@ -81,6 +81,33 @@ def test_grad_cam_weighs_maps_by_their_mean_slopes(positive: bool) -> None:
     np.testing.assert_allclose(found, np.maximum(expected, 0) if positive else expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("layer", ["relu", "conv"])
+def test_layer_conductance_adds_up_to_what_the_output_rises_by(layer: str) -> None:
+    method = fg.explain.LayerConductance(network(), layer, batch=4)
+    found = method.attribute(IMAGES, CLASSES, 0.3, n_steps=400)
+    own = np.arange(6)
+    rise = logits(IMAGES)[own, CLASSES] - logits(np.full_like(IMAGES, 0.3))[own, CLASSES]
+    assert found.shape == (6, 4, 3, 3)
+    np.testing.assert_allclose(found.reshape(6, -1).sum(1), rise, atol=0.02)
+    plain = fg.explain.LayerConductance(network(), layer).attribute(IMAGES, CLASSES, 0.3, n_steps=1)
+    first, second = (0.3 + (0.5 + s * 0.5 / 3**0.5) * (IMAGES - 0.3) for s in (-1, 1))
+    at = [fg.vjp(network(), keep=layer)(x=x, y_grad=np.zeros((6, 3)))[layer] for x in (first, second)]
+    np.testing.assert_allclose(plain, slopes(first, CLASSES, layer) * (at[1] - at[0]), rtol=1e-9, atol=1e-12)
+    with pytest.raises(InputError, match="n_steps is 1 or more"):
+        method.attribute(IMAGES, 0, n_steps=0)
+
+
+def test_progress_is_shown_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    method = fg.explain.IntegratedGradients(network(), progress=True)
+    expected = fg.explain.IntegratedGradients(network()).attribute(IMAGES, CLASSES, n_steps=3)
+    assert capsys.readouterr() == ("", "")
+    assert method.attribute(IMAGES, CLASSES, n_steps=3).tobytes() == expected.tobytes()
+    assert "integrated gradients 3/3" in capsys.readouterr().err
+    fg.attack.PGD(network(), steps=4, progress=True)(IMAGES, CLASSES)
+    out, err = capsys.readouterr()
+    assert out == "" and "steps, start 1 of 1 4/4" in err
+
+
 def test_smooth_gradients_are_means_over_noise() -> None:
     method = fg.explain.SmoothGrad(fg.explain.Saliency(network()))
     rng = np.random.default_rng(7)
