@@ -41,7 +41,7 @@ def needed_nodes(order: Sequence[Node], sinks: Iterable[Value], *, given: Collec
     for node in reversed(order):
         if node.key in keys:
             kept.append(node)
-            keys.update(v.producer.key for v in node.operands if v not in given)
+            keys.update([v.producer.key for v in node.operands if v not in given])
     return kept[::-1]
 
 

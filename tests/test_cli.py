@@ -324,6 +324,15 @@ def test_a_partial_that_is_no_number_is_that_of_its_own_tensor() -> None:
     assert bad >= {"reverse w", "forward w"}
 
 
+@pytest.mark.parametrize("modes", [("rev",), ("fwd",), ("rev", "fwd")])
+def test_an_inner_value_is_checked(modes: tuple[str, ...]) -> None:
+    model = fg.load(b"graph @g (%x: f64[2]) -> (%y: f64[2]) { %s: f64[2] = Sin(%x) %y: f64[2] = Exp(%s) }")
+    found = fg.gradcheck(model, {"x": np.array([0.3, 0.7])}, "s", modes=modes, samples=2)
+    assert found
+    assert [c.what.split()[0][:3] for c in found.checks] == [{"rev": "rev", "fwd": "for"}[m] for m in modes] * 2
+    assert [o.name for o in model.outputs] == ["y"]
+
+
 def test_a_model_that_is_a_derivative_itself_is_checked_by_its_own_inputs() -> None:
     model = fg.load(b"graph @g (%x: f64[2], %w: f64[2]) -> (%y: f64[]) {\n%p: f64[2] = Mul(%x, %w)\n%s: f64[2] = Sin(%p)\n"
                     b"%y: f64[] = ReduceSum(%s) {keepdims=0}\n}")

@@ -86,3 +86,31 @@ def test_weights_of_dropped_models_do_not_wait_for_long(monkeypatch: pytest.Monk
         del weights, dropped
         model.graph.copy()
     assert sum(ref() is not None for ref in held) <= 4
+
+
+def test_what_bulk_work_makes_is_old_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next collection of young objects would walk all that a large graph is made of."""
+    text = b"graph @g (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Neg(%x) }"
+    for most, is_old in ((10**9, False), (0, True)):
+        monkeypatch.setattr(bulk, "MANY_OBJECTS", most)
+        gc.collect()
+        gc.disable()
+        try:
+            model = fg.load(text)
+            monkeypatch.setattr(bulk, "MANY_OBJECTS", 10**9)  # what looks must not move it
+            made = model.graph.value("y")
+            assert all(made.uses is not found for found in gc.get_objects(generation=0)) == is_old
+        finally:
+            gc.enable()
+        assert gc.get_freeze_count() == 0
+
+
+def test_what_others_have_frozen_stays_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "MANY_OBJECTS", 0)
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        fg.load(b"graph @g (%x: f32[2]) -> (%y: f32[2]) { %y: f32[2] = Neg(%x) }")
+        assert gc.get_freeze_count() >= frozen * 0.9
+    finally:
+        gc.unfreeze()

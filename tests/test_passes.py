@@ -117,6 +117,14 @@ def test_the_caller_keeps_its_graph() -> None:
     assert [n.name for n in result.model.output_entries] == ["y"]
 
 
+def test_a_graph_that_nobody_else_holds_may_be_edited_itself() -> None:
+    graph = small()
+    wanted = format_graph(PassManager(DEFAULT_PIPELINE).run(graph).model)
+    result = PassManager(DEFAULT_PIPELINE).run(graph, in_place=True)
+    assert result.model is graph
+    assert format_graph(graph) == wanted
+
+
 def test_changed_is_read_off_the_version(declare: Callable[..., None]) -> None:
     def idle(graph: Graph) -> None:
         """Do nothing."""

@@ -34,6 +34,9 @@ CHUNK = 400
 FILENAME = "<flowgrad segment>"
 _TEXT = re.compile(r"[ \w.,:!=()\[\]\n]*")
 
+_HANDED = ("work", "rng", "subgraphs")
+"""What kernels are handed by keyword that is no attribute."""
+
 Chunk = Callable[[Any, Any, list[Any], Array, tuple[Any, ...]], None]
 
 
@@ -100,7 +103,7 @@ class Writer:
 
     def _emit(self, index: int, *lines: str) -> None:
         for line in lines:
-            self.lines.append(" " + line)
+            self.lines.append(f" {line}")
             self.owners.append(index)
 
     def _bound(self, thing: Any) -> str:
@@ -235,9 +238,9 @@ class Writer:
         return bool(step.record.captures) or any(n != ABSENT and self.layout.in_arena(n) for n in numbers)
 
     def _keywords(self, index: int, step: Step, bound: Bound) -> list[str]:
-        given = [f"{_checked(name)}={self._bound(value)}" for name, value in bound.keywords.items()]
+        given = [f"{_checked(name)}={self._bound(value)}" for name, value in bound.keywords.items()] if bound.keywords else []
         special = step.record.definition.special
-        if not special:
+        if special.isdisjoint(_HANDED):
             return given
         if "work" in special and index in self.layout.work:
             given.append(f"work=w{len(self.works)}")

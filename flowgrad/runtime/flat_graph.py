@@ -39,18 +39,20 @@ class FlatGraph:
     """What the outputs of a graph need, in topological order. Later edits of the graph do not reach it."""
 
     def __init__(self, graph: Graph) -> None:
-        self.names: list[str] = []
-        self.types: list[Type] = []
+        names: list[str] = []
+        types: list[Type] = []
         numbers: dict[Value, int] = {}
+        self.names, self.types = names, types
 
         def number(value: Value | None) -> int:
             if value is None:
                 return ABSENT
-            if value not in numbers:
-                numbers[value] = len(self.names)
-                self.names.append(value.name)
-                self.types.append(value.type)
-            return numbers[value]
+            known = numbers.get(value)
+            if known is None:
+                known = numbers[value] = len(numbers)
+                names.append(value.name)
+                types.append(value.type)
+            return known
 
         self.inputs = tuple(number(v) for v in graph.inputs)
         self.parameters = {number(v): v.producer.data for v in graph.parameters if v.producer.data is not None}
@@ -65,7 +67,7 @@ class FlatGraph:
             definition = opdef(node.op)
             self.records.append(Record(
                 node, definition, dict(node.attributes) if node.attributes else _NONE,
-                tuple([number(v) for v in node.inputs]), tuple([number(v) for v in node.captures]),
+                tuple([number(v) for v in node.inputs]), tuple([number(v) for v in node.captures]) if node.captures else (),
                 tuple([number(v) for v in node.outputs]), dict(node.subgraphs) if node.subgraphs else _NONE,
                 _key(node, definition),
             ))
