@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.ir.graph import Array
+from flowgrad.ir.builder import Builder
+from flowgrad.ir.graph import INITIALIZER, Array, Graph, Value
+from flowgrad.ir.types import FLOAT32, Type
 from flowgrad.model import Model, load
 from flowgrad.runtime.numpy_program import NumpyProgram
 from flowgrad.tools.light import cotangents, drawn_twin, models, suite_feeds
-from flowgrad.tools.maintenance.scale import chain
 from flowgrad.transforms.checkpointing import checkpoint
 from flowgrad.transforms.derivatives import value_and_grad, vjp
 
@@ -114,10 +115,22 @@ def in_onnxruntime(model: Model, feeds: Mapping[str, Array], arena: str) -> tupl
     return int(size), float(seconds)
 
 
+def chain(count: int) -> Graph:
+    """Return a chain of ``count`` elementwise nodes, of which every other one has to be kept for the backward part, summed."""
+    graph = Graph("chain")
+    b = Builder(graph)
+    value: Value = graph.add_input("x", Type(FLOAT32, (WIDTH,)))
+    scale = graph.add_constant(np.full(WIDTH, 0.5, np.float32), "scale", INITIALIZER)
+    for step in range(count - 1):
+        value = b.Mul(value, scale) if step % 2 else b.Tanh(value)
+    graph.add_output(b.ReduceSum(value, keepdims=0), "loss")
+    return graph
+
+
 def chains() -> None:
     """Print what checkpointing chains of growing length takes."""
     for count in CHAINS:
-        plain = value_and_grad(Model(chain(count, WIDTH)), "loss", "x")
+        plain = value_and_grad(Model(chain(count)), "loss", "x")
         started = time.process_time()
         small = checkpoint(plain)
         seconds = time.process_time() - started

@@ -22,12 +22,12 @@ from flowgrad.model import Model, load
 from flowgrad.transforms.derivatives import value_and_grad
 
 
-def chain(count: int, width: int = 8) -> Graph:
-    """Return a chain of ``count`` elementwise nodes over a vector of ``width``, summed."""
+def chain(count: int) -> Graph:
+    """Return a chain of ``count`` elementwise nodes over a vector, summed."""
     graph = Graph("chain")
     b = Builder(graph)
-    x = graph.add_input("x", Type(FLOAT32, (width,)))
-    scale = graph.add_constant(np.full(width, 0.5, np.float32), "scale", "initializer")
+    x = graph.add_input("x", Type(FLOAT32, (8,)))
+    scale = graph.add_constant(np.full(8, 0.5, np.float32), "scale", "initializer")
     value: Value = x
     for step in range(count - 1):
         value = b.Tanh(value) if step % 3 == 0 else b.Mul(value, scale) if step % 3 == 1 else b.Add(value, x)
