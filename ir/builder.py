@@ -194,11 +194,11 @@ class Builder:
         return self.Expand(scalar, self.shape(like))
 
     def zeros_like(self, x: Value) -> Value:
-        """Return zeros of the type of ``x``. Raises ValidationError for an optional value, which may have none."""
+        """Return zeros of the type of ``x``; an optional value that is absent stays so."""
         if x.type.dtype.kind == "sequence":
             return self.SequenceZeros(x)
         if x.type.dtype.kind == "optional":
-            raise ValidationError(f"{x!r} may be absent: there are no zeros like it", code="type", where=x.name)
+            return self.OptionalZeros(x)
         return self.filled(0, x)
 
     def cast(self, x: Value, dtype: DType) -> Value:

@@ -452,6 +452,7 @@ class Graph:
     def set_type(self, value: Value, type_: Type) -> None:
         """Give a value a (more precise) type."""
         type_ = self.resolve(type_, value.name)
+        value.members = None
         if type_ != value.type:
             value.type = type_
             self.version += 1

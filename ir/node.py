@@ -44,10 +44,10 @@ class Value:
     """A named, typed edge: produced by one entry, used by any number.
 
     ``symbolic`` holds, for a small integer value that shapes depend on, an object array of integers and dims.
-    An anonymous literal has the name "".
+    ``members`` is what the tensors of a sequence have in common, once somebody has asked. An anonymous literal has the name "".
     """
 
-    __slots__ = ("index", "name", "producer", "symbolic", "type", "uses")
+    __slots__ = ("index", "members", "name", "producer", "symbolic", "type", "uses")
 
     def __init__(self, name: str, type_: Type, producer: Node, index: int) -> None:
         self.name = name
@@ -55,6 +55,7 @@ class Value:
         self.producer = producer
         self.index = index
         self.symbolic: Array | None = None
+        self.members: Type | None = None
         self.uses: dict[tuple[int, int], Node] = {}
 
     @property

@@ -42,7 +42,7 @@ ONE_BY_ONE = {
 
 REFUSED = {
     "Bernoulli", "Compress", "ConcatFromSequence", "Dropout", "Multinomial", "NonMaxSuppression", "NonZero", "Optional",
-    "OptionalGetElement", "OptionalHasElement", "RandomNormalLike", "RandomUniformLike", "SequenceAdd", "SequenceAddAt", "SequenceAt",
+    "OptionalAdd", "OptionalGetElement", "OptionalHasElement", "OptionalZeros", "RandomNormalLike", "RandomUniformLike", "SequenceAdd", "SequenceAddAt", "SequenceAt",
     "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceExtents", "SequenceInsert", "SequenceLength",
     "SequenceZeros", "SplitToSequence", "Unique",
 }

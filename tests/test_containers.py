@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from flowgrad.ir.errors import (
     UnsupportedError,
     ValidationError,
 )
+from flowgrad.ir.fixed_shapes import fix_shapes
 from flowgrad.ir.graph import Array, Graph
 from flowgrad.ir.text import format_graph, parse_graph
 from flowgrad.ir.types import BOOL, FLOAT64, INT64, Dim, Type, dtype_of
@@ -228,14 +230,26 @@ def test_gradients_of_sequences_are_sequences() -> None:
 
 
 def test_gradients_of_optional_values_are_optional() -> None:
-    """Where a branch of an If does not use the value, there are no zeros that fit it, and the reason is told."""
+    """Where a branch of an If does not use the value, the gradient holds zeros, or is absent as the value is."""
     kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(DOUBLE, None))
     made = model([node("OptionalGetElement", ["x"], ["e"]), node("Mul", ["e", "e"], ["y"])],
                  [helper.make_value_info("x", kind)], [tensor("y", None)])
     out: dict[str, Any] = fg.vjp(made, "y", "x")({"x": np.arange(3.0), "y_grad": np.ones(3)})
     assert out["x_grad"].tolist() == [0, 2, 4]
-    with pytest.raises(NotDifferentiableError, match="may be absent"):
-        fg.vjp(optional_input(), "y", "x")
+    unused = fg.vjp(optional_input(), "y", "x")
+    for given, seed, wanted in ((np.arange(3.0), np.ones(3), [1, 1, 1]), (None, np.ones(()), None)):
+        for engine in ("numpy", *(["ort"] if importlib.util.find_spec("onnxruntime") else [])):
+            found = unused.compile(engine).run({"x": given, "y_grad": seed})["x_grad"]
+            assert found is None if wanted is None else found.tolist() == wanted
+
+
+def test_cotangents_of_an_optional_value_add_up() -> None:
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(DOUBLE, None))
+    made = model([node("OptionalGetElement", ["x"], ["e"]), node("OptionalGetElement", ["x"], ["f"]), node("Mul", ["e", "f"], ["y"])],
+                 [helper.make_value_info("x", kind)], [tensor("y", None)])
+    derivative = fg.vjp(made, "y", "x")
+    for again in (derivative, fg.load(derivative.to_onnx())):
+        assert again({"x": np.arange(3.0), "y_grad": np.ones(3)})["x_grad"].tolist() == [0, 2, 4]
 
 
 def test_a_container_is_no_scalar() -> None:
@@ -388,3 +402,18 @@ def test_what_is_known_of_members() -> None:
     assert b.SequenceAt(b.SequenceInsert(b.SequenceConstruct(y), y), np.int64(0)).type.shape == (2, 3)
     assert b.SequenceAt(b.SequenceInsert(s, y), np.int64(0)).type.shape is None
     assert b.ConcatFromSequence(b.SequenceConstruct(y, y), axis=-1, new_axis=1).type.rank == 3
+    long = b.SequenceConstruct(y)
+    for _ in range(100):
+        long = b.SequenceInsert(long, y)
+    assert b.SequenceAt(long, np.int64(0)).type.shape == (2, 3)
+    assert b.SequenceAt(b.SequenceInsert(long, x), np.int64(0)).type.shape[1:] == (3,)  # type: ignore[index]
+
+
+def test_members_follow_extents_that_are_fixed() -> None:
+    given = model([node("SequenceConstruct", ["x"], ["s"]),
+                   node("SequenceAt", ["s", "i"], ["y"])],
+                  [tensor("x", ["N", 3]), tensor("i", [], TensorProto.INT64)], [tensor("y", None)])
+    assert fg.load(given.to_onnx(), shapes={"N": 2}).graph.value("y").type.shape == (2, 3)
+    graph = given.graph.copy()
+    fix_shapes(graph, {"N": 2})
+    assert graph.value("y").type.shape == (2, 3)

@@ -204,6 +204,8 @@ def sum_of(b: Builder, terms: Sequence[Value]) -> Value:
         return terms[0]
     if terms[0].type.dtype.kind == "sequence":
         return _sum_of_sequences(b, terms)
+    if terms[0].type.dtype.kind == "optional":
+        return functools.reduce(b.OptionalAdd, terms)
     return b.Add(*terms) if len(terms) == 2 else b.Sum(*terms)
 
 

@@ -42,27 +42,31 @@ def _sequence(tensors: Sequence[Array]) -> Array:
     return boxed(tuple(tensors))
 
 
-WALK = 64
-"""How many operators back the shapes of the tensors in a sequence are looked for."""
-
-
 def member_type(sequence: Value) -> Type:
     """Return what the tensors of a sequence have in common, as far as the operators that made it tell.
 
-    Of unknown rank where a sequence comes from outside, from control flow, or from further back than WALK operators.
+    Of unknown rank where a sequence comes from outside or from control flow. The answer is kept, so that a chain of
+    operators is walked once.
     """
+    chain: list[tuple[Value, list[Type]]] = []
+    value: Value | None = sequence
+    while value is not None and value.members is None:
+        rule = _MEMBERS.get(value.producer.op)
+        added, before = rule(value.producer) if rule else ([Type(_element(value), None)], None)
+        chain.append((value, added))
+        value = before
+    known = [] if value is None else [value.members]
+    for made, added in reversed(chain):
+        known = [functools.reduce(agreed, [t for t in (*known, *added) if t is not None])] if known or added else []
+        if known:
+            made.members = known[0]
+    return sequence.members or Type(_element(sequence), None)
+
+
+def _element(sequence: Value) -> DType:
     dtype = sequence.type.dtype.element
     assert dtype is not None
-    found: list[Type] = []
-    value: Value | None = sequence
-    for _ in range(WALK):
-        if value is None or value.producer.op not in _MEMBERS:
-            return Type(dtype, None)
-        added, value = _MEMBERS[value.producer.op](value.producer)
-        found += added
-        if value is None:
-            return functools.reduce(agreed, found) if found else Type(dtype, None)
-    return Type(dtype, None)
+    return dtype
 
 
 def _pieces(node: Node) -> Type:
