@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx
 from onnx import AttributeProto, NodeProto
 
-import flowgrad.exchange.every_adapter  # noqa: F401  # declares them
 from flowgrad.exchange.adapters import (
     ADAPTERS,
     FORMALS,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from onnx import FunctionProto, NodeProto
 
+import flowgrad.exchange.every_adapter  # noqa: F401  # declares them
 from flowgrad.exchange.adapters import ADAPTERS, FORMULAS, HINTS, RENAMED
 from flowgrad.exchange.functions import Key, domain_of, has_body, key_of, plain_body
 from flowgrad.exchange.ml.reading import ML
