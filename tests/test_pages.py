@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from flowgrad.ir.parse import ROLES
+from flowgrad.tools.cli import SUBCOMMANDS
 from flowgrad.tools.maintenance.page_images import FOLDER, IMAGES, Image, numbers_in, same_numbers, write_image
 from flowgrad.tools.maintenance.pages import BLOCK, PAGES, ROOT, TEMPORARY, run, text_of, with_outputs
 
@@ -149,6 +151,11 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 CHAPTERS = {"docs/chapter_matrices.md", "docs/chapter_automatic.md"}
 """Linked from the first page of the chapter."""
+
+
+def test_the_pages_name_every_command_and_every_role_of_constants() -> None:
+    assert all(f"`flowgrad {name} " in text_of("docs/commands.md") for name in SUBCOMMANDS if name != "run")
+    assert all(f'"{role}"' in text_of("docs/ir.md") for role in ROLES)
 
 
 def test_the_page_for_contributors_names_every_room() -> None:
