@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flowgrad.model import load as load
     from flowgrad.passes.manager import PassManager as PassManager
     from flowgrad.pipelines import from_sklearn as from_sklearn
+    from flowgrad.report import view as view
     from flowgrad.runtime.bindings import IOBinding as IOBinding
     from flowgrad.runtime.bindings import OrtValue as OrtValue
     from flowgrad.runtime.engines import engines as engines
@@ -71,7 +72,7 @@ else:
     _NAMES = {  # the imports above: a test compares
         "attack": "", "explain": "", "passes": "", "fitting": "Fitted fit", "functions": "Objective VectorFunction",
         "ir.errors": "FlowgradError", "ir.limits": "Limits", "ir.ops.registry": "op", "ir.registry": "scoped",
-        "model": "Model load", "passes.manager": "PassManager", "pipelines": "from_sklearn",
+        "model": "Model load", "passes.manager": "PassManager", "pipelines": "from_sklearn", "report": "view",
         "runtime.bindings": "IOBinding OrtValue", "runtime.engines": "engines",
         "session": "ExecutionMode GraphOptimizationLevel InferenceSession RunOptions SessionOptions get_all_providers "
                    "get_available_providers get_device",

@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "opt": "run passes and look at what they do",
     "inspect": "show inputs, outputs, operators and what cannot be differentiated",
     "diff": "show what differs between two graphs",
+    "view": "write a page of HTML about a graph",
     "explain": "draw what of an input speaks for a class",
     "train": "train the weights of a model on arrays of examples",
     "completion": "print what makes a shell complete commands and options",
