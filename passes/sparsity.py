@@ -141,7 +141,8 @@ def _height(value: Value) -> int:
 class _Reader:
     """Carries patterns through what is computed from tangents, up to the values ``wanted``."""
 
-    def __init__(self, graph: Graph, wanted: Sequence[Value], width: int, known: Mapping[Value, Array] | None = None) -> None:
+    def __init__(self, graph: Graph, wanted: Sequence[Value], width: int, known: Mapping[Value, Array] | None = None
+                 ) -> None:
         self.graph, self.wanted, self.width = graph, list(wanted), width
         self.given = dict(known or {})
         self.patterns: dict[Value, Pattern] = {}
@@ -301,8 +302,9 @@ def _through_loop(reader: _Reader, node: Node) -> dict[Value, Pattern] | None:
     size = len(inner.graph.entries)
     scanned = node.inputs[layout.states :] if layout.scan_inputs else ()
     stacked = [y for y in node.outputs[layout.states :] if y is not None and y.type.dtype.carries]
-    is_short = isinstance(length, int) and length * size <= MOST_STEPS and all(_is_known(x) for x in (*scanned, *stacked) if x)
-    return _Iterated(reader, node, layout, inner).run(length if isinstance(length, int) and is_short else None, MOST_STEPS // size)
+    are_known = all(_is_known(x) for x in (*scanned, *stacked) if x)
+    steps = length if isinstance(length, int) and length * size <= MOST_STEPS and are_known else None
+    return _Iterated(reader, node, layout, inner).run(steps, MOST_STEPS // size)
 
 
 class _Iterated:
@@ -312,8 +314,8 @@ class _Iterated:
         self.reader, self.node, self.layout, self.inner = reader, node, layout, inner
         formals = inner.graph.inputs
         first = len(formals) - len(node.captures)
-        self.given = {formal: _fitted(reader.patterns[x], formal) for formal, x in zip(formals[first:], node.captures, strict=True)
-                      if x in reader.patterns}
+        captured = zip(formals[first:], node.captures, strict=True)
+        self.given = {formal: _fitted(reader.patterns[x], formal) for formal, x in captured if x in reader.patterns}
         self.states: dict[int, Pattern] = {}
         for k, (i, _) in enumerate(layout.links):
             x = node.inputs[i]
@@ -378,7 +380,8 @@ class _Iterated:
             if step is not None:
                 rows = rows[[steps - 1 - step if self.layout.output_direction(k) else step]]
             targets = rows.reshape(-1)
-            self.parts.setdefault(index, []).append(pattern.led(size_of(y), targets, np.tile(np.arange(pattern.height), len(rows))))
+            sources = np.tile(np.arange(pattern.height), len(rows))
+            self.parts.setdefault(index, []).append(pattern.led(size_of(y), targets, sources))
 
     def _found(self) -> dict[Value, Pattern]:
         found = {}

@@ -62,7 +62,8 @@ def test_strange_arguments_are_told(call: str) -> None:
 
 
 @pytest.mark.parametrize("call", [
-    lambda: fg.vjp(LOSS, of=["s", "s"]), lambda: fg.fisher(WAVE, of=["y", "y"], wrt="x"), lambda: fg.jacobian(WAVE, of=["y", "y"]),
+    lambda: fg.vjp(LOSS, of=["s", "s"]), lambda: fg.fisher(WAVE, of=["y", "y"], wrt="x"),
+    lambda: fg.jacobian(WAVE, of=["y", "y"]),
     lambda: fg.gauss_newton(LOSS, wrt="x", at=["y", "y"]),
 ])
 def test_what_is_differentiated_twice_is_told(call: Callable[[], Any]) -> None:

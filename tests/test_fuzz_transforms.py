@@ -63,8 +63,8 @@ def test_what_is_right_is_compared(check: str) -> None:
 
 @pytest.mark.parametrize(("check", "name"), [
     ("vmap", "vmap"), ("jacobian", "jacobian"), ("jacobian", "vjp"), ("jacobian", "jvp"), ("jacobian", "vmap"),
-    ("hessian", "hessian"), ("hessian", "hvp"), ("hessian", "vmap"), ("nests", "grad"), ("nests", "jacobian"), ("nests", "checkpoint"),
-    ("nests", "vjp"), ("nests", "jvp"), ("nests", "hvp"),
+    ("hessian", "hessian"), ("hessian", "hvp"), ("hessian", "vmap"), ("nests", "grad"), ("nests", "jacobian"),
+    ("nests", "checkpoint"), ("nests", "vjp"), ("nests", "jvp"), ("nests", "hvp"),
 ])
 def test_a_wrong_number_is_seen(check: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_transforms, name, off(getattr(fuzz_transforms, name)))

@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checks", help=f"some of: {', '.join(ALL)} (default: all)")
     parser.add_argument("--shrink", type=float, default=20.0, help="seconds to spend on making a failure small (default 20)")
     parser.add_argument("--thorough", action="store_true", help="every check on every graph")
-    parser.add_argument("--favour", default="", help="ways to add nodes that are taken ten times as often, as in branch,loop,scan")
+    parser.add_argument("--favour", default="", help="ways to add nodes to take ten times as often, as in branch,loop,scan")
     parser.add_argument("--quiet", action="store_true", help="no summary")
     given = parser.parse_args(argv)
     names = [n.strip() for n in given.checks.split(",")] if given.checks else list(ALL)

@@ -70,7 +70,8 @@ def _reasons(check: Callable[[Graph, Feeds, np.random.Generator], None], *, smoo
 # ---- comparisons ----------------------------------------------------------------------------------------------------------
 
 
-def _near(model: Model, got: Mapping[str, Array], expected: Feeds, what: str, exact: Exact | None = None, slack: float = 1.0) -> None:
+def _near(model: Model, got: Mapping[str, Array], expected: Feeds, what: str, exact: Exact | None = None, slack: float = 1.0
+          ) -> None:
     """Check arrays that a model gave against those expected; those that are far off may be so by rounding, as ``exact`` ones
     tell."""
     wide: Feeds | None = None
@@ -109,21 +110,26 @@ def _chosen(graph: Graph, given: Feeds) -> Feeds:
     return {v.name: given[v.name] for v in graph.inputs}
 
 
-def _everywhere(model: Model, given: Feeds, expected: Feeds, what: str, exact: Exact | None = None, *, exported: bool = False) -> None:
+def _everywhere(model: Model, given: Feeds, expected: Feeds, what: str, exact: Exact | None = None, *, exported: bool = False
+                ) -> None:
     """Check what a model gives, and one of so many optimised and compiled, and in onnxruntime where that has the kernels."""
     _near(model, evaluate(model.graph, _chosen(model.graph, given)), expected, what, exact)
     chance = _drawn(f"{model.graph.name} {what}")
     if chance.random() < 1 / SHARE:
         _near(model, _run(model, given), expected, f"{what}, compiled", exact)
-    if exported and chance.random() < 1 / SHARE and not any(n.op in STEPS for _, n in model.graph.walk()) and not meets_nothing(model.graph, [_chosen(model.graph, given)]):
-        for threads in (1, 4):
-            try:
-                got = model.compile(engine="ort", threads=threads).run(_chosen(model.graph, given))
-            except (EngineError, RunError) as error:
-                if any(part in str(error) for part, _ in ORT_LIMITS):
-                    return
-                raise
-            _near(model, got, expected, f"{what} in onnxruntime, {threads} threads", exact, 3.0)
+    if not exported or chance.random() >= 1 / SHARE or any(n.op in STEPS for _, n in model.graph.walk()):
+        return
+    fed = _chosen(model.graph, given)
+    if meets_nothing(model.graph, [fed]):
+        return
+    for threads in (1, 4):
+        try:
+            got = model.compile(engine="ort", threads=threads).run(fed)
+        except (EngineError, RunError) as error:
+            if any(part in str(error) for part, _ in ORT_LIMITS):
+                return
+            raise
+        _near(model, got, expected, f"{what} in onnxruntime, {threads} threads", exact, 3.0)
 
 
 def _wide(model: Model) -> Model:
@@ -149,7 +155,8 @@ def _examples(array: Array, name: str, count: int) -> list[Array]:
     """Return inputs like ``array``: moved a little, or with their elements in another order."""
     rng = _drawn(name, 1)
     if array.dtype.name in TOLERANCES:
-        return [(array.astype(float) + (0.1 * rng.standard_normal(array.shape) if k else 0)).astype(array.dtype) for k in range(count)]
+        moves = [0.1 * rng.standard_normal(array.shape) if k else 0 for k in range(count)]
+        return [(array.astype(float) + move).astype(array.dtype) for move in moves]
     return [np.roll(array.reshape(-1), k).reshape(array.shape) for k in range(count)]
 
 
@@ -213,6 +220,17 @@ def _units(array: Array) -> Iterator[Array]:
         yield unit.reshape(array.shape).astype(array.dtype)
 
 
+def _turned(columns: Sequence[Array], x: Array, y: Array) -> Array:
+    """Return derivatives of ``y`` by each element of ``x``, with the axes of ``y``, then those of ``x``, in float64."""
+    flat = np.array([c.astype(float).reshape(-1) for c in columns]).reshape(x.size, y.size)
+    return flat.T.reshape((*y.shape, *x.shape))
+
+
+def _shaped(terms: Sequence[Array], count: int, like: Array) -> Array:
+    """Return the sum of rows of numbers as ``count`` arrays like ``like``."""
+    return np.asarray(sum(terms)).reshape((count, *like.shape)).astype(like.dtype)
+
+
 def _named(model: Model, kind: str, place: int) -> dict[str, str]:
     """Return by what roles of a kind speak of, in one of their places, the names of the values that have them."""
     return {role[place]: name for role, name in model.roles.items() if role[0] == kind and role[place]}
@@ -247,8 +265,8 @@ def _by_columns(of: Sequence[str], wrt: Sequence[str]) -> Callable[[Model, Feeds
         for x in wrt:
             columns = [evaluate(pushed.graph, {**given, **still, dots[x]: unit}) for unit in _units(given[x])]
             for y in of:
-                block = np.array([c[tangents[y]].astype(float).reshape(-1) for c in columns]).reshape(given[x].size, outputs[y].size).T
-                found[f"{y}_{x}_jacobian"] = block.reshape((*outputs[y].shape, *given[x].shape)).astype(outputs[y].dtype)
+                block = _turned([c[tangents[y]] for c in columns], given[x], outputs[y])
+                found[f"{y}_{x}_jacobian"] = block.astype(outputs[y].dtype)
         return found
 
     return make
@@ -286,7 +304,8 @@ def _jacobian(graph: Graph, given: Feeds, rng: np.random.Generator) -> None:
     if all(v.type.is_static for v in graph.inputs) and all(v.type.is_static for v in graph.outputs):
         _sparse_jacobian(model, given, of, wrt, expected, exact)
     both = {**given, **{x: np.stack(_examples(given[x], x, 2)) for x in wrt}}
-    each = vmap(jacobian(model, of, wrt, mode=str(rng.choice(["rev", "fwd"])), zero="allow"), dict.fromkeys(wrt, 0))  # type: ignore[arg-type]
+    some = jacobian(model, of, wrt, mode="rev" if rng.random() < 0.5 else "fwd", zero="allow")
+    each = vmap(some, dict.fromkeys(wrt, 0))
 
     def of_each(model: Model, given: Feeds) -> Feeds:
         rows = [by_rows(model, {**given, **{x: given[x][k] for x in wrt}}) for k in range(2)]
@@ -312,12 +331,13 @@ def _seeds(model: Model, given: Feeds, of: Sequence[str], wrt: Sequence[str], ou
     pulled, pushed = vjp(model, of, wrt, seeds=3, zero="allow"), jvp(model, of, wrt, seeds="seeds", zero="allow")
     bars = {y: np.asarray(rng.standard_normal((3, *outputs[y].shape))).astype(outputs[y].dtype) for y in of}
     dots = {x: np.asarray(rng.standard_normal((3, *given[x].shape))).astype(given[x].dtype) for x in wrt}
-    blocks = {(y, x): expected[f"{y}_{x}_jacobian"].astype(float).reshape(outputs[y].size, given[x].size) for y in of for x in wrt}
+    blocks = {(y, x): expected[f"{y}_{x}_jacobian"].astype(float).reshape(outputs[y].size, given[x].size)
+              for y in of for x in wrt}
     grads, tangents = _named(pulled, "grad", 2), _named(pushed, "tangent", 1)
-    down = {grads[x]: sum(bars[y].astype(float).reshape(3, outputs[y].size) @ blocks[y, x] for y in of).reshape(3, *given[x].shape)
-            .astype(given[x].dtype) for x in wrt}
-    across = {tangents[y]: sum(dots[x].astype(float).reshape(3, given[x].size) @ blocks[y, x].T for x in wrt).reshape(3, *outputs[y].shape)
-              .astype(outputs[y].dtype) for y in of}
+    flat_bars = {y: a.astype(float).reshape(3, outputs[y].size) for y, a in bars.items()}
+    flat_dots = {x: a.astype(float).reshape(3, given[x].size) for x, a in dots.items()}
+    down = {grads[x]: _shaped([flat_bars[y] @ blocks[y, x] for y in of], 3, given[x]) for x in wrt}
+    across = {tangents[y]: _shaped([flat_dots[x] @ blocks[y, x].T for x in wrt], 3, outputs[y]) for y in of}
     named = _named(pulled, "cotangent", 1), _named(pushed, "tangent", 2)
     for made, seeds, wanted, what in ((pulled, {named[0][y]: a for y, a in bars.items()}, down, "vjp of seeds"),
                                       (pushed, {named[1][x]: a for x, a in dots.items()}, across, "jvp of seeds")):
@@ -356,8 +376,8 @@ def _by_products(wrt: Sequence[str]) -> Callable[[Model, Feeds], Feeds]:
         for u in wrt:
             columns = [evaluate(product.graph, {**given, **still, dots[u]: unit}) for unit in _units(given[u])]
             for x in wrt:
-                block = np.array([c[products[x]].astype(float).reshape(-1) for c in columns]).reshape(given[u].size, given[x].size).T
-                found[f"{x}_{u}_hessian"] = block.reshape((*given[x].shape, *given[u].shape)).astype(given[x].dtype)
+                block = _turned([c[products[x]] for c in columns], given[u], given[x])
+                found[f"{x}_{u}_hessian"] = block.astype(given[x].dtype)
         return found
 
     return make
@@ -374,12 +394,13 @@ def _hessian(graph: Graph, given: Feeds, rng: np.random.Generator) -> None:
     _near(model, turned, expected, "symmetry", exact, 10.0)
 
     def diagonals(whole: Feeds) -> Feeds:
-        return {f"{x}_hessian_diagonal": np.diagonal(whole[f"{x}_{x}_hessian"].reshape(given[x].size, given[x].size)).reshape(given[x].shape)
-                for x in wrt}
+        squares = {x: whole[f"{x}_{x}_hessian"].reshape(given[x].size, given[x].size) for x in wrt}
+        return {f"{x}_hessian_diagonal": np.diagonal(square).reshape(given[x].shape) for x, square in squares.items()}
 
     for chunk_size in (None, int(rng.integers(1, 5))):
         what = "hessian" + (f" by chunks, {chunk_size}" if chunk_size else "")
-        _everywhere(hessian(model, SCALAR, wrt, chunk_size=chunk_size, zero="allow"), given, expected, what, exact, exported=True)
+        _everywhere(hessian(model, SCALAR, wrt, chunk_size=chunk_size, zero="allow"), given, expected, what, exact,
+                    exported=True)
         _everywhere(hessian(model, SCALAR, wrt, diagonal=True, chunk_size=chunk_size, zero="allow"), given, diagonals(expected),
                     f"diagonal of the {what}", lambda: diagonals(exact()))
     if all(v.type.is_static for v in graph.inputs):
@@ -434,13 +455,15 @@ def _products(model: Model, first: Model, given: Feeds, wrt: Sequence[str], whol
     grads = _named(first, "grad", 2)
     rng = np.random.default_rng(6)
     v = {x: np.asarray(rng.standard_normal(given[x].shape)).astype(given[x].dtype) for x in wrt}
-    expected = {x: np.asarray(sum(whole[f"{x}_{u}_hessian"].astype(float).reshape(given[x].size, given[u].size) @ v[u].astype(float).reshape(-1)
-                                  for u in wrt)).reshape(given[x].shape).astype(given[x].dtype) for x in wrt}
+    flat = {u: a.astype(float).reshape(1, given[u].size) for u, a in v.items()}
+    rows = {(x, u): whole[f"{x}_{u}_hessian"].astype(float).reshape(given[x].size, given[u].size) for x in wrt for u in wrt}
+    expected = {x: _shaped([flat[u] @ rows[x, u].T for u in wrt], 1, given[x])[0] for x in wrt}
     _moderate(expected)
     pulled = vjp(first, [grads[x] for x in wrt], wrt, zero="allow")
-    bars, back = _named(pulled, "cotangent", 1), {n: g for (r, _, n), g in pulled.roles.items() if r == "grad" and g not in grads.values()}
+    bars = _named(pulled, "cotangent", 1)
+    back = {n: g for (r, _, n), g in pulled.roles.items() if r == "grad" and g not in grads.values() and n in wrt}
     found = _run(pulled, {**given, **{bars[grads[x]]: v[x] for x in wrt}})
-    _near(first, {x: found[back[x]] for x in wrt if x in back}, {x: expected[x] for x in wrt if x in back}, "vjp of grad", None, 10.0)
+    _near(first, {x: found[g] for x, g in back.items()}, {x: expected[x] for x in back}, "vjp of grad", None, 10.0)
     pushed = jvp(model, SCALAR, wrt, zero="allow")
     dots, tangent = _named(pushed, "tangent", 2), pushed.roles["tangent", SCALAR, ""]
     over = grad(pushed, tangent, wrt, zero="allow")
@@ -450,8 +473,8 @@ def _products(model: Model, first: Model, given: Feeds, wrt: Sequence[str], whol
     many = hvp(model, SCALAR, wrt, seeds=2, zero="allow")
     dots, products = _named(many, "tangent", 2), _named(many, "hvp", 2)
     found = _run(many, {**given, **{dots[x]: np.stack([v[x], np.zeros_like(v[x])]) for x in wrt}})
-    _near(first, {x: found[products[x]] for x in wrt}, {x: np.stack([a, np.zeros_like(a)]) for x, a in expected.items()}, "hvp of seeds",
-          None, 10.0)
+    wanted = {x: np.stack([a, np.zeros_like(a)]) for x, a in expected.items()}
+    _near(first, {x: found[products[x]] for x in wrt}, wanted, "hvp of seeds", None, 10.0)
 
 
 # ---- bfloat16 ----------------------------------------------------------------------------------------------------------------

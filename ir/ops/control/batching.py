@@ -42,9 +42,9 @@ def _chosen(b: BatchBuilder, node: Node, cond: Value | None, captures: Sequence[
     types = [[y.type for y in branch.outputs] for branch in branches]
     plain = all(t.shape is not None for t in types[0]) and types[0] == types[1] and cond is not None
     if not plain and _are_mistaken(*(_shapes(node, branch) for branch in branches)):
-        return refuse("its branches give different shapes, as far as types tell, and the examples may take different ones: give "
-                      "the results of both one shape (Reshape); of a derivative, in which what branches keep differs, use forward "
-                      "mode, forward over reverse for a second one, or differentiate what vmap makes")
+        return refuse("its branches give different shapes, as far as types tell, and the examples may take different ones: "
+                      "give the results of both one shape (Reshape); of a derivative, in which what branches keep differs, "
+                      "use forward mode, forward over reverse for a second one, or differentiate what vmap makes")
     everything = set(range(len(types[0])))
     held = {i for i, x in enumerate(captures) if b.holds(x)}
     if not plain or not held or not all(_is_safe(branch) for branch in branches) or node.input(0).type.rank != 0:
@@ -66,11 +66,13 @@ def _make_fillers_whole(graph: Graph, node: Node) -> None:
     changed = False
     for name, other in (BRANCHES, BRANCHES[::-1]):
         for k, (entry, theirs) in enumerate(zip(made[name].output_entries, made[other].output_entries, strict=True)):
-            if _is_filler(entry.input(0)) and not _is_filler(theirs.input(0)) and _is_unread(node.outputs[k], node.input(0), name):
-                value = _filler(made[name], theirs.input(0), made[other].inputs)
-                if value is not None:
-                    made[name].set_inputs(entry, [value])
-                    changed = True
+            stands_in = _is_filler(entry.input(0)) and not _is_filler(theirs.input(0))
+            if not stands_in or not _is_unread(node.outputs[k], node.input(0), name):
+                continue
+            value = _filler(made[name], theirs.input(0), made[other].inputs)
+            if value is not None:
+                made[name].set_inputs(entry, [value])
+                changed = True
     if changed:
         graph.set_subgraphs(node, made, node.captures)
     for y, type_ in zip(node.outputs, infer(node), strict=False):
