@@ -97,7 +97,7 @@ class DerivativeBuilder(Builder):
 
     def sum_to(self, value: Value, x: Value) -> Value:
         """Sum the axes of ``value`` along which ``x`` was broadcast, down to the shape of ``x``."""
-        if value.type is x.type:
+        if value.type is x.type and x.type.shape is not None:  # of unknown rank, equal types may differ in shape
             return value
         summed = summed_to(self, value, x.type.shape)
         return self.SumTo(value, self.shape(x)) if summed is None else summed

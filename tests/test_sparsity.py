@@ -324,3 +324,24 @@ def test_values_of_subgraphs_do_not_count_as_tangents() -> None:
         found = np.zeros(values[f"{name}_shape"])
         found[values[f"{name}_rows"], values[f"{name}_cols"]] = values[name]
         np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["rev", "fwd"])
+def test_sparse_derivatives_of_several_dtypes_have_those_of_the_dense(mode: Any) -> None:
+    model = fg.load(b"""graph @g (%x: f64[2], %w: f32[3]) -> (%y: f64[2], %z: f32[3], %s: f64[]) {
+  %y: f64[2] = Mul(%x, %x)
+  %z: f32[3] = Sin(%w)
+  %v: f64[3] = Cast(%z) {to=11}
+  %a: f64[] = ReduceSum(%y) {keepdims=0}
+  %c: f64[3] = Mul(%v, %v)
+  %d: f64[] = ReduceSum(%c) {keepdims=0}
+  %s: f64[] = Mul(%a, %d)
+}""")
+    feeds = {"x": np.array([0.5, 2.0]), "w": np.array([1, 2, 3], np.float32)}
+    for made, dense in ((fg.jacobian(model, ["y", "z"], mode=mode, sparse=True), fg.jacobian(model, ["y", "z"])),
+                        (fg.hessian(model, "s", sparse=True), fg.hessian(model, "s"))):
+        found = made(feeds)
+        for name, expected in dense(feeds).items():
+            assert found[name].dtype == expected.dtype
+            values = made.sparsity[name].dense(found[name])
+            np.testing.assert_allclose(values.reshape(expected.shape), expected, rtol=1e-5, atol=1e-6)

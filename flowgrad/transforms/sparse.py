@@ -13,6 +13,7 @@ from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.ops.operands import concatenated
 from flowgrad.ir.roles import Role
 from flowgrad.ir.sparse import PARTS
+from flowgrad.ir.types import FLOAT32, FLOAT64
 from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.coloring import color_count, column_colors, star_colors, symmetric_places
 from flowgrad.passes.differentiate import adjoint, tangent
@@ -94,7 +95,7 @@ def _pattern(graph: Graph, xs: Sequence[Value], ys: Sequence[Value]) -> Pattern:
 
 def _swept(graph: Graph, pairs: Sequence[tuple[Piece, Value]], colors: Array, found: Sequence[Value | None],
            sides: Sequence[Piece]) -> Value:
-    """Return what is found for the seeds of each colour: [colours, elements of ``sides``], as one axis."""
+    """Return what is found for the seeds of each colour: [colours, elements of ``sides``], as one axis, of one dtype."""
     b = Builder(graph, prefix="sweeps")
     count = color_count(colors)
     seeds = []
@@ -103,11 +104,14 @@ def _swept(graph: Graph, pairs: Sequence[tuple[Piece, Value]], colors: Array, fo
         chosen = b.cast(b.Equal(np.arange(count)[:, None], own[None, :]), piece.value.type.dtype)
         seeds.append((seed, b.Reshape(chosen, b.ints([count, *piece.value.type.static_shape]), allowzero=1)))
     made = iter(for_each_seed(graph, seeds, [v for v in found if v is not None]))
+    dtype, *others = {piece.value.type.dtype for piece in sides}
+    if others:
+        dtype = FLOAT64 if FLOAT64 in (dtype, *others) else FLOAT32
     rows = []
     for piece, value in zip(sides, found, strict=True):
         shape = b.ints([count, piece.end - piece.start])
-        zero = b.scalar(0, piece.value.type.dtype)
-        rows.append(b.Expand(zero, shape) if value is None else b.Reshape(next(made), shape, allowzero=1))
+        row = b.Expand(b.scalar(0, dtype), shape) if value is None else b.Reshape(next(made), shape, allowzero=1)
+        rows.append(b.cast(row, dtype))
     return b.Reshape(concatenated(b, rows, 1), b.ints([-1]))
 
 
@@ -117,7 +121,7 @@ def _output(task: Task, role: Role, name: str, block: tuple[Pattern, Piece, Piec
     rows, columns = pattern.rows, pattern.columns
     inside = (rows >= down.start) & (rows < down.end) & (columns >= across.start) & (columns < across.end)
     b = Builder(task.graph, prefix=name)
-    made = task.output(role, name, b.Gather(swept, index[inside])).name
+    made = task.output(role, name, b.cast_like(b.Gather(swept, index[inside]), down.value)).name
     places = (rows[inside] - down.start, columns[inside] - across.start,
               np.array([down.end - down.start, across.end - across.start]))
     for part, suffix, array in zip(PARTS, ("rows", "cols", "shape"), places, strict=True):
