@@ -281,3 +281,21 @@ def test_outer_products_their_products_and_their_inverse(mlp: fg.Model, batch: d
 def test_misuse_is_told_the_ways_out(mlp: fg.Model, call: Callable[[fg.Model], fg.Model], says: str) -> None:
     with pytest.raises(FlowgradError, match=says):
         call(mlp)
+
+
+@pytest.mark.parametrize("link", ["identity", "logistic"])
+def test_outer_products_of_several_dtypes(link: Any) -> None:
+    model = fg.load(b"""graph @g (%x: f64[2], %w: f32[3]) -> (%y: f64[2], %z: f32[3]) {
+  %y: f64[2] = Mul(%x, %x)
+  %v: f32[3] = Sin(%w)
+  %c: f32[2] = Cast(%x) {to=1}
+  %s: f32[] = ReduceSum(%c) {keepdims=0}
+  %z: f32[3] = Mul(%v, %s)
+}""")
+    feeds, names = {"x": np.array([0.5, 2.0]), "w": np.array([1, 2, 3], np.float32)}, ["x", "w"]
+    found = fg.outer_product(model, ["y", "z"], names, link=link)(feeds)
+    inverse = fg.inverse_outer_product(model, ["y", "z"], names, damping=0.5, link=link)(feeds)
+    whole, inverted = (np.block([[arrays[f"{x}_{u}_{kind}"] for u in names] for x in names])
+                       for arrays, kind in ((found, "outer_product"), (inverse, "inverse_outer_product")))
+    np.testing.assert_allclose(inverted @ (whole + 0.5 * np.eye(5)), np.eye(5), atol=1e-6)
+    assert [found[f"{x}_w_outer_product"].dtype for x in names] == [np.float64, np.float32]

@@ -19,7 +19,7 @@ from flowgrad.passes.differentiate import Seeds, adjoint, tangent
 from flowgrad.passes.selection import Names, Pick, find_of, find_scalar, find_wrt
 from flowgrad.transforms.jacobians import check_ranks, check_sweeps, reverse_blocks
 from flowgrad.transforms.seeds import element_count, spread
-from flowgrad.transforms.task import Task, check_option, shared_notes, stage
+from flowgrad.transforms.task import Task, check_option, common_dtype, shared_notes, stage
 
 Link = Literal["identity", "logistic"]
 
@@ -163,17 +163,17 @@ def _rows(task: Task, of: Names, wrt: Names, link: Link, chunk_size: int | None,
     task.drop_outputs()
     task.notes += shared_notes(xs)
     blocks = reverse_blocks(task.graph, [y for _, y in ys], xs, chunk_size, zero)
-    b = Builder(task.graph)
+    b, dtype = Builder(task.graph), common_dtype([*(y for _, y in ys), *xs])
     rows: list[list[Value]] = [[] for _ in xs]
     weighted: list[list[Value]] = [[] for _ in xs]
     for (_, y), row in zip(ys, blocks, strict=True):
         count = element_count(b, y)
         for k, (x, block) in enumerate(zip(xs, row, strict=True)):
             shape = joined(b, [count, element_count(b, x)])
-            zeros = b.Expand(b.scalar(0, y.type.dtype), shape)
-            flat = zeros if block is None else b.Reshape(block, shape, allowzero=1)
+            zeros = b.Expand(b.scalar(0, dtype), shape)
+            flat = zeros if block is None else b.cast(b.Reshape(block, shape, allowzero=1), dtype)
             rows[k].append(flat)
-            weighted[k].append(_weighted(b, flat, y, link, column=True))
+            weighted[k].append(_weighted(b, flat, b.cast(y, dtype), link, column=True))
     name = ",".join(name for name, _ in ys)
     return name, xs, [_stacked(b, r) for r in rows], [_stacked(b, w) for w in weighted]
 

@@ -13,14 +13,13 @@ from flowgrad.ir.graph import Array, Graph, Value
 from flowgrad.ir.ops.operands import concatenated
 from flowgrad.ir.roles import Role
 from flowgrad.ir.sparse import PARTS
-from flowgrad.ir.types import FLOAT32, FLOAT64
 from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.coloring import color_count, column_colors, star_colors, symmetric_places
 from flowgrad.passes.differentiate import adjoint, tangent
 from flowgrad.passes.refusals import check_zero
 from flowgrad.passes.sparsity import Pattern, dependencies, size_of
 from flowgrad.transforms.seeds import for_each_seed
-from flowgrad.transforms.task import Task
+from flowgrad.transforms.task import Task, common_dtype
 
 
 class Piece(NamedTuple):
@@ -104,9 +103,7 @@ def _swept(graph: Graph, pairs: Sequence[tuple[Piece, Value]], colors: Array, fo
         chosen = b.cast(b.Equal(np.arange(count)[:, None], own[None, :]), piece.value.type.dtype)
         seeds.append((seed, b.Reshape(chosen, b.ints([count, *piece.value.type.static_shape]), allowzero=1)))
     made = iter(for_each_seed(graph, seeds, [v for v in found if v is not None]))
-    dtype, *others = {piece.value.type.dtype for piece in sides}
-    if others:
-        dtype = FLOAT64 if FLOAT64 in (dtype, *others) else FLOAT32
+    dtype = common_dtype([piece.value for piece in sides])
     rows = []
     for piece, value in zip(sides, found, strict=True):
         shape = b.ints([count, piece.end - piece.start])

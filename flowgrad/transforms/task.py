@@ -14,7 +14,7 @@ from flowgrad.ir.graph import CONSTANT, Graph, Node, Value
 from flowgrad.ir.limits import Limits, in_time
 from flowgrad.ir.ops.operands import joined
 from flowgrad.ir.roles import Role
-from flowgrad.ir.types import Type
+from flowgrad.ir.types import FLOAT32, FLOAT64, DType, Type
 from flowgrad.model import Model
 from flowgrad.passes.adjoint import Zero
 from flowgrad.passes.differentiate import Seeds, adjoint, fed_like
@@ -185,6 +185,14 @@ class Task:
         name = self.graph.unique_output_name(wanted if wanted not in self.graph.values else self.graph.unique_name(wanted))
         self.roles[role] = name
         return self.graph.add_output(found, name)
+
+
+def common_dtype(values: Sequence[Value]) -> DType:
+    """Return the dtype in which derivatives of, or by, values of several float dtypes stand beside each other."""
+    dtype, *others = {v.type.dtype for v in values}
+    if not others:
+        return dtype
+    return FLOAT64 if FLOAT64 in (dtype, *others) else FLOAT32
 
 
 def block_type(axes: Sequence[Value]) -> Type:
