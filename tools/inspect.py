@@ -11,6 +11,7 @@ from flowgrad.ir.infer import describe
 from flowgrad.ir.ops.registry import Trait, opdef
 from flowgrad.model import Model, ValueInfo
 from flowgrad.runtime.numpy_program import NumpyProgram
+from flowgrad.runtime.threads import available_threads
 from flowgrad.tools import files
 from flowgrad.tools.notes import note, progress, say, say_json
 
@@ -112,7 +113,7 @@ def _print(report: dict[str, Any], all_params: bool) -> None:
         if info["included"] and "; shared by " in info["reason"]:
             say(f"shared   {info['name']}: {info['reason'].partition('; shared by ')[2]}")
     if report["peak_bytes"] is not None:
-        say(f"peak     {files.size_text(report['peak_bytes'])} of values in a run, beside the constants")
+        say(f"peak     {files.size_text(report['peak_bytes'])} of values in a run on {available_threads()} threads, beside the constants")
     for stop in report["not_differentiable"][:SHOWN]:
         say(f"stops    {stop['op']} at {stop['where']}: {stop['reason']}")
     more = len(report["not_differentiable"]) - SHOWN
