@@ -216,6 +216,16 @@ def test_exported_derivatives_run_in_onnxruntime(make: Any, more: dict[str, Arra
         np.testing.assert_allclose(one.compile("ort", threads=threads).run(given)[name], one(given)[name], rtol=1e-12)
 
 
+@pytest.mark.parametrize("count", [3, None])
+def test_states_that_grow_are_differentiated_twice_in_reverse(count: int | None) -> None:
+    """The rank of such a state is known; its extents are names of its own."""
+    made, feeds = grown(count), {"x": np.array([0.3, -1.2]), **({} if count else {"n": np.int64(3)})}
+    v = np.array([0.7, 0.4])
+    twice = fg.vjp(fg.grad(made, "loss", "x"), "x_grad", "x")
+    found = list(twice({**feeds, "x_grad_grad": v}).values())[-1]
+    np.testing.assert_allclose(found, fg.hvp(made, "loss", "x")({**feeds, "x_tangent": v})["x_hvp"], rtol=1e-12)
+
+
 def test_gradients_of_sequences_are_sequences() -> None:
     """b = s[i]^2, and o is s with b at its end: cotangents and gradients of a sequence have its extents."""
     feeds: dict[str, Any] = {"s": ITEMS, "i": np.int64(-1)}

@@ -39,9 +39,10 @@ def read_states(b: Builder, results: Sequence[Value | None], states: Sequence[in
     return [b.OptionalGetElement(v) if v is not None and k in states else v for k, v in enumerate(results)]
 
 
-def widened(formal: Type, result: Type, attempt: int) -> Type:
+def widened(formal: Type, result: Type, attempt: int, is_free: bool) -> Type:
     """Return the type that fits a state before and after an iteration, the wider the more attempts have failed.
 
+    The extents of a formal that ``is_free`` are names of its own, which stand for others in every iteration.
     Raises ValidationError where the dtype changes, but for an optional value: see ``unwrapped_states``.
     """
     if formal.dtype.kind == "optional" and formal.dtype.element is result.dtype:
@@ -50,9 +51,9 @@ def widened(formal: Type, result: Type, attempt: int) -> Type:
         raise ValidationError(f"a value carried through a Loop changes from {formal!r} to {result!r}", code="dtype")
     if formal.shape is None or result.shape is None or len(formal.shape) != len(result.shape):
         return Type(formal.dtype, None)
-    if formal.shape == result.shape:
+    if formal.shape == result.shape or is_free:
         return formal
-    if attempt > 1:
+    if attempt > 2:
         return Type(formal.dtype, None)
     kept = [a if a == b and attempt == 0 else UNKNOWN for a, b in zip(formal.shape, result.shape, strict=True)]
     return Type(formal.dtype, tuple(kept))

@@ -483,11 +483,13 @@ class Importer:
         sources: Sequence[tuple[str | HoistKey, Value]], graph: Graph,
     ) -> Graph:
         """Import the body of a Loop again with unknown extents where the carried values do not keep theirs."""
-        for attempt in range(3):
+        free: set[int] = set()
+        for attempt in range(4):
             results = [v.type for v in graph.outputs[1 : len(formals) - 1]]
-            wider = [widened(a, b, attempt) for a, b in zip(formals[2:], results, strict=False)]
+            wider = [widened(a, b, attempt, k in free) for k, (a, b) in enumerate(zip(formals[2:], results, strict=False))]
             if wider == formals[2 : 2 + len(wider)]:
                 return graph
+            free |= {k for k, t in enumerate(wider) if t.shape is not None and all(d is UNKNOWN for d in t.shape)}
             formals = formals[:2] + [frame.b.graph.resolve(t) for t in wider]
             self.repeats += 1
             graph = self._subgraph(frame, call, sub, formals, sources)
