@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import os
+import contextlib
 import re
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +15,10 @@ import pytest
 
 from flowgrad.ir.parse import ROLES
 from flowgrad.tools.cli import SUBCOMMANDS
+from flowgrad.tools.cli import main as flowgrad_command
 from flowgrad.tools.maintenance.page_images import FOLDER, IMAGES, Image, numbers_in, same_numbers, write_image
 from flowgrad.tools.maintenance.pages import BLOCK, PAGES, ROOT, TEMPORARY, run, text_of, with_outputs
+from flowgrad.tools.run import main as run_command
 
 MOST_BYTES = 100_000
 WITH_SNIPPETS = [name for name in PAGES if BLOCK.search(text_of(name))]
@@ -69,7 +69,7 @@ def test_outputs_are_written_under_their_snippets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if COMMAND.search(text_of(name))])
-def test_the_shell_commands_run(name: str, tmp_path: Path) -> None:
+def test_the_shell_commands_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Installing and running the whole suite is what .ci/run does with the same text; the rest runs here."""
     lines = [line for body in COMMAND.findall(text_of(name)) for line in body.splitlines() if line.strip()]
     if any("ort" in line for line in lines):
@@ -80,11 +80,9 @@ def test_the_shell_commands_run(name: str, tmp_path: Path) -> None:
             if words[:2] == ["python", "-m"]:
                 assert words[2] in ("pip", "pytest", "mkdocs"), command
                 continue
-            module = {"flowgrad-run": "flowgrad.tools.run", "flowgrad": "flowgrad.tools.cli"}[words[0]]
-            code = f"import sys; from {module} import main; sys.exit(main())"
-            result = subprocess.run([sys.executable, "-c", code, *words[1:]], cwd=ROOT, capture_output=True, text=True,
-                                    env={**os.environ, "PYTHONPATH": str(ROOT)})
-            assert result.returncode == 0, f"{command}\n{result.stderr}"
+            main = {"flowgrad-run": run_command, "flowgrad": flowgrad_command}[words[0]]
+            with contextlib.chdir(ROOT):
+                assert main(words[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
 
 
 # ---- images -------------------------------------------------------------------------------------------------------------
