@@ -304,6 +304,14 @@ def test_what_differs_is_listed_and_outputs_compared(folder: Path, capsys: Captu
 # ---- mistakes and completion ----------------------------------------------------------------------------------------------
 
 
+def test_a_help_fits_a_screen_and_its_usage_a_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+    for command in SUBCOMMANDS:
+        assert main([command, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 50 and lines[0].startswith(f"usage: flowgrad {command} ") and not lines[1], command
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["gard", "mlp.onnx"], "did you mean 'grad'"),
     (["run", "mlp.onnx", "--input-shape=x:1,4", "--warmpu", "3"], "no option '--warmpu'; did you mean '--warmup'"),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from flowgrad import __version__
 from flowgrad.ir.errors import FlowgradError, safe_line, suggestion
 from flowgrad.tools.notes import PHASES, note
-from flowgrad.tools.parser import Parser
+from flowgrad.tools.parser import Formatter, Parser
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -59,7 +59,7 @@ def parser_of(name: str) -> Parser:
     """Return the parser of a subcommand."""
     summary = SUBCOMMANDS[name]
     parser = Parser(prog=f"flowgrad {name}", description=summary[0].upper() + summary[1:] + ".",
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+                    formatter_class=Formatter)
     parser.set_defaults(command=name)
     importlib.import_module(f"flowgrad.tools.{name}").add_arguments(parser)
     add_common(parser)

@@ -22,7 +22,7 @@ from flowgrad.runtime.program import Program
 from flowgrad.tools import files, samples
 from flowgrad.tools.cli import add_common, run_command
 from flowgrad.tools.notes import note, progress, say, say_json
-from flowgrad.tools.parser import Parser, count
+from flowgrad.tools.parser import Formatter, Parser, count
 
 MOST_OPS = 12
 """Operators whose times are said."""
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``flowgrad-run``; returns its exit code."""
-    parser = Parser(prog="flowgrad-run", formatter_class=argparse.RawDescriptionHelpFormatter, description="Run a graph; without inputs, seeded ones are made.")
+    parser = Parser(prog="flowgrad-run", formatter_class=Formatter, description="Run a graph; without inputs, seeded ones are made.")
     parser.set_defaults(command="run")
     add_arguments(parser)
     add_common(parser)
