@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from flowgrad.ir.errors import FlowgradError as FlowgradError
     from flowgrad.ir.limits import Limits as Limits
     from flowgrad.ir.ops.registry import op as op
-    from flowgrad.ir.registry import scoped as scoped
     from flowgrad.model import Model as Model
     from flowgrad.model import load as load
     from flowgrad.passes.manager import PassManager as PassManager
+    from flowgrad.passes.registry import scoped as scoped
     from flowgrad.pipelines import from_sklearn as from_sklearn
     from flowgrad.report import view as view
     from flowgrad.runtime.bindings import IOBinding as IOBinding
@@ -71,8 +71,8 @@ if TYPE_CHECKING:
 else:
     _NAMES = {  # the imports above: a test compares
         "attack": "", "explain": "", "passes": "", "fitting": "Fitted fit", "functions": "Objective VectorFunction",
-        "ir.errors": "FlowgradError", "ir.limits": "Limits", "ir.ops.registry": "op", "ir.registry": "scoped",
-        "model": "Model load", "passes.manager": "PassManager", "pipelines": "from_sklearn", "report": "view",
+        "ir.errors": "FlowgradError", "ir.limits": "Limits", "ir.ops.registry": "op",
+        "model": "Model load", "passes.manager": "PassManager", "passes.registry": "scoped", "pipelines": "from_sklearn", "report": "view",
         "runtime.bindings": "IOBinding OrtValue", "runtime.engines": "engines",
         "session": "ExecutionMode GraphOptimizationLevel InferenceSession RunOptions SessionOptions get_all_providers "
                    "get_available_providers get_device",

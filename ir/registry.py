@@ -126,6 +126,21 @@ class Registry(Generic[T]):
         self.load_own()
         return dict(sorted(self.entries.items()))
 
+    def load_part(self, load: Callable[[], object]) -> None:
+        """Import some of what the project itself registers, unless all of it is there, or being imported."""
+        if self._load is None:
+            return
+        with _loading:
+            if self._load is None or self._begun:
+                return
+            self._begun, done = True, False
+            try:
+                with outside_scopes():
+                    load()
+                done = True
+            finally:  # as below
+                self._begun, self._cut_short = False, self._cut_short or not done
+
     def load_own(self) -> None:
         """Import what the project itself registers, once."""
         if self._load is None:

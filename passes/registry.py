@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from flowgrad.ir.errors import InputError, suggestion
 from flowgrad.ir.graph import Graph
-from flowgrad.ir.registry import Registry, outside_scopes
+from flowgrad.ir.registry import Registry
+from flowgrad.ir.registry import scoped as scoped  # users take it from here, so that scopes begin with both registries
 
 Kind = Literal["exact", "rounding", "repairs", "extends"]
 """What a pass promises of values: bitwise the same; the same up to rounding; the same up to rounding where the old
@@ -75,6 +76,5 @@ def find_pass(name: str) -> Pass:
     A pipeline that runs a graph loads its own passes alone, not those that differentiate.
     """
     if name in _MODULES:
-        with outside_scopes():
-            importlib.import_module(f"flowgrad.passes.{name}")
+        _PASSES.load_part(lambda: importlib.import_module(f"flowgrad.passes.{name}"))
     return _PASSES.entries.get(name) or _PASSES.get(name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,3 +167,14 @@ def test_rules_return_one_item_for_each_operand(kind: str, count: int) -> None:
         for mode in modes[kind]:
             with pytest.raises(PassError, match=f"rule of Doubled returned {count} items for 1 (in|out)puts?"):
                 mode(model)
+
+
+@pytest.mark.parametrize("inside", [
+    "fg.load('tests/data/mlp.onnx').optimized('cse')", "fg.grad(fg.load('tests/data/mlp.onnx'), 'loss', 'x')", "fg.load", "fg.passes.available()",
+])
+def test_what_the_project_registers_stays_where_a_scope_uses_it_first(inside: str) -> None:
+    code = (f"import flowgrad as fg\nwith fg.scoped():\n    {inside}\nmodel = fg.load('tests/data/mlp.onnx')\n"
+            "assert len(fg.value_and_grad(model, 'loss', 'params').optimized('cse,fold,checkpoint').outputs) == 5\n"
+            "assert len(model.optimized('cse,adjoint{wrt=params,of=loss}').outputs) > 2\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
