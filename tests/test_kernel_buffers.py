@@ -69,3 +69,21 @@ def test_hot_kernels_allocate_nothing(name: str, count: int, attributes: dict[st
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < out.nbytes / 8  # NumPy's reductions take a small buffer of fixed size
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (3, 4, 5)])
+@pytest.mark.parametrize("zero", [0.0, -0.0, 1.0])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_selections_between_numbers_and_zeros_have_the_bits_of_any_selection(
+    dtype: str, shape: tuple[int, ...], zero: float, swapped: bool,
+) -> None:
+    rng = np.random.default_rng(0)
+    special = rng.choice([np.nan, np.inf, -np.inf, -0.0], shape)
+    numbers = np.where(rng.random(shape) < 0.5, special, rng.standard_normal(shape)).astype(dtype)
+    condition, other = rng.random(shape) < 0.5, np.array(zero, dtype)
+    operands = (condition, other, numbers) if swapped else (condition, numbers, other)
+    expected = np.where(*operands)
+    for out in (np.full(shape, 7, dtype), np.full((*shape, 2), 7, dtype)[..., 0]):
+        assert opdef("Where").kernel(*operands, out=out) is out
+        assert out.dtype == dtype and out.tobytes() == expected.tobytes()

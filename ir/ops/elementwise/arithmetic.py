@@ -416,8 +416,27 @@ def _clip_regions(b: Builder, node: Node) -> tuple[Value | None, Value | None, V
 def where(condition: Array, x: Array, y: Array, *, out: Array | None = None) -> Array:
     if out is None:
         return np.where(condition, x, y)
+    if condition.shape == out.shape and out.dtype in INTEGERS:
+        if x.shape == out.shape and _is_plain_zero(y):
+            return _kept(x, np.multiply(condition, -1, out=out.view(INTEGERS[out.dtype])), out)
+        if y.shape == out.shape and _is_plain_zero(x):
+            return _kept(y, np.subtract(condition, 1, out=out.view(INTEGERS[out.dtype]), dtype=INTEGERS[out.dtype]), out)
     np.copyto(out, y)
     np.copyto(out, x, where=condition)
+    return out
+
+
+INTEGERS = {np.dtype(f"f{size}"): np.dtype(f"i{size}") for size in (2, 4, 8)}
+"""Integers as wide as floats: a selection between numbers and zeros is a matter of bits, whatever the numbers are."""
+
+
+def _is_plain_zero(a: Array) -> bool:
+    return a.ndim == 0 and not a and not np.signbit(a)
+
+
+def _kept(a: Array, ones: Array, out: Array) -> Array:
+    """Return ``a`` where all bits of ``ones``, which lies in ``out``, are set, and 0 where none is."""
+    np.bitwise_and(ones, a.view(ones.dtype), out=ones)
     return out
 
 
