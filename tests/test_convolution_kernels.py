@@ -78,6 +78,12 @@ def test_small_images_go_together_and_others_do_not() -> None:
     assert not together.suits_scattering(16, 8, 8, small, (8, 8))
 
 
+def test_blocks_of_images_are_small_with_their_pads() -> None:
+    window = slide((1,), (2,), (1,), (30000,), (30000, 0), "NOTSET")
+    assert window.span == (30001,) and together.suits_columns(100_000, 1, window)
+    assert all(np.prod(shape) <= together.BLOCK_COLUMNS for shape in together.scratch_shapes(100_000, 1, 1, window))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_images_taken_together_have_the_same_bits_for_any_number_of_threads(threads: int) -> None:
     graph = Graph("convolution")

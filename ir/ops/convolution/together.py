@@ -41,7 +41,8 @@ def suits(batch: int, rows: int, window: Window) -> bool:
 
 def block_length(batch: int, rows: int, window: Window) -> int:
     """Return how many images are taken together: a multiple of ``LEAST``, or all."""
-    many = BLOCK_COLUMNS // (rows * window.positions) // LEAST * LEAST
+    largest = max(rows * window.positions, rows // window.taps * math.prod(window.span))
+    many = BLOCK_COLUMNS // largest // LEAST * LEAST
     return min(batch, max(LEAST, many))
 
 
