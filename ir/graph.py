@@ -9,7 +9,7 @@ import numpy as np
 
 from flowgrad.ir.bulk import bulk, dropped
 from flowgrad.ir.errors import InputError, ValidationError, suggestion
-from flowgrad.ir.limits import Limits, check_time, limits_or_default
+from flowgrad.ir.limits import Limits, check_extent, check_time, limits_or_default
 from flowgrad.ir.node import BUFFER as BUFFER
 from flowgrad.ir.node import CONSTANT as CONSTANT
 from flowgrad.ir.node import DEFAULT as DEFAULT
@@ -210,7 +210,7 @@ class Graph:
         for dim in shape:
             if isinstance(dim, int):
                 if not 0 <= dim <= limits.dim:
-                    _check_extent(dim, limits, where)
+                    check_extent(dim, limits, where)
                 continue
             is_static = False
             if dim is UNKNOWN or dim.size > limits.dim_terms:
@@ -636,9 +636,3 @@ class Graph:
         other.version = self.version
         other._order = [other.entries[node.key] for node in order]
         return other
-
-
-def _check_extent(dim: int, limits: Limits, where: str) -> None:
-    limits.check("dim", dim, where)
-    if dim < 0:
-        raise ValidationError(f"the extent {dim} is negative", code="shape", where=where)

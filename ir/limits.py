@@ -11,7 +11,7 @@ from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ParamSpec, TypeVar
 
-from flowgrad.ir.errors import InputError, LimitError, suggestion
+from flowgrad.ir.errors import InputError, LimitError, ValidationError, suggestion
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -224,6 +224,13 @@ def check_empty(shape: Sequence[int], itemsize: int, where: str) -> None:
     if 0 in shape and math.prod(n for n in shape if n) * itemsize > _MOST:
         raise LimitError(f"no array has the shape {list(shape)}: without the zeros it would pass the address space",
                          code="tensor_bytes", where=where)
+
+
+def check_extent(dim: int, limits: Limits, where: str) -> None:
+    """Raise LimitError for an extent that passes ``limits``, ValidationError for a negative one."""
+    limits.check("dim", dim, where)
+    if dim < 0:
+        raise ValidationError(f"the extent {dim} is negative", code="shape", where=where)
 
 
 def check_scratch(nbytes: int, what: str) -> None:

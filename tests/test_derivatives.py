@@ -277,3 +277,14 @@ def test_products_by_a_value_and_what_is_computed_from_it_are_refused() -> None:
     x = np.array(0.7)
     np.testing.assert_allclose(fg.hessian(model, "f", ["x", "h"])(x=x)["x_h_hessian"], 2 * (1 - np.tanh(x) ** 2), rtol=1e-12)
     np.testing.assert_allclose(fg.hvp(model, "f", "h")(x=x, h_tangent=np.array(1.0))["h_hvp"], 2.0)
+
+
+def test_of_unknown_rank_one_type_may_stand_for_two_shapes() -> None:
+    """A cotangent is summed to the shape of what was broadcast, also where both types say no more than that they are floats."""
+    unknown = Type(FLOAT64, None)
+    graph = Graph("difference")
+    x, y = graph.add_input("x", unknown), graph.add_input("y", unknown)
+    graph.add_output(Builder(graph).Sub(x, y), "z")
+    found = fg.vjp(fg.Model(graph))(x=np.ones((2, 3)), y=np.ones((1, 1)), z_grad=np.ones((2, 3)))
+    np.testing.assert_array_equal(found["x_grad"], np.ones((2, 3)))
+    np.testing.assert_array_equal(found["y_grad"], [[-6.0]])

@@ -44,6 +44,8 @@ def test_patterns_hold_all_that_is_not_zero(case: Case) -> None:
     outputs = [e.name for e in graph.output_entries if e.input(0).type.dtype.name == "float64"]
     if not names or not outputs or sum(feeds[n].size for n in names) > MOST_ELEMENTS:
         pytest.skip("nothing to differentiate, or too much for a quick test")
+    if not all(np.isfinite(feeds[n]).all() for n in names):
+        pytest.skip("zeros of a tangent times infinity are no zeros")
     try:
         pattern = _pattern(graph, names, outputs)
     except UnsupportedError as error:
