@@ -190,7 +190,8 @@ def find_scalar(graph: Graph, of: str | Pick | None) -> tuple[str, Value]:
         if len(pairs) != 1:
             raise InputError(
                 f"of= must name what to differentiate: {graph.name!r} has {len(pairs)} scalar float outputs "
-                f"({_listing(graph.outputs)}). Name a scalar, or use vjp, which takes a cotangent for any output.",
+                f"({_listing(graph.outputs)}). Name a scalar, add a loss (with_loss, on the command line --loss), "
+                "or use vjp, which takes a cotangent for any output.",
                 code="of")
         return pairs[0]
     chosen = find_of(graph, of)

@@ -278,6 +278,23 @@ def test_training_lowers_the_loss_and_goes_on_where_it_was(engine: str, folder: 
     assert not np.array_equal(whole["w"], fg.load("classifier.onnx").state_dict()["w"])
 
 
+def test_an_out_that_cannot_hold_the_weights_is_refused_before_training(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flowgrad.tools.train.fit", lambda *_, **__: pytest.fail("trained in vain"))
+    words = ["train", "large.msgpack", "--data", "batch.npz", "--loss", "softmax_cross_entropy"]
+    model = fg.load(b"graph @g (%x: f32[N,4]) -> (%y: f32[N,3]) initializers (%w: f32[4,3] = "
+                    b"[[1,2,3],[1,2,3],[1,2,3],[1,2,3]]) { %y: f32[N,3] = MatMul(%x, %w) }")
+    large = fg.compose(model, fg.load(b"graph @h (%z: f32[N,3]) -> (%s: f32[N,200]) initializers (%v: f32[3,200] = "
+                                      + str([[1.0] * 200] * 3).encode() + b") { %s: f32[N,200] = MatMul(%z, %v) }"), {"y": "z"})
+    large.save("large.msgpack")
+    for out in ("t.ir", "-"):
+        assert main([*words, out]) == 2
+        assert "would lack trained weights" in capsys.readouterr().err
+    assert main([*words, "nowhere/t.onnx"]) == 7
+    assert "no such folder" in capsys.readouterr().err
+
+
 # ---- diff -----------------------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +334,7 @@ def test_a_help_fits_a_screen_and_its_usage_a_line(capsys: Capture, monkeypatch:
     (["run", "mlp.onnx", "--input-shape=x:1,4", "--warmpu", "3"], "no option '--warmpu'; did you mean '--warmup'"),
     (["run", "mlp.onnx", "--repeat", "-1"], "'-1' is no number from 0 on"),
     (["inspect", "mlp.onnx", "other.onnx"], "one argument too many: 'other.onnx'"),
+    (["train", "classifier.onnx", "t.onnx", "--data", "digits.npz"], "add a loss (with_loss, on the command line --loss)"),
     (["explain", "classifier.onnx", "why.gif"], "ends in .png or .ppm"),
     (["explain", "classifier.onnx", "why.png", "--method", "grad_cam"], "--layer NAME"),
     (["explain", "classifier.onnx", "why.png", "--target", "7"], "outside 0..2"),

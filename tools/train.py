@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowgrad.fitting import Fitted, fit
-from flowgrad.ir.errors import InputError
+from flowgrad.ir.errors import InputError, SaveError
 from flowgrad.ir.feeds import Signature
 from flowgrad.ir.graph import Array
+from flowgrad.ir.text import large_constants
 from flowgrad.model import Model
 from flowgrad.tools import files
 from flowgrad.tools.arrays import read_arrays
@@ -53,11 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Load, train, write."""
     quiet = arguments.quiet or arguments.json
-    files.form_of(arguments.out, arguments.emit)
+    form = files.form_of(arguments.out, arguments.emit)
     with progress(f"loading {arguments.graph}", quiet):
         model = files.load_graph(arguments.graph, arguments.strict, arguments.input_shapes, arguments.limits)
     for text in model.notes:
         note(f"note: {text}", quiet)
+    _check_out(model, arguments.out, form)
     step = _step(model, arguments)
     batches = Batches(step, read_arrays(arguments.data), arguments.batch, arguments.seed)
     note(f"{batches.count} examples, {len(batches)} steps an epoch, optimizer {arguments.optimizer}", quiet)
@@ -72,6 +75,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and arguments.out != "-":
         say_json({"steps": len(fitted.losses), "losses": losses, "out": arguments.out})
     return 0
+
+
+def _check_out(model: Model, out: str, form: str) -> None:
+    """Refuse, before the time is spent, an OUT that cannot be written or would not hold the weights."""
+    if form == "ir" and large_constants(model.graph):
+        raise InputError(f"the text form leaves out the data of large constants, and {out!r} would lack trained weights: end OUT in "
+                         ".onnx or .msgpack, or give --emit", code="file")
+    if out != "-" and not Path(out).parent.is_dir():
+        raise SaveError("there is no such folder", code="destination", where=str(Path(out).parent))
 
 
 def _step(model: Model, arguments: argparse.Namespace) -> Model:
