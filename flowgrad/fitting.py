@@ -56,7 +56,7 @@ def fit(
     at all. If that file is there already, training goes on from it: batches that were taken are gone through
     without a run, so that the weights are those of an uninterrupted run, bit for bit, if the batches are the same.
     ``progress`` shows a bar with the loss on stderr. Raises InputError for a model that is no step, for batches that are
-    used up in the second epoch, and for a checkpoint of another step.
+    no dicts or used up in the second epoch, and for a checkpoint of another step.
 
     Examples:
         >>> step = fg.train_step(model, "adam", of="loss", learning_rate=0.1)
@@ -94,6 +94,8 @@ def _remaining(batches: Batches, epochs: int, done: int) -> Iterator[tuple[int, 
     for epoch in range(epochs):
         first = number
         for batch in batches(epoch) if callable(batches) else batches:
+            if not isinstance(batch, Mapping):
+                raise InputError(f"a batch is a dict of arrays by the names of inputs, got {type(batch).__name__}", code="batches")
             if number >= done:
                 yield number, batch
             number += 1

@@ -203,6 +203,8 @@ def test_wrong_loops_say_the_way_out(classifier: fg.Model, tmp_path: Path) -> No
         fg.fit(classifier, batches())
     with pytest.raises(InputError, match="no batches in epoch 2"):
         fg.fit(step, iter(batches()), epochs=2)
+    with pytest.raises(InputError, match="a batch is a dict of arrays by the names of inputs, got tuple"):
+        fg.fit(step, [tuple(batch.values()) for batch in batches()])  # type: ignore[misc]
     path = tmp_path / "run.safetensors"
     fg.fit(step, batches(), checkpoint=path)
     with pytest.raises(InputError, match="checkpoint of another step: it has all and lacks b1_mean"):
