@@ -264,6 +264,12 @@ def test_headers_that_are_none(tmp_path: Path, header: bytes) -> None:
         read_arrays([f"x={tmp_path / 'x.npy'}"])
 
 
+def test_an_archive_given_by_a_name_says_how_it_is_given(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros(2))
+    with pytest.raises(LoadError, match=r"no \.npy file of version 1\.0: an \.npz file is given without a NAME="):
+        read_arrays([f"x={tmp_path / 'x.npz'}"])
+
+
 def test_damaged_archives(tmp_path: Path) -> None:
     stream = io.BytesIO()
     np.savez_compressed(stream, x=np.arange(40.0))

@@ -85,7 +85,8 @@ def _read_npy(stream: BinaryIO, size: int, where: str) -> Array:
         length = int.from_bytes(head[8:10], "little")
         version = tuple(head[6:8])
         if head[:6] != b"\x93NUMPY" or version != (1, 0) or length > 10_000:
-            raise LoadError(f"{where} is no .npy file of version 1.0", code="npy")
+            hint = ": an .npz file is given without a NAME=" if where.endswith(".npz") else ""
+            raise LoadError(f"{where} is no .npy file of version 1.0{hint}", code="npy")
         header = io.BytesIO(head + stream.read(length))
         np.lib.format.read_magic(header)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
