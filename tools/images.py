@@ -65,7 +65,7 @@ def _pixels(path: Path, grey: bool, places: Sequence[int | None]) -> Array:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise LoadError(f"to read {str(path)!r}, install flowgrad[image], or give the image as NAME=F.npy", code="missing") from error
+        raise LoadError(f"to read {str(path)!r}, pip install 'flowgrad[image]', or give the image as NAME=F.npy", code="missing") from error
     data = read_file(path, Limits.default())
     try:
         image = Image.open(BytesIO(bytes(data))).convert("L" if grey else "RGB")

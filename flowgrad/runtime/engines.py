@@ -16,7 +16,7 @@ READY = "ready"
 
 
 def _ort_state() -> str:
-    return READY if is_installed() else "onnxruntime is not installed; install flowgrad[ort]"
+    return READY if is_installed() else "onnxruntime is not installed: pip install 'flowgrad[ort]'"
 
 
 _ENGINES: dict[str, tuple[Callable[[Graph, int | None, Limits | None], Program], Callable[[], str]]] = {

@@ -129,5 +129,5 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise EngineError("the engine 'ort' needs onnxruntime; install flowgrad[ort]", code="missing") from error
+        raise EngineError("the engine 'ort' needs onnxruntime: pip install 'flowgrad[ort]'", code="missing") from error
     return onnxruntime
