@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ class Graph:
         self._resolved: dict[int, Type] = {}  # static types that keep to the limits, by identity: many values share one
         self._dag: nx.MultiDiGraph[int] | None = None
 
-    def __del__(self) -> None:
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ending():  # the names of modules are None by then
+            return
         arrays = [node.data.nbytes for node in self._constants.values() if node.data is not None]
         dropped(sum(arrays) + ENTRY_BYTES * len(self.entries))
 

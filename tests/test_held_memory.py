@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,3 +116,9 @@ def test_what_others_have_frozen_stays_frozen(monkeypatch: pytest.MonkeyPatch) -
         assert gc.get_freeze_count() >= frozen * 0.9
     finally:
         gc.unfreeze()
+
+
+def test_a_model_that_outlives_the_names_of_modules_ends_in_silence() -> None:
+    code = f"import sys, numpy, flowgrad; numpy.kept, numpy.other = flowgrad.load({LOOP!r}), sys.modules['flowgrad.ir.graph']"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert ended.stderr == ""
