@@ -86,7 +86,11 @@ def _fitted(b: DerivativeBuilder, node: Node, y: Value, y_dot: Value) -> Value:
     """Return ``y_dot`` with the shape of ``y``: a product with one broadcast operand may lack axes."""
     if y_dot.type.dtype != y.type.dtype:
         raise PassError(f"the tangent rule of {node.op} gave {y_dot.type!r} for {y!r}", code="rule", where=describe(node))
-    if y_dot.type.shape == y.type.shape or Trait.BROADCASTS not in opdef(node.op).traits:
+    definition = opdef(node.op)
+    is_whole = definition.tangent_rule is None and Trait.LINEAR in definition.traits  # made of as many operands as y
+    if is_whole or Trait.BROADCASTS not in definition.traits:
+        return y_dot
+    if y.type.shape is not None and y_dot.type.shape == y.type.shape:  # of unknown rank, equal types may differ in shape
         return y_dot
     return b.Expand(y_dot, b.shape(y))
 

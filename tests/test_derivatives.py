@@ -14,7 +14,7 @@ from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, NotDifferentiableError
 from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Array, Graph
-from flowgrad.ir.types import FLOAT64, Dim, Type
+from flowgrad.ir.types import BOOL, FLOAT64, Dim, Type
 from flowgrad.model import Model
 from flowgrad.passes.differences import directional_derivative
 
@@ -288,3 +288,14 @@ def test_of_unknown_rank_one_type_may_stand_for_two_shapes() -> None:
     found = fg.vjp(fg.Model(graph))(x=np.ones((2, 3)), y=np.ones((1, 1)), z_grad=np.ones((2, 3)))
     np.testing.assert_array_equal(found["x_grad"], np.ones((2, 3)))
     np.testing.assert_array_equal(found["y_grad"], [[-6.0]])
+
+
+def test_tangents_of_unknown_rank_have_the_shape_of_their_values() -> None:
+    """What selects from one operand that was broadcast beside others has a tangent as large as all of it."""
+    unknown = Type(FLOAT64, None)
+    graph = Graph("selection")
+    chosen, x, y = graph.add_input("chosen", Type(BOOL, None)), graph.add_input("x", unknown), graph.add_input("y", unknown)
+    b = Builder(graph)
+    graph.add_output(b.ReduceSum(b.Where(chosen, x, y), keepdims=0), "z")
+    found = fg.jvp(fg.Model(graph), wrt="x")(chosen=np.array(True), x=np.ones((1, 1)), y=np.ones((2, 3)), x_tangent=np.ones((1, 1)))
+    np.testing.assert_array_equal(found["z_tangent"], 6.0)
