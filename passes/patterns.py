@@ -224,7 +224,7 @@ def _match_node(pattern: Application, node: Node, bound: dict[str, Any], accepts
     if node.op not in pattern.ops or (pattern.attributes and any(attr(node, k) != v for k, v in pattern.attributes.items())):
         return []
     return [(found, (*nodes, node)) for operands in ([node.inputs] if pattern.takes_all else _orders(node))
-            if _may_fit(pattern, operands)
+            if _may_fit(pattern, operands) and not _may_reshape(pattern, node, operands)
             for found, nodes in _match_arguments(pattern.arguments, operands, bound, accepts)]
 
 
@@ -245,6 +245,15 @@ def _may_fit(pattern: Application, operands: Sequence[Value | None]) -> bool:
         if second >= len(operands) or operands[first] is not operands[second]:
             return False
     return True
+
+
+def _may_reshape(pattern: Application, node: Node, operands: Sequence[Value | None]) -> bool:
+    """Return whether a number with axes is broadcast beside operands of unknown rank: then types do not tell what it adds."""
+    made = node.outputs[0] if node.outputs else None
+    if made is None or made.type.shape is not None or Trait.BROADCASTS not in opdef(node.op).traits:
+        return False
+    return any(isinstance(argument, Number) and value is not None and value.type.rank != 0
+               for argument, value in zip(pattern.arguments, operands, strict=False))
 
 
 def _match_arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 
 from flowgrad.ir.builder import Builder
 from flowgrad.ir.errors import InputError, PassError, UnsupportedError, ValidationError
+from flowgrad.ir.evaluate import evaluate
 from flowgrad.ir.graph import Graph, Value
-from flowgrad.ir.types import FLOAT32, INT64, Dim, Type
+from flowgrad.ir.types import FLOAT32, FLOAT64, INT64, Dim, Type
 from flowgrad.ir.verify import verify
+from flowgrad.passes.manager import PassManager
 from flowgrad.passes.patterns import matches, parse_pattern
 from flowgrad.passes.rewrite import Recorder, apply_rules, no_match, recording, rewrite
 
@@ -311,3 +314,21 @@ def test_a_recomputation_stays_one() -> None:
     apply_rules(graph, [gemm])
     (made,) = graph.nodes()
     assert made.op == "Gemm" and made.metadata["recompute"] == "2"
+
+
+@pytest.mark.parametrize("formula", [
+    lambda b, x, one, zero: b.Sub(zero, x),
+    lambda b, x, one, zero: b.Log(b.Add(b.Exp(x), one)),
+    lambda b, x, one, zero: b.Log(b.Sub(one, b.Sigmoid(x))),
+    lambda b, x, one, zero: b.Div(one, b.Add(b.Exp(b.Neg(x)), one)),
+], ids=["negation", "softplus", "complement", "sigmoid"])
+def test_numbers_with_axes_are_kept_beside_unknown_ranks(formula: Callable[..., Value]) -> None:
+    """A result of unknown rank may have the axes of a 1 or 0."""
+    graph = Graph("broadcast")
+    x = graph.add_input("x", Type(FLOAT64, None))
+    one, zero = graph.add_constant(np.ones((1, 1))), graph.add_constant(np.zeros((1, 1)))
+    graph.add_output(formula(Builder(graph), x, one, zero), "y")
+    feeds = {"x": np.array([0.5, 1.0, 2.0])}
+    got, expected = (evaluate(g, feeds)["y"] for g in (PassManager().run(graph).model, graph))
+    assert got.shape == expected.shape == (1, 3)
+    np.testing.assert_allclose(got, expected, rtol=1e-14)
