@@ -76,10 +76,9 @@ class Graph:
         self._dag: nx.MultiDiGraph[int] | None = None
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        if ending():  # the names of modules are None by then
-            return
-        arrays = [node.data.nbytes for node in self._constants.values() if node.data is not None]
-        dropped(sum(arrays) + ENTRY_BYTES * len(self.entries))
+        if not ending():  # the names of modules are None by then
+            arrays = [node.data.nbytes for node in self._constants.values() if node.data is not None]
+            dropped(sum(arrays) + ENTRY_BYTES * len(self.entries))
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 
